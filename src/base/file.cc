@@ -1,0 +1,147 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+
+namespace fathom {
+namespace {
+
+// Closes on every way out of a function.
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  ~FileDescriptor() { close(); }
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+  int get() const { return fd_; }
+  int close() {
+    const int result = fd_ >= 0 ? ::close(fd_) : 0;
+    fd_ = -1;
+    return result;
+  }
+
+ private:
+  int fd_;
+};
+
+[[noreturn]] void fail_errno(const std::string& path, const char* doing) {
+  const int error = errno;
+  if (error == ENOSPC || error == ENOMEM || error == EMFILE || error == EIO) {
+    fail_resource("{}: cannot {}: {}", path, doing, std::strerror(error));
+  }
+  fail("{}: cannot {}: {}", path, doing, std::strerror(error));
+}
+
+struct stat open_regular(const std::string& path, const FileDescriptor& fd) {
+  struct stat info {};
+  if (fd.get() < 0) fail_errno(path, "open");
+  if (::fstat(fd.get(), &info) != 0) fail_errno(path, "stat");
+  if (S_ISDIR(info.st_mode)) fail("{}: is a folder, expected a file", path);
+  if (!S_ISREG(info.st_mode)) fail("{}: not a regular file", path);
+  return info;
+}
+
+int64_t modified_ns(const struct stat& info) {
+  return int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
+}
+
+}  // namespace
+
+std::string read_file(const std::filesystem::path& path, uint64_t max_bytes) {
+  // O_NONBLOCK so that a FIFO in place of a file is refused, not waited for.
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const struct stat info = open_regular(path.string(), fd);
+  const auto size = static_cast<uint64_t>(info.st_size);
+  if (size > max_bytes) fail("{}: {} bytes, expected at most {}", path.string(), size, max_bytes);
+  std::string contents(size, '\0');
+  size_t done = 0;
+  while (done < size) {
+    const ssize_t n = ::read(fd.get(), contents.data() + done, size - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno(path.string(), "read");
+    if (n == 0) fail("{}: ends after {} bytes, expected {} (changed while read)", path.string(), done, size);
+    done += static_cast<size_t>(n);
+  }
+  return contents;
+}
+
+void write_file_atomically(const std::filesystem::path& path, std::string_view contents) {
+  const std::string temporary = path.string() + ".tmp" + std::to_string(::getpid());
+  const auto attempt = [&] {
+    FileDescriptor fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    if (fd.get() < 0) fail_errno(temporary, "create");
+    size_t done = 0;
+    while (done < contents.size()) {
+      const ssize_t n = ::write(fd.get(), contents.data() + done, contents.size() - done);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) fail_errno(temporary, "write");
+      done += static_cast<size_t>(n);
+    }
+    if (::fsync(fd.get()) != 0) fail_errno(temporary, "sync");
+    if (fd.close() != 0) fail_errno(temporary, "close");
+    if (::rename(temporary.c_str(), path.c_str()) != 0) fail_errno(path.string(), "rename to");
+  };
+  try {
+    attempt();
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  FileDescriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (fd.get() < 0 || ::fsync(fd.get()) != 0) fail_errno(folder.string(), "sync");
+}
+
+MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string()) {
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const struct stat info = open_regular(path_, fd);
+  size_ = static_cast<size_t>(info.st_size);
+  modified_ns_ = modified_ns(info);
+  if (size_ == 0) return;  // mmap refuses empty files; an empty span is the honest answer
+  void* data = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  if (data == MAP_FAILED) fail_errno(path_, "map");
+  data_ = static_cast<const std::byte*>(data);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(modified_ns_, other.modified_ns_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::check_unchanged() const {
+  struct stat info {};
+  if (::stat(path_.c_str(), &info) != 0) fail_errno(path_, "stat");
+  if (static_cast<size_t>(info.st_size) != size_ || modified_ns(info) != modified_ns_) {
+    fail("{}: changed while in use", path_);
+  }
+}
+
+void install_sigbus_handler() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {
+    constexpr std::string_view kText = "error: a model file changed while in use (it became shorter)\n";
+    [[maybe_unused]] const ssize_t n = ::write(2, kText.data(), kText.size());
+    ::_exit(static_cast<int>(ExitCode::kBadInput));
+  };
+  ::sigaction(SIGBUS, &action, nullptr);
+}
+
+}  // namespace fathom

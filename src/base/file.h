@@ -1,0 +1,45 @@
+// Files: read whole (with a cap), map read-only, write atomically (temporary file, fsync, rename, fsync of the
+// folder). Every failure throws fathom::Error that begins with the path.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace fathom {
+
+// The whole file. Throws if it is missing, not a regular file, or larger than `max_bytes`.
+std::string read_file(const std::filesystem::path& path, uint64_t max_bytes);
+
+// Replaces `path` by `contents`, all or nothing.
+void write_file_atomically(const std::filesystem::path& path, std::string_view contents);
+
+// A read-only mapping that unmaps itself. The file may shrink under us: check_unchanged() compares size and time
+// with those at open; install_sigbus_handler() turns a fault past the end into an error message and exit.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  explicit MappedFile(const std::filesystem::path& path);
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  const std::string& path() const { return path_; }
+  // Throws "changed while in use" if size or modification time differ from those at open.
+  void check_unchanged() const;
+
+ private:
+  std::string path_;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  int64_t modified_ns_ = 0;
+};
+
+// A fault on a mapping (the file shrank) prints "error: a model file changed while in use" and exits with 2.
+void install_sigbus_handler();
+
+}  // namespace fathom

@@ -1,0 +1,63 @@
+// A fixed set of threads that run the items of one loop at a time.
+//
+// Work is cut by the caller, by shape: item i does the same arithmetic whoever runs it, so one thread and sixteen
+// give the same bits. Items are handed out dynamically (an atomic counter), so uneven items balance.
+// Between loops workers spin briefly, then sleep: thousands of loops per token are cheap, an idle process costs nothing.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace fathom {
+
+class ThreadPool {
+ public:
+  // `threads` >= 1 counts the calling thread.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(item, worker) once for each item in [0, items), worker in [0, threads()); returns when all are done.
+  // The first exception of any item is rethrown here, after all running items have ended. Not reentrant: one caller
+  // thread, no nested run. Allocates nothing.
+  template <class Body>
+  void run(int64_t items, Body&& body) {
+    using Plain = std::remove_reference_t<Body>;
+    run_erased(items, [](void* b, int64_t item, int worker) { (*static_cast<Plain*>(b))(item, worker); },
+               const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+ private:
+  using Call = void (*)(void*, int64_t, int);
+  void run_erased(int64_t items, Call call, void* body);
+  void work(int worker);
+  void worker_loop(int worker);
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  // One loop: published by the caller through generation_, finished when running_ is 0.
+  Call call_ = nullptr;
+  void* body_ = nullptr;
+  int64_t items_ = 0;
+  std::atomic<int64_t> next_{0};
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> running_{0};
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+};
+
+// Cores this process may run on (affinity and cgroup respected through the scheduler), at least 1.
+int available_cores();
+
+}  // namespace fathom

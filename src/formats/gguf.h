@@ -1,0 +1,57 @@
+// GGUF v3 (models.md §8.3), little endian; a model may be split over files `-00001-of-000NN.gguf`.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/file.h"
+#include "formats/tensor_info.h"
+
+namespace fathom {
+
+// A metadata value. All integers are widened, arrays are flat; the file's own type is checked on access.
+struct GgufValue {
+  std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<uint64_t>, std::vector<int64_t>,
+               std::vector<double>, std::vector<bool>, std::vector<std::string>>
+      value;
+};
+
+class Gguf {
+ public:
+  // Opens one file, or all parts of a split model when `path` names its first part. Everything is validated first.
+  static Gguf open(const std::filesystem::path& path);
+
+  const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
+  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  const TensorInfo* find(std::string_view name) const;
+  const std::vector<MappedFile>& files() const { return files_; }
+  const std::string& path() const { return path_; }  // of the first file: begins every error
+
+  // Typed metadata. The plain forms throw "FILE: key 'K': missing" / "found string, expected integer in [a, b]".
+  bool has(std::string_view key) const;
+  int64_t integer(std::string_view key, int64_t min, int64_t max) const;  // any integer type of the file
+  std::optional<int64_t> optional_integer(std::string_view key, int64_t min, int64_t max) const;
+  double number(std::string_view key) const;  // any finite float or integer
+  std::optional<double> optional_number(std::string_view key) const;
+  std::optional<bool> optional_boolean(std::string_view key) const;
+  const std::string& string(std::string_view key) const;
+  const std::string* optional_string(std::string_view key) const;  // null if absent
+  const std::vector<std::string>* optional_strings(std::string_view key) const;
+  std::optional<std::vector<int64_t>> optional_integers(std::string_view key, int64_t min, int64_t max) const;
+  std::optional<std::vector<double>> optional_numbers(std::string_view key) const;
+
+ private:
+  std::string path_;
+  std::vector<MappedFile> files_;
+  std::map<std::string, GgufValue, std::less<>> metadata_;
+  std::vector<TensorInfo> tensors_;
+  std::map<std::string, size_t, std::less<>> by_name_;
+};
+
+}  // namespace fathom

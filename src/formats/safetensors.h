@@ -1,0 +1,48 @@
+// safetensors (models.md §8.2): u64 header length, JSON header, data that tiles the rest of the file.
+//
+// Reading validates everything before it publishes a pointer: header size, strict JSON, names, dtypes, shapes, offsets
+// contiguous from 0 to the end without hole or overlap, sizes equal to shape times type. Writing is streaming and atomic.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/file.h"
+#include "formats/tensor_info.h"
+
+namespace fathom {
+
+class Safetensors {
+ public:
+  // One file. Tensors are in file order. Throws fathom::Error "FILE: tensor 'NAME': found X, expected Y".
+  static Safetensors open(const std::filesystem::path& path);
+
+  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  const TensorInfo* find(std::string_view name) const;
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const MappedFile& file() const { return file_; }
+
+ private:
+  MappedFile file_;
+  std::vector<TensorInfo> tensors_;
+  std::map<std::string, size_t, std::less<>> by_name_;
+  std::map<std::string, std::string> metadata_;
+};
+
+// One tensor to write; the data is borrowed.
+struct TensorToWrite {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  std::span<const std::byte> data;
+};
+
+// Writes all of it or nothing (temporary file, fsync, rename). Names must be unique; order is kept.
+void write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace fathom

@@ -1,0 +1,47 @@
+// Causal attention of new rows over cached keys, for all three forms this family needs.
+//
+//   s[j] = scale * ( q[0 : d1] · key[j][0 : d1]  +  q[d1 : d1 + d2] · key_rope[j][0 : d2] )     j = 0 .. position
+//   out  = sum_j softmax(s)[j] * value[j]
+//
+// GQA:          key = cached k of the head's group, d2 = 0, value = cached v.
+// MLA expanded: key = expanded k_nope of the head, key_rope = the one rotated key of all heads, value = expanded v.
+// MLA absorbed: key = latent | rotated key in one row shared by all heads (d2 = 0), value = the latent (V2 §2.1.2).
+//
+// Keys are read block by block (kKeyBlock keys); block boundaries count from key 0 of the sequence, and partial softmaxes are merged in block
+// order (max, sum, output), so a query's result does not depend on the chunk, the batch or the threads. f32 arithmetic.
+#pragma once
+
+#include <span>
+
+#include "tensor/context.h"
+#include "tensor/view.h"
+
+namespace fathom {
+
+inline constexpr int64_t kKeyBlock = 64;
+
+// One part of the cached rows: element (row, kv_head, i) lies at data + row * row_stride + kv_head * head_stride + i, in elements of
+// dtype (F32 or BF16). head_stride 0 = shared by all heads.
+struct CachedPart {
+  DType dtype = DType::kF32;
+  const std::byte* data = nullptr;
+  int64_t row_stride = 0;
+  int64_t head_stride = 0;
+  int64_t dim = 0;
+};
+
+struct AttentionKeys {
+  CachedPart key;
+  CachedPart key_rope;  // dim 0 = none
+  CachedPart value;
+  // Key j of the sequence is row block_rows[j / kKeyBlock] + j % kKeyBlock of each part.
+  std::span<const int64_t> block_rows;
+};
+
+// q [T, num_attention_heads * (key.dim + key_rope.dim)]: T consecutive new tokens of one sequence, the first at `position`; their own keys are
+// already stored. out [T, num_attention_heads * value.dim]. Query head h reads kv head h / (num_attention_heads / num_key_value_heads).
+// REQUIRES: block_rows covers position + T keys. out overlaps nothing.
+void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attention_heads, int64_t num_key_value_heads,
+               float scale, const AttentionKeys& keys, Rows out);
+
+}  // namespace fathom

@@ -1,0 +1,19 @@
+// Element-wise operations on rows.
+#pragma once
+
+#include "tensor/context.h"
+#include "tensor/view.h"
+
+namespace fathom {
+
+// out = silu(gate) * up, silu(g) = g / (1 + e^-g). [T, I] each; out may be gate or up.
+void swiglu(Context& ctx, ConstRows gate, ConstRows up, Rows out);
+
+// inout += x (the residual connection).
+void add(Context& ctx, ConstRows x, Rows inout);
+
+// Contiguous copy of n values to bf16 (nearest even; NaN stays NaN) and back.
+void to_bf16(Isa isa, const float* x, int64_t n, bf16* out);
+void from_bf16(Isa isa, const bf16* x, int64_t n, float* out);
+
+}  // namespace fathom

@@ -1,0 +1,39 @@
+// DeepSeekMoE routing: which experts a token visits and with what weight (V2 §2.2, V3 §2.1.2; models.md §3).
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/context.h"
+#include "tensor/view.h"
+
+namespace fathom {
+
+enum class ScoringFunc { kSoftmax, kSigmoid };
+enum class TopkMethod { kGreedy, kGroupLimitedGreedy, kNoauxTc };
+
+struct RouterRule {
+  ScoringFunc scoring_func = ScoringFunc::kSigmoid;
+  TopkMethod topk_method = TopkMethod::kNoauxTc;
+  int n_routed_experts = 0;
+  int num_experts_per_tok = 0;
+  int n_group = 1;
+  int topk_group = 1;
+  bool norm_topk_prob = false;
+  float routed_scaling_factor = 1.0f;
+};
+
+// logits [T, n_routed_experts] f32 (router weight times hidden, all f32).
+//   s = softmax(logits) or sigmoid(logits)
+//   kGreedy:             the num_experts_per_tok largest s
+//   kGroupLimitedGreedy: the topk_group groups of largest max s; scores outside become 0; then the largest
+//   kNoauxTc:            c = s + e_score_correction_bias; the topk_group groups of largest sum of their two largest c; outside -inf;
+//                        then the largest c. The bias chooses, it never weighs.
+//   w = s of the chosen; softmax: if k > 1 and norm_topk_prob w /= sum w + 1e-20, else w *= routed_scaling_factor;
+//                        sigmoid: if norm_topk_prob w /= sum w + 1e-20; then w *= routed_scaling_factor.
+// Ties: lower index first. Result rows are sorted by expert id: experts [T, k], weights [T, k].
+// e_score_correction_bias: [n_routed_experts], only for kNoauxTc, else null. A NaN logit gives NaN weights and
+// valid expert ids. Each row depends on nothing but itself.
+void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias,
+           int32_t* experts, float* weights);
+
+}  // namespace fathom

@@ -1,0 +1,45 @@
+#include "tensor/arena.h"
+
+#include <algorithm>
+#include <new>
+
+namespace fathom {
+namespace {
+constexpr size_t kAlignment = 64;
+constexpr size_t kSmallestBlock = 1 << 20;
+}  // namespace
+
+std::byte* Arena::allocate(size_t bytes) {
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  while (top_.block < blocks_.size()) {
+    const Block& block = blocks_[top_.block];
+    if (bytes <= block.bytes - top_.used) {
+      std::byte* memory = block.aligned() + top_.used;
+      top_.used += bytes;
+      return memory;
+    }
+    top_ = {top_.block + 1, 0};
+  }
+  const size_t size = std::max({bytes, kSmallestBlock, reserved_bytes() / 2});
+  blocks_.push_back({std::make_unique_for_overwrite<std::byte[]>(size + kAlignment), size});
+  top_ = {blocks_.size() - 1, bytes};
+  return blocks_.back().aligned();
+}
+
+size_t Arena::reserved_bytes() const {
+  size_t total = 0;
+  for (const Block& block : blocks_) total += block.bytes;
+  return total;
+}
+
+void Arena::rewind(Mark mark) {
+  top_ = mark;
+  // Once empty, several blocks become one of their total size: the next step fits without a seam.
+  if (mark.block == 0 && mark.used == 0 && blocks_.size() > 1) {
+    const size_t total = reserved_bytes();
+    blocks_.clear();
+    blocks_.push_back({std::make_unique_for_overwrite<std::byte[]>(total + kAlignment), total});
+  }
+}
+
+}  // namespace fathom

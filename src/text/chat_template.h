@@ -1,0 +1,65 @@
+// Prompt encoders: messages to token ids, in code, for each published format (models.md §9.5). No template language is run.
+//
+// Special tokens come only from here; message contents are encoded with special tokens off. The format is chosen by the
+// model's own files, or by name.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "text/tokenizer.h"
+
+namespace fathom {
+
+enum class ChatFormat { kDeepseekV2, kDeepseekV25, kDeepseekV3, kDeepseekR1, kDeepseekV31, kR1DistillQwen, kR1DistillLlama, kChatMl };
+
+struct ToolCall {
+  std::string name;
+  std::string arguments;  // JSON text
+};
+
+struct ChatMessage {
+  enum class Role { kSystem, kUser, kAssistant, kTool };
+  Role role = Role::kUser;
+  std::string content;
+  std::string reasoning;              // assistant: the thought, dropped from history where the format says so
+  std::vector<ToolCall> tool_calls;   // assistant
+};
+
+struct ChatOptions {
+  bool add_generation_prompt = true;
+  bool thinking = true;  // V3.1 has the switch; formats without one ignore it
+};
+
+// A rendered prompt: literal special tokens and plain text, kept apart so that contents can never forge a token.
+struct PromptPiece {
+  bool special = false;
+  std::string text;
+};
+
+// Throws on messages the format cannot express ("message 2: role 'tool', expected ...").
+std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages, const ChatOptions& options,
+                                     std::string_view bos_token, std::string_view eos_token);
+// The pieces' ids; adjacent plain pieces are joined first (one text, one tokenisation). Throws if the tokenizer lacks a special token.
+std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format, std::span<const ChatMessage> messages,
+                                 const ChatOptions& options);
+
+// Whether the format has a thinking phase, and the literal marks around it.
+struct ThinkingMarks {
+  std::string_view begin, end;
+  bool prompt_opens;  // the generation prompt already contains `begin`
+};
+std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options);
+
+std::string_view chat_format_name(ChatFormat format);           // "deepseek-v3", ...
+ChatFormat chat_format_by_name(std::string_view name);          // throws, naming the choices
+// From the model's own template source and tokens; throws, naming the choices and --template, if it is none that we know.
+ChatFormat detect_chat_format(const Tokenizer& tokenizer);
+// Whether detect_chat_format would succeed (base models have no template).
+bool has_chat_format(const Tokenizer& tokenizer);
+
+}  // namespace fathom

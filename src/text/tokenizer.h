@@ -1,0 +1,60 @@
+// Byte-level BPE (GPT-2 scheme) as DeepSeek-LLM/V2, V3/R1, Qwen2, Llama-3 and SmolLM2/GPT-2 use it (models.md §9).
+//
+// encode: cut out added tokens by leftmost-longest match; normalise (none or NFC); split each piece by the pre-tokeniser;
+// merge bytes by rank, lowest rank first, leftmost on ties. decode: the concatenated bytes of the tokens.
+// encode then decode gives the same bytes for any input without a normaliser. Work is O(n log n) in the input.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "formats/checkpoint.h"
+
+namespace fathom {
+
+class Tokenizer {
+ public:
+  // From a Hugging Face tokenizer.json (text and its path for messages). Unknown model types, normalisers or pre-tokenisers are
+  // refused by name. bos/eos come from tokenizer_config.json when given (text), else are absent.
+  static Tokenizer from_json(std::string_view tokenizer_json, std::string_view place,
+                             std::optional<std::string_view> tokenizer_config_json = std::nullopt);
+  // From GGUF metadata (tokenizer.ggml.*).
+  static Tokenizer from_gguf(const Gguf& gguf);
+  // Whichever of the two the checkpoint carries; throws if it carries none.
+  static Tokenizer from_checkpoint(const Checkpoint& checkpoint);
+
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  // Ids of `text`, any bytes. With parse_special, added tokens written in the text become their ids; without, special tokens
+  // written in the text stay ordinary text (user content must not be able to forge them).
+  // No BOS is added: templates and callers do that.
+  std::vector<int32_t> encode(std::string_view text, bool parse_special) const;
+
+  // Raw bytes of a token (empty for ids without a token, such as vocabulary padding).
+  std::string_view token_bytes(int32_t id) const;
+  std::string decode(std::span<const int32_t> ids) const;
+
+  // Id of an added or vocabulary token written literally; absent if there is none.
+  std::optional<int32_t> find(std::string_view token) const;
+  bool is_special(int32_t id) const;
+  int32_t vocab_size() const;  // largest id with a token, plus one
+  std::optional<int32_t> bos_id() const;
+  std::vector<int32_t> eos_ids() const;
+  bool add_bos() const;  // plain text (not a rendered chat) starts with BOS
+  // The model's own chat template source, if its files carry one (only hashed and searched, never run).
+  const std::string& chat_template_source() const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace fathom

@@ -29,8 +29,8 @@ Isa detect_isa() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
   // AVX512_BF16 is leaf 7.1 EAX bit 5; not every compiler we support has a name for it.
-  const bool bf16 = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
-  return avx512 && bf16 ? Isa::kAvx512 : Isa::kAvx2;
+  const bool bf16_dot = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+  return avx512 && bf16_dot ? Isa::kAvx512 : Isa::kAvx2;
 #else
   return Isa::kPortable;
 #endif

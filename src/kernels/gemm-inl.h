@@ -1,0 +1,26 @@
+// What gemm.cc hands to the per-target code in gemm.simd.cc. Plain types only.
+#pragma once
+
+#include <stdint.h>
+
+namespace fathom {
+
+// Rows of w that one panel holds; every target's register tile divides it.
+inline constexpr int64_t kPanelRows = 6;
+
+// One block of the product: y[m, n] = sum_k x[m, k] * w[n, k] + bias[n], or a part of the sum over k. Operands are rows of f32, or of the
+// target's bf16 form (gemm.simd.cc); strides in elements.
+struct GemmBlock {
+  const void* x = nullptr;
+  const void* w = nullptr;
+  int64_t x_stride = 0, w_stride = 0;
+  int64_t m = 0, n = 0, k = 0;
+  // The 16 partial sums of each output between two blocks of k: [m][n][16]. Unused when first && last.
+  float* partial = nullptr;
+  bool first = true, last = true;
+  const float* bias = nullptr;  // [n] or null
+  float* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+}  // namespace fathom

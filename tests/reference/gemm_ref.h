@@ -1,0 +1,19 @@
+// Plain twin of kernels/gemm.h: double, three loops.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tensor/view.h"
+
+namespace fathom::reference {
+
+struct LinearRef {
+  std::vector<double> y;       // [M, N]
+  std::vector<double> bounds;  // [M, N]: (K/16 + 5) u sum|x w| + u |y|, the error that gemm.h allows for exact operands
+};
+
+// w: [N, K] as exact values; bias: [N] or null. With round_x, x is first rounded to bf16 (what BF16 weights do).
+LinearRef linear_ref(ConstRows x, const std::vector<double>& w, int64_t n, const float* bias, bool round_x);
+
+}  // namespace fathom::reference

@@ -15,7 +15,11 @@
 
 namespace fathom {
 
-enum class ChatFormat { kDeepseekV2, kDeepseekV25, kDeepseekV3, kDeepseekR1, kDeepseekV31, kR1DistillQwen, kR1DistillLlama, kChatMl };
+enum class ChatFormat {
+  kDeepseekV2, kDeepseekV25, kDeepseekV3, kDeepseekR1, kDeepseekR10528, kDeepseekV31,
+  kR1DistillQwen, kR1DistillLlama,
+  kChatMl, kSmolLm2, kQwen2,  // differ in the system message inserted when there is none
+};
 
 struct ToolCall {
   std::string name;
@@ -26,7 +30,7 @@ struct ChatMessage {
   enum class Role { kSystem, kUser, kAssistant, kTool };
   Role role = Role::kUser;
   std::string content;
-  std::string reasoning;              // assistant: the thought, dropped from history where the format says so
+  std::string reasoning;              // assistant: the thought; no format here keeps it in the history
   std::vector<ToolCall> tool_calls;   // assistant
 };
 
@@ -36,29 +40,32 @@ struct ChatOptions {
 };
 
 // A rendered prompt: literal special tokens and plain text, kept apart so that contents can never forge a token.
+// Neighbouring plain pieces are already joined (one text, one tokenisation); no piece is empty.
 struct PromptPiece {
   bool special = false;
   std::string text;
 };
 
 // Throws on messages the format cannot express ("message 2: role 'tool', expected ...").
-std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages, const ChatOptions& options,
-                                     std::string_view bos_token, std::string_view eos_token);
-// The pieces' ids; adjacent plain pieces are joined first (one text, one tokenisation). Throws if the tokenizer lacks a special token.
+std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages, const ChatOptions& options);
+// The pieces' ids. Throws if the tokenizer lacks a special token.
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format, std::span<const ChatMessage> messages,
                                  const ChatOptions& options);
 
 // Whether the format has a thinking phase, and the literal marks around it.
 struct ThinkingMarks {
   std::string_view begin, end;
-  bool prompt_opens;  // the generation prompt already contains `begin`
+  bool prompt_opens;  // the generation prompt already contains `begin`; never so after a tool result
 };
-std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options);
+std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options, bool after_tool_result = false);
 
 std::string_view chat_format_name(ChatFormat format);           // "deepseek-v3", ...
 ChatFormat chat_format_by_name(std::string_view name);          // throws, naming the choices
 // From the model's own template source and tokens; throws, naming the choices and --template, if it is none that we know.
 ChatFormat detect_chat_format(const Tokenizer& tokenizer);
+// The same on the source itself; `bos_id` is the id of the token <｜begin▁of▁sentence｜>, which tells apart formats that share
+// one template. Absent if it is none that we know.
+std::optional<ChatFormat> detect_chat_format(std::string_view template_source, std::optional<int32_t> bos_id);
 // Whether detect_chat_format would succeed (base models have no template).
 bool has_chat_format(const Tokenizer& tokenizer);
 

@@ -4,7 +4,7 @@
 
 namespace fathom {
 
-std::string quoted(std::string_view name) {
+std::string Quoted::operator()(std::string_view name) const {
   constexpr size_t kMaxBytes = 128;
   std::string out = "'";
   size_t i = 0;

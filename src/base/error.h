@@ -38,7 +38,10 @@ template <class... Args>
 }
 
 // A name from outside, made safe to print: control bytes and invalid UTF-8 escaped as \xNN, cut after 128 bytes,
-// in single quotes.
-std::string quoted(std::string_view name);
+// in single quotes: quoted(name). An object, because for a std::string a plain function would lose to std::quoted.
+struct Quoted {
+  std::string operator()(std::string_view name) const;
+};
+inline constexpr Quoted quoted;
 
 }  // namespace fathom

@@ -19,15 +19,12 @@ namespace {
 class FileDescriptor {
  public:
   explicit FileDescriptor(int fd) : fd_(fd) {}
-  ~FileDescriptor() { close(); }
+  ~FileDescriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
   FileDescriptor(const FileDescriptor&) = delete;
   FileDescriptor& operator=(const FileDescriptor&) = delete;
   int get() const { return fd_; }
-  int close() {
-    const int result = fd_ >= 0 ? ::close(fd_) : 0;
-    fd_ = -1;
-    return result;
-  }
 
  private:
   int fd_;
@@ -74,31 +71,42 @@ std::string read_file(const std::filesystem::path& path, uint64_t max_bytes) {
   return contents;
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view contents) {
-  const std::string temporary = path.string() + ".tmp" + std::to_string(::getpid());
-  const auto attempt = [&] {
-    FileDescriptor fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-    if (fd.get() < 0) fail_errno(temporary, "create");
-    size_t done = 0;
-    while (done < contents.size()) {
-      const ssize_t n = ::write(fd.get(), contents.data() + done, contents.size() - done);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail_errno(temporary, "write");
-      done += static_cast<size_t>(n);
-    }
-    if (::fsync(fd.get()) != 0) fail_errno(temporary, "sync");
-    if (fd.close() != 0) fail_errno(temporary, "close");
-    if (::rename(temporary.c_str(), path.c_str()) != 0) fail_errno(path.string(), "rename to");
-  };
-  try {
-    attempt();
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
+AtomicFile::AtomicFile(const std::filesystem::path& path)
+    : path_(path), temporary_(path.string() + ".tmp" + std::to_string(::getpid())) {
+  ::unlink(temporary_.c_str());  // left by a killed process of the same id
+  // O_EXCL: a link planted under this name is refused, not followed.
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd_ < 0) fail_errno(path_.string(), "create");
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno(path_.string(), "write");
+    bytes = bytes.subspan(static_cast<size_t>(n));
   }
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+}
+
+void AtomicFile::commit() {
+  if (::fsync(fd_) != 0) fail_errno(path_.string(), "sync");
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno(path_.string(), "rename to");
+  ::close(std::exchange(fd_, -1));  // after fsync nothing is left that close could lose
+  const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : ".";
   FileDescriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() < 0 || ::fsync(fd.get()) != 0) fail_errno(folder.string(), "sync");
+}
+
+void write_file_atomically(const std::filesystem::path& path, std::string_view contents) {
+  AtomicFile file(path);
+  file.write(contents);
+  file.commit();
 }
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string()) {

@@ -14,7 +14,25 @@ namespace fathom {
 // The whole file. Throws if it is missing, not a regular file, or larger than `max_bytes`.
 std::string read_file(const std::filesystem::path& path, uint64_t max_bytes);
 
-// Replaces `path` by `contents`, all or nothing.
+// Replaces `path` all or nothing: bytes go to a temporary file beside it until commit(). Without a commit the
+// temporary is removed and `path` stays as it was.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::filesystem::path& path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+  void commit();  // once, last: when it returns the new contents have reached the disk
+
+ private:
+  std::filesystem::path path_;
+  std::string temporary_;
+  int fd_ = -1;
+};
+
 void write_file_atomically(const std::filesystem::path& path, std::string_view contents);
 
 // A read-only mapping that unmaps itself. The file may shrink under us: check_unchanged() compares size and time

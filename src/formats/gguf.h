@@ -1,10 +1,12 @@
-// GGUF v3 (models.md §8.3), little endian; a model may be split over files `-00001-of-000NN.gguf`.
+// GGUF v3, and v2 which has the same layout (models.md §8.3), little endian; a model may be split over files
+// `-00001-of-000NN.gguf`.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -26,6 +28,8 @@ class Gguf {
  public:
   // Opens one file, or all parts of a split model when `path` names its first part. Everything is validated first.
   static Gguf open(const std::filesystem::path& path);
+  // One file from memory, which must outlive the result; the other parts of a split model are not looked for.
+  static Gguf parse(std::span<const std::byte> bytes, const std::string& place);
 
   const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
@@ -47,11 +51,16 @@ class Gguf {
   std::optional<std::vector<double>> optional_numbers(std::string_view key) const;
 
  private:
+  const GgufValue* value(std::string_view key) const;  // null if absent
+  const GgufValue& required(std::string_view key) const;
+  void append_parts(int64_t parts);
+  void index_names();
+
   std::string path_;
   std::vector<MappedFile> files_;
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::vector<TensorInfo> tensors_;
-  std::map<std::string, size_t, std::less<>> by_name_;
+  std::map<std::string_view, size_t> by_name_;  // the keys view tensors_, whose elements stay put when this moves
 };
 
 }  // namespace fathom

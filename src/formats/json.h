@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/limits.h"
 
@@ -17,6 +18,9 @@ namespace fathom {
 // Parses all of `text`. `place` (a path or "request body") begins every error: "place: what (line, column)".
 nlohmann::json parse_json(std::string_view text, std::string_view place, uint64_t max_nodes = Limits{}.json_file_nodes,
                           uint64_t max_depth = Limits{}.json_depth);
+
+// What a message calls a value it did not expect: "null", "true", "12.5", "string 'abc'", "an array", "an object".
+std::string describe(const nlohmann::json& value);
 
 // Typed reading of one object's fields. Every failure reads "place: key: found X, expected Y".
 // An explicit null counts as absent for the optional forms, as Hugging Face configs use it.
@@ -34,6 +38,7 @@ class JsonObject {
   std::optional<bool> optional_boolean(std::string_view key) const;
   std::string string(std::string_view key) const;
   std::optional<std::string> optional_string(std::string_view key) const;
+  std::vector<int64_t> integers(std::string_view key, int64_t min, int64_t max) const;  // an array of integers
   std::optional<JsonObject> optional_object(std::string_view key) const;
   const nlohmann::json& value(std::string_view key) const;  // throws if absent
   const std::string& place() const { return place_; }

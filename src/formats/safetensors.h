@@ -4,6 +4,7 @@
 // contiguous from 0 to the end without hole or overlap, sizes equal to shape times type. Writing is streaming and atomic.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <span>
@@ -18,8 +19,11 @@ namespace fathom {
 
 class Safetensors {
  public:
-  // One file. Tensors are in file order. Throws fathom::Error "FILE: tensor 'NAME': found X, expected Y".
-  static Safetensors open(const std::filesystem::path& path);
+  // One file. Tensors are in file order; `file` becomes their TensorInfo::file.
+  // Throws fathom::Error "FILE: tensor 'NAME': found X, expected Y".
+  static Safetensors open(const std::filesystem::path& path, uint32_t file = 0);
+  // The same from memory, which must outlive the result. `place` begins every error.
+  static Safetensors parse(std::span<const std::byte> bytes, const std::string& place, uint32_t file = 0);
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* find(std::string_view name) const;
@@ -29,7 +33,7 @@ class Safetensors {
  private:
   MappedFile file_;
   std::vector<TensorInfo> tensors_;
-  std::map<std::string, size_t, std::less<>> by_name_;
+  std::map<std::string_view, size_t> by_name_;  // the keys view tensors_, whose elements stay put when this moves
   std::map<std::string, std::string> metadata_;
 };
 
@@ -41,7 +45,8 @@ struct TensorToWrite {
   std::span<const std::byte> data;
 };
 
-// Writes all of it or nothing (temporary file, fsync, rename). Names must be unique; order is kept.
+// Writes all of it or nothing (temporary file, fsync, rename); order is kept. The header is padded so that the data starts
+// 8-byte aligned. REQUIRES: names are unique and UTF-8, dtypes are safetensors' own, data sizes are those of the shapes.
 void write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tensor/dtype.h"
@@ -16,7 +18,17 @@ struct TensorInfo {
   DType dtype = DType::kF32;
   const std::byte* data = nullptr;  // into the mapping; no alignment beyond what the file happens to have
   uint64_t bytes = 0;
-  uint32_t file = 0;  // index into the owner's files()
+  uint32_t file = 0;  // index into the owner's files
 };
+
+// "[256, 7168]", for messages; "[]" is a scalar.
+std::string shape_text(std::span<const int64_t> shape);
+
+// The bytes a tensor of this shape takes. Throws "PLACE: shape [...] ..." if a size does not fit 63 bits or the rows are not
+// whole blocks of the type.
+uint64_t tensor_bytes(std::span<const int64_t> shape, DType dtype, std::string_view place);
+
+// Throws "PLACE: tensor 'NAME': name ..." unless the name is 1 to Limits::tensor_name_bytes bytes of UTF-8.
+void check_tensor_name(std::string_view name, std::string_view place);
 
 }  // namespace fathom

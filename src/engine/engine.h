@@ -1,0 +1,66 @@
+// The engine: requests in, tokens out. One thread calls step(); each step runs one batch that mixes decode rows of running sequences
+// with prefill chunks of new ones.
+//
+// A request's tokens never depend on what runs beside it, on prefill_chunk, on threads or on cancellations of others: bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "engine/kv_cache.h"
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "model/model.h"
+
+namespace fathom {
+
+struct EngineOptions {
+  int64_t context_tokens = 0;  // longest prompt + answer of one request; 0 = min(max_position_embeddings, 4096)
+  int64_t cache_tokens = 0;    // rows of the whole cache; 0 = context_tokens
+  int64_t prefill_chunk = 512; // prompt tokens per step, all requests together
+  int64_t max_sequences = 16;  // running at once; others wait
+  DType cache_dtype = DType::kF32;
+  MlaForm form = MlaForm::kAbsorbed;
+};
+
+// Cache type for a model without a wish: F32 for F32 weights, else BF16.
+DType default_cache_dtype(const Model& model);
+
+struct EngineStats {
+  int64_t prefill_tokens = 0, decode_tokens = 0;
+  double prefill_seconds = 0, decode_seconds = 0;  // a mixed step counts as prefill
+};
+
+class Engine {
+ public:
+  // model and ctx outlive the engine. Throws if the cache does not fit (exit code 3).
+  Engine(const Model& model, Context& ctx, const EngineOptions& options);
+  ~Engine();
+
+  // Returns the request's id. Throws on an impossible request (empty prompt, ids outside the vocabulary, prompt + max_tokens beyond the
+  // context, naming both numbers; sampling out of range).
+  uint64_t submit(Request request);
+  // The request ends with kCancelled at the next step; unknown ids are ignored.
+  void cancel(uint64_t request);
+  // Runs one batch; appends to events. False if there was nothing to do.
+  bool step(std::vector<TokenEvent>& events);
+  bool idle() const;
+
+  const EngineStats& stats() const { return stats_; }
+  const EngineOptions& options() const { return options_; }  // with defaults filled in
+
+ private:
+  struct Sequence;
+  const Model& model_;
+  Context& ctx_;
+  EngineOptions options_;
+  KvCache cache_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;
+  uint64_t next_id_ = 1;
+  EngineStats stats_;
+};
+
+}  // namespace fathom

@@ -7,8 +7,13 @@
 // MLA expanded: key = expanded k_nope of the head, key_rope = the one rotated key of all heads, value = expanded v.
 // MLA absorbed: key = latent | rotated key in one row shared by all heads (d2 = 0), value = the latent (V2 §2.1.2).
 //
-// Keys are read block by block (kKeyBlock keys); block boundaries count from key 0 of the sequence, and partial softmaxes are merged in block
-// order (max, sum, output), so a query's result does not depend on the chunk, the batch or the threads. f32 arithmetic.
+// Keys are cut into segments of kKeySegment, counted from key 0 of the sequence. Each segment has its own softmax (max, sum, output), and
+// these are merged in the order of the segments, so a query's result does not depend on the chunk, the batch or the threads; and
+// segments may be computed at the same time. f32 arithmetic: a score is one chain of FMAs over the dims, an output one chain over the keys
+// of a segment, sum e^(s - max) four chains (key mod 4).
+//
+// Error bound, u = 2^-24, S = sum |q k| of the worst key, P = the softmax:  |out - exact| <= e sum_j P[j] |value[j]| with
+// e = 2 scale (d1 + d2 + 6) u S + (2 kKeySegment + 8 segments) u.
 #pragma once
 
 #include <span>
@@ -19,6 +24,7 @@
 namespace fathom {
 
 inline constexpr int64_t kKeyBlock = 64;
+inline constexpr int64_t kKeySegment = 256;
 
 // One part of the cached rows: element (row, kv_head, i) lies at data + row * row_stride + kv_head * head_stride + i, in elements of
 // dtype (F32 or BF16). head_stride 0 = shared by all heads.
@@ -40,7 +46,9 @@ struct AttentionKeys {
 
 // q [T, num_attention_heads * (key.dim + key_rope.dim)]: T consecutive new tokens of one sequence, the first at `position`; their own keys are
 // already stored. out [T, num_attention_heads * value.dim]. Query head h reads kv head h / (num_attention_heads / num_key_value_heads).
-// REQUIRES: block_rows covers position + T keys. out overlaps nothing.
+// REQUIRES: block_rows covers position + T keys. out overlaps nothing. Keys and values past a query's position are never used: garbage or NaN
+// in them changes nothing. NaN in q or in a visible key gives NaN in that row of that head. Uses ctx.scratch() and worker scratch; call from
+// one thread.
 void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attention_heads, int64_t num_key_value_heads,
                float scale, const AttentionKeys& keys, Rows out);
 

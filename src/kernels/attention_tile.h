@@ -1,0 +1,36 @@
+// Between attention.cc and attention.simd.cc. A tile is up to 64 query rows, (token, head) pairs that read the same kv head; a
+// segment is kTileSegment keys. One call computes one tile over one segment.
+#pragma once
+
+#include <stdint.h>
+
+namespace fathom {
+
+inline constexpr int64_t kTileRows = 64;
+inline constexpr int64_t kTileBlock = 64;     // keys, also the dims converted at a time: 16 KiB of f32 that stay in L1
+inline constexpr int64_t kTileSegment = 256;  // keys
+
+struct AttentionPart {
+  const void* data;  // row 0 of this tile's kv head
+  bool is_bf16;
+  int64_t row_stride;
+  int64_t dim;
+};
+
+struct AttentionTile {
+  AttentionPart key, key_rope, value;
+  const int64_t* block_rows;  // of the segment's blocks
+  // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment (none if negative).
+  int64_t rows, heads, visible;
+  int64_t lanes;   // rows rounded up to 16
+  const float* q;  // [key.dim + key_rope.dim, lanes]
+  float scale;
+  float* block;   // [kTileBlock, kTileBlock] scratch
+  float* scores;  // [kTileSegment, lanes] scratch
+  int64_t out_stride;  // value.dim rounded up to 16
+  float* out;          // [rows, out_stride]: sum of e^(s - max) * value
+  float* max;          // [lanes]
+  float* sum;          // [lanes]
+};
+
+}  // namespace fathom

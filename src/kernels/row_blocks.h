@@ -1,0 +1,33 @@
+// Cuts a loop over rows into work items by shape, never by thread count. Internal to src/kernels.
+#pragma once
+
+#include <algorithm>
+
+#include "tensor/context.h"
+
+namespace fathom {
+
+// Enough arithmetic to pay for handing an item to another thread, little enough to balance.
+inline constexpr int64_t kItemElements = 8192;
+
+// body(row, worker) for every row of `cols` elements.
+template <class Body>
+void for_rows(Context& ctx, int64_t rows, int64_t cols, Body body) {
+  const int64_t step = std::max<int64_t>(1, kItemElements / std::max<int64_t>(1, cols));
+  ctx.pool().run((rows + step - 1) / step, [&](int64_t item, int worker) {
+    const int64_t end = std::min(rows, (item + 1) * step);
+    for (int64_t row = item * step; row < end; ++row) body(row, worker);
+  });
+}
+
+// body(row, begin, count): the same for element-wise work, where a long row is cut as well.
+template <class Body>
+void for_row_pieces(Context& ctx, int64_t rows, int64_t cols, Body body) {
+  const int64_t pieces = (cols + kItemElements - 1) / kItemElements;
+  for_rows(ctx, rows * pieces, std::min(cols, kItemElements), [&](int64_t i, int) {
+    const int64_t begin = i % pieces * kItemElements;
+    body(i / pieces, begin, std::min(kItemElements, cols - begin));
+  });
+}
+
+}  // namespace fathom

@@ -1,0 +1,57 @@
+# make run    install what is missing, build, fetch the small model once, answer a prompt with it
+# make test   build and run the default test suite
+# make test-slow | bench | format | clean | asan | tsan | fuzz | coverage
+BUILD  := build/release
+FATHOM := $(BUILD)/fathom
+MODEL  := models/SmolLM2-135M-Instruct.Q4_1.gguf
+PROMPT ?= What is the capital of France?
+
+.PHONY: run test test-slow bench format clean build setup asan tsan fuzz coverage
+.DELETE_ON_ERROR:
+
+run: build $(MODEL)
+	$(FATHOM) run $(MODEL) "$(PROMPT)"
+
+setup:
+	@scripts/setup
+
+build: setup
+	@test -f $(BUILD)/build.ninja || cmake --preset release
+	@cmake --build $(BUILD)
+
+$(MODEL):
+	@scripts/fetch-model $@
+
+test: build
+	ctest --test-dir $(BUILD) -L default --output-on-failure -j "$$(nproc)"
+
+test-slow: build
+	ctest --test-dir $(BUILD) -L slow --output-on-failure
+
+bench: build
+	@for b in $(BUILD)/*_bench; do echo "== $$(basename $$b)"; $$b || exit 1; done
+	$(FATHOM) bench
+
+asan tsan: setup
+	@test -f build/$@/build.ninja || cmake --preset $@
+	@cmake --build build/$@
+	ctest --test-dir build/$@ -L default --output-on-failure -j "$$(nproc)"
+
+coverage: setup
+	@test -f build/$@/build.ninja || cmake --preset $@
+	@cmake --build build/$@
+	ctest --test-dir build/$@ -L default --output-on-failure -j "$$(nproc)"
+	gcovr --root . --filter src/ --object-directory build/$@ --gcov-ignore-parse-errors --print-summary
+
+# Each fuzz target for RUNS executions under ASan and UBSan.
+RUNS ?= 1000000
+fuzz:
+	@scripts/setup --fuzz
+	@test -f build/fuzz/build.ninja || cmake --preset fuzz
+	@scripts/fuzz build/fuzz $(RUNS)
+
+format:
+	clang-format-14 -i $$(git ls-files 'src/*.h' 'src/*.cc' 'tests/*.h' 'tests/*.cc' 'bench/*.cc' 'tools/*.cc')
+
+clean:
+	rm -rf build

@@ -1,0 +1,376 @@
+// Bounds, all relative to the largest reference value of the comparison (docs/numerics.md derives them):
+//   f32 arithmetic (F32, FP8 and GGUF weights):  2e-5, the agreement the reference's authors promise for f32 engines
+//   BF16 weights (activations rounded to bf16):  bf16_bound() below
+#include "cli/selftest.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/error.h"
+#include "engine/feeder.h"
+#include "kernels/quantize.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kF32Bound = 2e-5;
+
+std::vector<float> read_f32(const Safetensors& file, const std::string& name, int64_t rows, int64_t cols) {
+  const TensorInfo* tensor = file.find(name);
+  if (tensor == nullptr) fail("{}: tensor {}: missing", file.file().path(), quoted(name));
+  if (tensor->dtype != DType::kF32 || tensor->bytes != static_cast<uint64_t>(rows * cols) * 4) {
+    fail("{}: tensor {}: expected F32 [{}, {}]", file.file().path(), quoted(name), rows, cols);
+  }
+  std::vector<float> values(static_cast<size_t>(rows * cols));
+  __builtin_memcpy(values.data(), tensor->data, tensor->bytes);
+  return values;
+}
+
+std::vector<int32_t> read_ids(const Safetensors& file, const std::string& name) {
+  const TensorInfo* tensor = file.find(name);
+  if (tensor == nullptr) fail("{}: tensor {}: missing", file.file().path(), quoted(name));
+  if (tensor->dtype != DType::kI64 || tensor->shape.size() != 1 || tensor->bytes == 0) {
+    fail("{}: tensor {}: expected I64 [tokens]", file.file().path(), quoted(name));
+  }
+  std::vector<int32_t> ids;
+  for (uint64_t i = 0; i < tensor->bytes / 8; ++i) {
+    int64_t id = 0;
+    __builtin_memcpy(&id, tensor->data + i * 8, 8);
+    if (id < 0 || id > INT32_MAX) fail("{}: tensor {}: element {}: found {}, expected a token id", file.file().path(), quoted(name), i, id);
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return ids;
+}
+
+// Largest difference over the largest reference value; NaN or Inf in different places is an infinite error.
+SelftestResult compare(std::string subject, std::span<const float> found, std::span<const float> expected, int64_t cols, double bound) {
+  SelftestResult result{std::move(subject), 0, bound, 0, 0, "", false};
+  double scale = 0;
+  for (const float e : expected) scale = std::max(scale, std::abs(static_cast<double>(e)));
+  if (scale == 0) scale = 1;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    double error = std::abs(static_cast<double>(found[i]) - static_cast<double>(expected[i])) / scale;
+    if (!std::isfinite(found[i])) error = INFINITY;
+    if (error > result.error || i == 0) {
+      result.error = error;
+      result.row = static_cast<int64_t>(i) / cols;
+      result.column = static_cast<int64_t>(i) % cols;
+      result.detail = fmt::format("found {}, expected {}", found[i], expected[i]);
+    }
+  }
+  result.passed = result.error <= bound;
+  return result;
+}
+
+// The largest logit of each row is the reference's, wherever the reference's own margin exceeds twice the error allowed.
+SelftestResult compare_argmax(std::string subject, std::span<const float> found, std::span<const float> expected, int64_t cols, double bound) {
+  SelftestResult result{std::move(subject), 0, 0, 0, 0, "", true};
+  double scale = 0;
+  for (const float e : expected) scale = std::max(scale, std::abs(static_cast<double>(e)));
+  const auto rows = static_cast<int64_t>(expected.size()) / cols;
+  int64_t wrong = 0, judged = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto row = expected.subspan(static_cast<size_t>(r * cols), static_cast<size_t>(cols));
+    const auto best = std::max_element(row.begin(), row.end());
+    float second = -INFINITY;
+    for (auto it = row.begin(); it != row.end(); ++it) {
+      if (it != best) second = std::max(second, *it);
+    }
+    if (static_cast<double>(*best - second) <= 2 * bound * scale) continue;
+    ++judged;
+    const auto ours = found.subspan(static_cast<size_t>(r * cols), static_cast<size_t>(cols));
+    const auto chosen = std::max_element(ours.begin(), ours.end()) - ours.begin();
+    if (chosen != best - row.begin()) {
+      if (wrong++ == 0) {
+        result.row = r;
+        result.column = chosen;
+        result.detail = fmt::format("found token {}, expected {}", chosen, best - row.begin());
+      }
+    }
+  }
+  result.error = static_cast<double>(wrong);
+  result.passed = wrong == 0;
+  result.subject += fmt::format(" ({} of {} rows decided)", judged, rows);
+  return result;
+}
+
+// A way to cut the prompt; 0 = whole.
+struct Feeding {
+  const char* name;
+  std::vector<int64_t> chunks;  // repeated until the prompt is used up
+};
+
+const std::vector<Feeding>& feedings() {
+  static const std::vector<Feeding> kFeedings = {{"whole", {INT64_MAX}}, {"token by token", {1}}, {"ragged chunks", {7, 1, 30, 2, 13}}};
+  return kFeedings;
+}
+
+struct Outputs {
+  std::vector<float> logits, hidden, mtp_logits;
+  std::vector<int32_t> experts;
+};
+
+Outputs run(const Model& model, Context& ctx, std::span<const int32_t> ids, DType cache_dtype, MlaForm form, const Feeding& feeding) {
+  const auto tokens = static_cast<int64_t>(ids.size());
+  const ModelConfig& c = model.config();
+  Feeder feeder(model, ctx, tokens, cache_dtype, form);
+  Outputs out;
+  out.logits.resize(static_cast<size_t>(tokens * c.vocab_size));
+  std::vector<float> final_hidden(static_cast<size_t>(tokens * c.hidden_size));
+  const Rows logits{out.logits.data(), tokens, c.vocab_size, c.vocab_size};
+  const Rows hidden{final_hidden.data(), tokens, c.hidden_size, c.hidden_size};
+  const bool whole = feeding.chunks.front() >= tokens;
+  ForwardTrace trace;
+  size_t turn = 0;
+  for (int64_t first = 0; first < tokens;) {
+    const int64_t count = std::min(feeding.chunks[turn++ % feeding.chunks.size()], tokens - first);
+    Rows chunk_hidden = hidden.slice(first, count);
+    feeder.feed(ids.subspan(static_cast<size_t>(first), static_cast<size_t>(count)), logits.slice(first, count), &chunk_hidden, whole ? &trace : nullptr);
+    first += count;
+  }
+  out.hidden = std::move(trace.hidden);
+  out.experts = std::move(trace.experts);
+  if (model.has_mtp() && tokens > 1) {
+    out.mtp_logits.resize(static_cast<size_t>((tokens - 1) * c.vocab_size));
+    const Rows mtp{out.mtp_logits.data(), tokens - 1, c.vocab_size, c.vocab_size};
+    turn = 0;
+    for (int64_t first = 0; first < tokens - 1;) {
+      const int64_t count = std::min(feeding.chunks[turn++ % feeding.chunks.size()], tokens - 1 - first);
+      feeder.feed_mtp(ids.subspan(static_cast<size_t>(first + 1), static_cast<size_t>(count)), hidden.slice(first, count), mtp.slice(first, count));
+      first += count;
+    }
+  }
+  return out;
+}
+
+bool has_bf16_weights(const Model& model) {
+  for (const TensorInfo* tensor : model.checkpoint().tensors()) {
+    if (tensor->dtype == DType::kBF16 && tensor->shape.size() > 1 && tensor->name.find("embed") == std::string::npos) return true;
+  }
+  return false;
+}
+
+// Rounding x to bf16 before every BF16 linear layer is an independent relative error of at most u = 2^-9 an element, variance u^2/3;
+// through a linear layer and a residual stream whose signal shrinks with it, the noise of `depth` layers in a row adds in
+// quadrature to u sqrt(depth / 3) of the signal. The largest of 10^4 to 10^5 normal values is below 5.5 sigma.
+// Expressed relative to the largest logit, whose ratio to the rms value the caller passes.
+double bf16_bound(const ModelConfig& config, double rms_over_max) {
+  constexpr double kUnit = 0x1p-9, kSigmas = 5.5;
+  const double per_layer = config.is_mla() ? (config.q_lora_rank > 0 ? 7 : 6) : 5;
+  const double depth = per_layer * static_cast<double>(config.num_hidden_layers) + 1;
+  return kSigmas * kUnit * std::sqrt(depth / 3) * rms_over_max;
+}
+
+double rms_over_max(std::span<const float> values) {
+  double sum = 0, largest = 0;
+  for (const float v : values) {
+    sum += static_cast<double>(v) * static_cast<double>(v);
+    largest = std::max(largest, std::abs(static_cast<double>(v)));
+  }
+  return largest == 0 ? 1 : std::sqrt(sum / static_cast<double>(values.size())) / largest;
+}
+
+// Reference data for one set of weights; empty vectors where nothing was recorded.
+struct Reference {
+  std::vector<int32_t> ids;
+  std::vector<float> logits, hidden, mtp_logits;
+  std::vector<int32_t> experts;
+};
+
+void check_model(const std::string& name, const Model& model, Context& ctx, const Reference& reference, std::vector<SelftestResult>& results) {
+  const ModelConfig& c = model.config();
+  const bool bf16_weights = has_bf16_weights(model);
+  const double bound = bf16_weights ? bf16_bound(c, rms_over_max(reference.logits)) : kF32Bound;
+  std::vector<MlaForm> forms = {MlaForm::kExpanded};
+  if (c.is_mla()) forms.push_back(MlaForm::kAbsorbed);
+  for (const MlaForm form : forms) {
+    const std::string form_name = !c.is_mla() ? "" : form == MlaForm::kExpanded ? ", expanded" : ", absorbed";
+    Outputs first;
+    for (const Feeding& feeding : feedings()) {
+      const Outputs out = run(model, ctx, reference.ids, DType::kF32, form, feeding);
+      const std::string place = form_name + ", " + feeding.name;
+      results.push_back(compare(name + ": logits" + place, out.logits, reference.logits, c.vocab_size, bound));
+      results.push_back(compare_argmax(name + ": argmax" + place, out.logits, reference.logits, c.vocab_size, bound));
+      if (!reference.mtp_logits.empty()) {
+        results.push_back(compare(name + ": MTP logits" + place, out.mtp_logits, reference.mtp_logits, c.vocab_size,
+                                  bf16_weights ? bf16_bound(c, rms_over_max(reference.mtp_logits)) : kF32Bound));
+      }
+      if (&feeding == &feedings().front()) {
+        if (!reference.hidden.empty()) {
+          results.push_back(compare(name + ": hidden states" + place, out.hidden, reference.hidden, c.hidden_size, bound));
+        }
+        if (!reference.experts.empty()) {
+          SelftestResult experts{name + ": experts" + place, 0, 0, 0, 0, "", true};
+          for (size_t i = 0; i < reference.experts.size(); ++i) {
+            if (out.experts[i] != reference.experts[i] && experts.error++ == 0) {
+              experts.row = static_cast<int64_t>(i) / c.router.num_experts_per_tok;
+              experts.column = static_cast<int64_t>(i) % c.router.num_experts_per_tok;
+              experts.detail = fmt::format("found expert {}, expected {}", out.experts[i], reference.experts[i]);
+            }
+          }
+          experts.passed = experts.error == 0;
+          results.push_back(experts);
+        }
+        first = out;
+      } else {
+        const bool equal = out.logits == first.logits && out.mtp_logits == first.mtp_logits;
+        results.push_back({name + ": same bits as in one piece" + place, equal ? 0.0 : 1.0, 0, 0, 0, equal ? "" : "some bits differ", equal});
+      }
+    }
+  }
+}
+
+// A folder that deletes itself.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string pattern = (fs::temp_directory_path() / "fathom-selftest-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) == nullptr) fail_resource("{}: cannot create a temporary folder", pattern);
+    path_ = pattern;
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+// The checkpoint with every weight but the router bias rounded to bf16; stored as BF16, or as F32 holding the rounded values.
+void write_rounded(const Checkpoint& checkpoint, DType stored, const fs::path& folder) {
+  std::vector<std::vector<std::byte>> memory;
+  std::vector<TensorToWrite> tensors;
+  for (const TensorInfo* tensor : checkpoint.tensors()) {
+    const bool router_bias = tensor->name.ends_with("e_score_correction_bias");
+    int64_t count = 1;
+    for (const int64_t d : tensor->shape) count *= d;
+    if (tensor->dtype != DType::kF32) fail("{}: tensor {}: expected F32", checkpoint.file_name(*tensor), quoted(tensor->name));
+    const DType dtype = router_bias ? DType::kF32 : stored;
+    std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(dtype, count)));
+    for (int64_t i = 0; i < count; ++i) {
+      float value = 0;
+      __builtin_memcpy(&value, tensor->data + i * 4, 4);
+      const bf16 rounded = f32_to_bf16(value);
+      if (!router_bias) value = bf16_to_f32(rounded);
+      if (dtype == DType::kBF16) {
+        __builtin_memcpy(bytes.data() + i * 2, &rounded, 2);
+      } else {
+        __builtin_memcpy(bytes.data() + i * 4, &value, 4);
+      }
+    }
+    memory.push_back(std::move(bytes));
+    tensors.push_back({tensor->name, dtype, tensor->shape, memory.back()});
+  }
+  write_safetensors(folder / "model.safetensors", tensors);
+  write_file_atomically(folder / "config.json", *checkpoint.side_file("config.json", Limits{}.config_file_bytes));
+}
+
+std::vector<SelftestResult> selftest_model_folder(const fs::path& folder, Context& ctx) {
+  const Model model = Model::load(folder);
+  const ModelConfig& c = model.config();
+  const Safetensors golden = Safetensors::open(folder / "golden.safetensors");
+  Reference reference;
+  reference.ids = read_ids(golden, "input_ids");
+  const auto tokens = static_cast<int64_t>(reference.ids.size());
+  reference.logits = read_f32(golden, "logits", tokens, c.vocab_size);
+  if (golden.find("hidden") != nullptr) {
+    reference.hidden = read_f32(golden, "hidden", (c.num_hidden_layers + 1) * tokens, c.hidden_size);
+  }
+  if (golden.find("mtp_logits") != nullptr && model.has_mtp()) {
+    reference.mtp_logits = read_f32(golden, "mtp_logits", tokens - 1, c.vocab_size);
+  }
+  if (const TensorInfo* experts = golden.find("experts")) {
+    if (experts->dtype != DType::kI64) fail("{}: tensor 'experts': expected I64", golden.file().path());
+    for (uint64_t i = 0; i < experts->bytes / 8; ++i) {
+      int64_t id = 0;
+      __builtin_memcpy(&id, experts->data + i * 8, 8);
+      reference.experts.push_back(static_cast<int32_t>(id));
+    }
+  }
+  const std::string name = folder.filename().string();
+  std::vector<SelftestResult> results;
+  check_model(name, model, ctx, reference, results);
+  if (golden.find("logits_bf16_weights") != nullptr) {
+    Reference rounded{reference.ids, read_f32(golden, "logits_bf16_weights", tokens, c.vocab_size), {}, {}, {}};
+    for (const DType stored : {DType::kF32, DType::kBF16}) {
+      const TemporaryFolder temporary;
+      write_rounded(model.checkpoint(), stored, temporary.path());
+      const Model copy = Model::load(temporary.path());
+      check_model(name + (stored == DType::kF32 ? " (bf16 values, f32 arithmetic)" : " (BF16)"), copy, ctx, rounded, results);
+    }
+  }
+  return results;
+}
+
+std::vector<SelftestResult> selftest_gguf_folder(const fs::path& folder, Context& ctx) {
+  const Safetensors golden = Safetensors::open(folder / "golden.safetensors");
+  std::set<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".gguf") files.insert(entry.path());
+  }
+  std::vector<SelftestResult> results;
+  for (const fs::path& file : files) {
+    const std::string name = file.stem().string();
+    if (golden.find(name + ".logits") == nullptr) continue;
+    // input_ids are shared by all files whose name begins with the same prefix.
+    const TensorInfo* ids = nullptr;
+    for (const TensorInfo& tensor : golden.tensors()) {
+      constexpr std::string_view kIds = ".input_ids";
+      if (!tensor.name.ends_with(kIds)) continue;
+      if (name.starts_with(tensor.name.substr(0, tensor.name.size() - kIds.size()))) ids = &tensor;
+    }
+    if (ids == nullptr) fail("{}: no input_ids for {}", golden.file().path(), quoted(name));
+    const Model model = Model::load(file);
+    Reference reference;
+    reference.ids = read_ids(golden, ids->name);
+    reference.logits = read_f32(golden, name + ".logits", static_cast<int64_t>(reference.ids.size()), model.config().vocab_size);
+    check_model(name, model, ctx, reference, results);
+  }
+  if (results.empty()) fail("{}: no GGUF file with recorded logits", folder.string());
+  return results;
+}
+
+}  // namespace
+
+std::vector<SelftestResult> selftest_folder(const std::string& folder, Context& ctx) {
+  const fs::path path = fs::path(folder).lexically_normal();
+  if (!fs::exists(path / "golden.safetensors")) fail("{}: golden.safetensors is missing (expected a folder of recorded vectors)", folder);
+  return fs::exists(path / "config.json") ? selftest_model_folder(path, ctx) : selftest_gguf_folder(path, ctx);
+}
+
+int run_selftest(const SelftestOptions& options) {
+  Context ctx(options.threads > 0 ? options.threads : available_cores());
+  int64_t failed = 0, total = 0;
+  for (const std::string& folder : options.folders) {
+    for (const SelftestResult& r : selftest_folder(folder, ctx)) {
+      ++total;
+      failed += r.passed ? 0 : 1;
+      if (options.json) {
+        const nlohmann::json line = {{"subject", r.subject}, {"passed", r.passed}, {"error", std::isfinite(r.error) ? nlohmann::json(r.error) : nlohmann::json("inf")},
+                                     {"bound", r.bound}, {"row", r.row}, {"column", r.column}, {"detail", r.detail}};
+        fmt::print("{}\n", line.dump());
+        continue;
+      }
+      const char* mark = r.passed ? (options.color ? "\x1b[32mok  \x1b[0m" : "ok  ") : (options.color ? "\x1b[31mFAIL\x1b[0m" : "FAIL");
+      fmt::print("{} {}: {:.2g} (bound {:.2g})", mark, r.subject, r.error, r.bound);
+      if (!r.passed) fmt::print(", worst at position {}, element {}: {}", r.row, r.column, r.detail);
+      fmt::print("\n");
+    }
+  }
+  if (!options.json) fmt::print("{} comparisons, {} failed\n", total, failed);
+  return failed == 0 ? 0 : 1;
+}
+
+}  // namespace fathom

@@ -1,0 +1,18 @@
+// The plain twin of the whole model: double precision, loops, no cache, no SIMD, expanded MLA only. Reads the same weight views
+// as the real one (each value widened exactly) and shares nothing else with it but the config and the rotation frequencies.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "model/model.h"
+
+namespace fathom::reference {
+
+// Logits [tokens, vocab_size] of every position; hidden, if not null, receives the state after the final norm [tokens, hidden_size].
+std::vector<double> model_logits(const Model& model, std::span<const int32_t> tokens, std::vector<double>* hidden = nullptr);
+
+// MTP logits [tokens - 1, vocab_size] from model_logits' hidden.
+std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> tokens, std::span<const double> hidden);
+
+}  // namespace fathom::reference

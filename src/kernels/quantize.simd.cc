@@ -1,6 +1,7 @@
-// Block formats to f32, one body per format for every instruction set. A block is taken 16 bytes at a time (U8x16), its integers
-// are put together in bytes, widened to f32 and scaled. All products are exact in f32 (11 bits of an f16 scale times at most
-// 13 bits of integers), so only the last operation rounds, and an FMA gives the bits of a multiplication and an addition.
+// Block formats to f32, one body per format for every instruction set. A block is taken 16 bytes at a time
+// (U8x16), its integers are put together in bytes, widened to f32 and scaled. All products are exact in f32 (11 bits
+// of an f16 scale times at most 13 bits of integers), so only the last operation rounds, and an FMA gives the bits of
+// a multiplication and an addition.
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -9,6 +10,8 @@ namespace {
 // Generic vectors: the operators are the compiler's, lane by lane.
 typedef uint8_t U8x16 __attribute__((vector_size(16)));
 typedef int8_t I8x16 __attribute__((vector_size(16)));
+typedef uint32_t U32x4 __attribute__((vector_size(16)));
+typedef uint64_t U64x2 __attribute__((vector_size(16)));
 typedef uint16_t U16x16 __attribute__((vector_size(32)));
 
 U8x16 load_bytes(const uint8_t* p) {
@@ -31,13 +34,17 @@ uint32_t load_u32(const uint8_t* p) {
 __m128i m128(U8x16 a) { return reinterpret_cast<__m128i>(a); }
 float load_scale(const uint8_t* p) { return _cvtsh_ss(load_u16(p)); }
 // table[i] for 16 indices below 16.
-U8x16 lookup(U8x16 table, U8x16 i) { return reinterpret_cast<U8x16>(_mm_shuffle_epi8(m128(table), m128(i))); }
+U8x16 lookup(U8x16 table, U8x16 i) {
+  return reinterpret_cast<U8x16>(_mm_shuffle_epi8(m128(table), m128(i)));
+}
 #else
 float load_scale(const uint8_t* p) { return f16_lane(load_u16(p)); }
 U8x16 lookup(U8x16 table, U8x16 i) {
-  U8x16 r;
-  for (int lane = 0; lane < 16; ++lane) r[lane] = table[i[lane]];
-  return r;
+  uint8_t from[16], to[16];
+  __builtin_memcpy(from, &table, sizeof from);
+  __builtin_memcpy(to, &i, sizeof to);
+  for (uint8_t& lane : to) lane = from[lane];
+  return load_bytes(to);
 }
 #endif
 
@@ -46,8 +53,6 @@ U8x16 lookup(U8x16 table, U8x16 i) {
 F32x16 widen(U8x16 a) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(m128(a)))}; }
 F32x16 widen_f16(U16x16 a) { return {_mm512_cvtph_ps(reinterpret_cast<__m256i>(a))}; }
 U16x16 widen_u16(U8x16 a) { return reinterpret_cast<U16x16>(_mm256_cvtepu8_epi16(m128(a))); }
-// Lane i is `value` where bit i of `bits` is set, else 0.
-U8x16 spread(uint16_t bits, char value) { return reinterpret_cast<U8x16>(_mm_maskz_set1_epi8(bits, value)); }
 #elif defined(FATHOM_SIMD_IS_avx2)
 F32x16 widen(U8x16 a) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(m128(a))),
@@ -58,12 +63,6 @@ F32x16 widen_f16(U16x16 a) {
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))};
 }
 U16x16 widen_u16(U8x16 a) { return reinterpret_cast<U16x16>(_mm256_cvtepu8_epi16(m128(a))); }
-U8x16 spread(uint16_t bits, char value) {
-  const __m128i bytes = _mm_shuffle_epi8(_mm_cvtsi32_si128(bits), _mm_set_epi64x(0x0101010101010101, 0));
-  const __m128i bit = _mm_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-  return reinterpret_cast<U8x16>(
-      _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(bytes, bit), bit), _mm_set1_epi8(value)));
-}
 #else
 F32x16 widen(U8x16 a) {
   int8_t bytes[16];
@@ -78,12 +77,15 @@ F32x16 widen_f16(U16x16 a) {
   return load_f16(halves);
 }
 U16x16 widen_u16(U8x16 a) { return __builtin_convertvector(a, U16x16); }
-U8x16 spread(uint16_t bits, char value) {
-  U8x16 r;
-  for (int i = 0; i < 16; ++i) r[i] = static_cast<uint8_t>(bits >> i & 1 ? value : 0);
-  return r;
-}
 #endif
+
+// Lane i is 16 where bit i of `bits` is set, else 0: the fifth bit of Q5_0 and Q5_1.
+U8x16 fifth_bits(uint16_t bits) {
+  constexpr uint64_t kEach = 0x0101010101010101;
+  const U64x2 bytes = {(bits & 255) * kEach, (bits >> 8) * kEach};
+  constexpr U8x16 kBit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  return reinterpret_cast<U8x16>((reinterpret_cast<U8x16>(bytes) & kBit) == kBit) & 16;
+}
 
 // The 4-bit code books of models.md §8.5; the second is the doubled E2M1.
 constexpr I8x16 kIq4 = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -119,15 +121,15 @@ void block_q4_1(const uint8_t* b, float* y) {
 void block_q5_0(const uint8_t* b, float* y) {
   const F32x16 d = set(load_scale(b));
   const U8x16 q = load_bytes(b + 6);
-  scaled(d, ((q & 15) | spread(load_u16(b + 2), 16)) - 16, y);
-  scaled(d, ((q >> 4) | spread(load_u16(b + 4), 16)) - 16, y + 16);
+  scaled(d, ((q & 15) | fifth_bits(load_u16(b + 2))) - 16, y);
+  scaled(d, ((q >> 4) | fifth_bits(load_u16(b + 4))) - 16, y + 16);
 }
 
 void block_q5_1(const uint8_t* b, float* y) {
   const F32x16 d = set(load_scale(b)), m = set(load_scale(b + 2));
   const U8x16 q = load_bytes(b + 8);
-  scaled(d, (q & 15) | spread(load_u16(b + 4), 16), m, y);
-  scaled(d, (q >> 4) | spread(load_u16(b + 6), 16), m, y + 16);
+  scaled(d, (q & 15) | fifth_bits(load_u16(b + 4)), m, y);
+  scaled(d, (q >> 4) | fifth_bits(load_u16(b + 6)), m, y + 16);
 }
 
 void block_iq4_nl(const uint8_t* b, float* y) {
@@ -171,9 +173,9 @@ void block_q2_k(const uint8_t* b, float* y) {
 void block_q3_k(const uint8_t* b, float* y) {
   const uint32_t a0 = load_u32(b + 96), a1 = load_u32(b + 100), t = load_u32(b + 104);
   constexpr uint32_t kLow = 0x0f0f0f0f, kHigh = 0x30303030;
-  const uint32_t s[4] = {(a0 & kLow) | (t << 4 & kHigh), (a1 & kLow) | (t << 2 & kHigh),
-                         (a0 >> 4 & kLow) | (t & kHigh), (a1 >> 4 & kLow) | (t >> 2 & kHigh)};
-  const Scales d(set(load_scale(b + 108)), load_bytes(reinterpret_cast<const uint8_t*>(s)) - 32);
+  const U32x4 s = {(a0 & kLow) | (t << 4 & kHigh), (a1 & kLow) | (t << 2 & kHigh),
+                   (a0 >> 4 & kLow) | (t & kHigh), (a1 >> 4 & kLow) | (t >> 2 & kHigh)};
+  const Scales d(set(load_scale(b + 108)), reinterpret_cast<U8x16>(s) - 32);
   U8x16 h0 = load_bytes(b), h1 = load_bytes(b + 16);  // a clear bit subtracts 4
   for (int half = 0; half < 2; ++half) {
     U8x16 q0 = load_bytes(b + 32 + 32 * half), q1 = load_bytes(b + 48 + 32 * half);
@@ -191,9 +193,8 @@ void block_q3_k(const uint8_t* b, float* y) {
 // The 6-bit scales and minimums of Q4_K and Q5_K: 8 scales, then 8 minimums.
 U8x16 unpack_scales(const uint8_t* s) {
   const uint32_t a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8);
-  const uint32_t out[4] = {a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030),
-                           b & 0x3f3f3f3f, (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)};
-  return load_bytes(reinterpret_cast<const uint8_t*>(out));
+  return reinterpret_cast<U8x16>(U32x4{a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030),
+                                       b & 0x3f3f3f3f, (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)});
 }
 Scales scales_and_minimums(const uint8_t* b) {
   const float d = load_scale(b), m = -load_scale(b + 2);
@@ -231,7 +232,8 @@ void block_q6_k(const uint8_t* b, float* y) {
   for (int half = 0; half < 2; ++half) {
     for (int run = 0; run < 2; ++run) {
       const uint8_t* low = b + 64 * half + 16 * run;
-      const U8x16 q0 = load_bytes(low), q1 = load_bytes(low + 32), h = load_bytes(b + 128 + 32 * half + 16 * run);
+      const U8x16 q0 = load_bytes(low), q1 = load_bytes(low + 32);
+      const U8x16 h = load_bytes(b + 128 + 32 * half + 16 * run);
       const int k = 8 * half + run;
       scaled(d[k], ((q0 & 15) | (h << 4 & 48)) - 32, y + 16 * k);
       scaled(d[k + 2], ((q1 & 15) | (h << 2 & 48)) - 32, y + 16 * k + 32);
@@ -269,7 +271,7 @@ void elements(const uint8_t* row, int64_t cols, float* out) {
   store_n(widened(tail), out + whole, cols - whole);
 }
 
-// E4M3 is an f16 with one exponent bit less and seven mantissa bits less, its values 2^8 smaller; going through f16 keeps the
+// E4M3 is an f16 without one exponent bit and seven mantissa bits, 2^8 times as large. Going through f16 keeps
 // subnormals off the slow path of f32 arithmetic. Code 127 is NaN.
 F32x16 load_f8e4m3(const uint8_t* p) {
   const U16x16 code = widen_u16(load_bytes(p));
@@ -279,22 +281,28 @@ F32x16 load_f8e4m3(const uint8_t* p) {
 
 }  // namespace
 
-void dequantize_f16(const uint8_t* row, int64_t cols, float* out) { elements<uint16_t, load_f16>(row, cols, out); }
-void dequantize_bf16(const uint8_t* row, int64_t cols, float* out) { elements<uint16_t, load_bf16>(row, cols, out); }
-void dequantize_f8e4m3(const uint8_t* row, int64_t cols, float* out) { elements<uint8_t, load_f8e4m3>(row, cols, out); }
-void dequantize_q8_0(const uint8_t* row, int64_t cols, float* out) { blocks<32, 34, block_q8_0>(row, cols, out); }
-void dequantize_q4_0(const uint8_t* row, int64_t cols, float* out) { blocks<32, 18, block_q4_0>(row, cols, out); }
-void dequantize_q4_1(const uint8_t* row, int64_t cols, float* out) { blocks<32, 20, block_q4_1>(row, cols, out); }
-void dequantize_q5_0(const uint8_t* row, int64_t cols, float* out) { blocks<32, 22, block_q5_0>(row, cols, out); }
-void dequantize_q5_1(const uint8_t* row, int64_t cols, float* out) { blocks<32, 24, block_q5_1>(row, cols, out); }
-void dequantize_q2_k(const uint8_t* row, int64_t cols, float* out) { blocks<256, 84, block_q2_k>(row, cols, out); }
-void dequantize_q3_k(const uint8_t* row, int64_t cols, float* out) { blocks<256, 110, block_q3_k>(row, cols, out); }
-void dequantize_q4_k(const uint8_t* row, int64_t cols, float* out) { blocks<256, 144, block_q4_k>(row, cols, out); }
-void dequantize_q5_k(const uint8_t* row, int64_t cols, float* out) { blocks<256, 176, block_q5_k>(row, cols, out); }
-void dequantize_q6_k(const uint8_t* row, int64_t cols, float* out) { blocks<256, 210, block_q6_k>(row, cols, out); }
-void dequantize_iq4_nl(const uint8_t* row, int64_t cols, float* out) { blocks<32, 18, block_iq4_nl>(row, cols, out); }
-void dequantize_iq4_xs(const uint8_t* row, int64_t cols, float* out) { blocks<256, 136, block_iq4_xs>(row, cols, out); }
-void dequantize_mxfp4(const uint8_t* row, int64_t cols, float* out) { blocks<32, 17, block_mxfp4>(row, cols, out); }
+#define FATHOM_ELEMENTS(name, type) \
+  void dequantize_##name(const uint8_t* row, int64_t cols, float* out) { elements<type, load_##name>(row, cols, out); }
+#define FATHOM_BLOCKS(name, count, bytes)                                \
+  void dequantize_##name(const uint8_t* row, int64_t cols, float* out) { \
+    blocks<count, bytes, block_##name>(row, cols, out);                  \
+  }
+FATHOM_ELEMENTS(f16, uint16_t)
+FATHOM_ELEMENTS(bf16, uint16_t)
+FATHOM_ELEMENTS(f8e4m3, uint8_t)
+FATHOM_BLOCKS(q8_0, 32, 34)
+FATHOM_BLOCKS(q4_0, 32, 18)
+FATHOM_BLOCKS(q4_1, 32, 20)
+FATHOM_BLOCKS(q5_0, 32, 22)
+FATHOM_BLOCKS(q5_1, 32, 24)
+FATHOM_BLOCKS(q2_k, 256, 84)
+FATHOM_BLOCKS(q3_k, 256, 110)
+FATHOM_BLOCKS(q4_k, 256, 144)
+FATHOM_BLOCKS(q5_k, 256, 176)
+FATHOM_BLOCKS(q6_k, 256, 210)
+FATHOM_BLOCKS(iq4_nl, 32, 18)
+FATHOM_BLOCKS(iq4_xs, 256, 136)
+FATHOM_BLOCKS(mxfp4, 32, 17)
 
 void multiply(float* inout, int64_t n, float factor) {
   for (int64_t i = 0; i < n; ++i) inout[i] *= factor;

@@ -5,17 +5,16 @@
 
 namespace fathom {
 
-// Rows of w that one panel holds; every target's register tile divides it.
-inline constexpr int64_t kPanelRows = 6;
+// Rows of w that are multiplied together: the width of every target's register tile.
+inline constexpr int64_t kPanelRows = 8;
 
-// One block of the product: y[m, n] = sum_k x[m, k] * w[n, k] + bias[n], or a part of the sum over k. Operands are rows of f32, or of the
-// target's bf16 form (gemm.simd.cc); strides in elements.
+// One block of the product: y[m, n] = sum_k x[m, k] * w[n, k] + bias[n], or a part of the sum over k. Strides in elements of the operand.
 struct GemmBlock {
   const void* x = nullptr;
   const void* w = nullptr;
   int64_t x_stride = 0, w_stride = 0;
   int64_t m = 0, n = 0, k = 0;
-  // The 16 partial sums of each output between two blocks of k: [m][n][16]. Unused when first && last.
+  // The 16 partial sums of each output between two blocks of k, [m][kPanelRows][16]; then n <= kPanelRows. Unused when first && last.
   float* partial = nullptr;
   bool first = true, last = true;
   const float* bias = nullptr;  // [n] or null

@@ -14,98 +14,129 @@
 namespace fathom {
 
 FATHOM_SIMD_DECLARE(void gemm_f32(const GemmBlock& b))
-FATHOM_SIMD_DECLARE(void gemm_bf16(const GemmBlock& b))
-FATHOM_SIMD_DECLARE(void bf16_operand(const uint16_t* in, int64_t n, void* out))
-FATHOM_SIMD_DECLARE(void bf16_operand_from_f32(const float* in, int64_t n, void* out))
+FATHOM_SIMD_DECLARE(void gemm_split_bf16(const GemmBlock& b))
+FATHOM_SIMD_DECLARE(void gemm_split_bf16_in_place(const GemmBlock& b))
+FATHOM_SIMD_DECLARE(void split_bf16(const uint16_t* in, int64_t n, float* out))
+FATHOM_SIMD_DECLARE(void round_to_bf16(const float* in, int64_t n, uint16_t* out))
+#if defined(__x86_64__)
+namespace avx512 {
+void gemm_native_bf16(const GemmBlock& b);
+}
+#endif
 
 namespace {
 
-constexpr int64_t kBlockK = 1024;       // a panel of w (6 x 4 KiB) stays in L1
+constexpr int64_t kPanelBytes = 4096;      // one row of a panel: 8 rows fit L1 beside the rows of x
 constexpr int64_t kRowsBytes = 512 << 10;  // rows of x in one item: half of a small L2
-constexpr int64_t kItemRows = 24;       // rows of w in one item
-constexpr int64_t kFewRows = 4;         // up to here a panel is not worth copying
+constexpr int64_t kItemRows = 16;          // rows of w in one item
+constexpr int64_t kFewRows = 6;            // up to here w is read where it lies
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Rows of x in operand form.
-struct Operand {
-  const std::byte* data;
-  int64_t stride;  // elements
-  int64_t element_bytes;
-  const std::byte* at(int64_t row, int64_t k) const { return data + (row * stride + k) * element_bytes; }
-};
+// What the operands are brought into, and by which tiles they are multiplied (gemm.simd.cc).
+enum class Form { kF32, kSplitBf16, kNativeBf16 };
+
+Form choose_form(Isa isa, DType dtype) {
+  if (dtype != DType::kBF16) return Form::kF32;
+#if defined(__x86_64__)
+  // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
+  if (isa == Isa::kAvx512 && __builtin_cpu_is("amd")) return Form::kNativeBf16;
+#endif
+  static_cast<void>(isa);
+  return Form::kSplitBf16;
+}
 
 struct Problem {
   Context& ctx;
-  bool bf16;            // w is BF16: both operands in the target's bf16 form
-  bool native;          // ... which is plain bf16
-  int64_t k;            // columns, rounded up where the split form needs it
-  Operand x;
+  Form form;
+  const std::byte* x;  // in its form
+  int64_t x_stride;    // elements
+  int64_t element_bytes;
   const float* bias;
   Rows y;
 };
 
+void run_block(Isa isa, Form form, bool in_place, const GemmBlock& block) {
+  switch (form) {
+    case Form::kF32: return FATHOM_SIMD_CALL(isa, gemm_f32)(block);
+    case Form::kSplitBf16:
+      return in_place ? FATHOM_SIMD_CALL(isa, gemm_split_bf16_in_place)(block) : FATHOM_SIMD_CALL(isa, gemm_split_bf16)(block);
+    case Form::kNativeBf16:
+#if defined(__x86_64__)
+      return avx512::gemm_native_bf16(block);
+#endif
+      break;
+  }
+}
+
+// Columns [k0, k0 + k) of row r of w, in its form.
+void load_panel_row(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k, std::byte* out) {
+  switch (p.form) {
+    case Form::kF32: return dequantize_weight(p.ctx.isa(), w, r, k0, k, reinterpret_cast<float*>(out));
+    case Form::kSplitBf16:
+      return FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(reinterpret_cast<const bf16*>(w.row(r)) + k0, k,
+                                                       reinterpret_cast<float*>(out));
+    case Form::kNativeBf16: std::memcpy(out, w.row(r) + k0 * 2, static_cast<size_t>(k) * 2); return;
+  }
+}
+
 // Rows [m0, m0 + m) times rows [n0, n0 + n) of w.
 void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
   GemmBlock b;
-  b.x_stride = p.x.stride;
+  b.x_stride = p.x_stride;
   b.y_stride = p.y.stride;
   b.m = m;
-  const auto kernel = p.bf16 ? FATHOM_SIMD_CALL(p.ctx.isa(), gemm_bf16) : FATHOM_SIMD_CALL(p.ctx.isa(), gemm_f32);
-  if (m <= kFewRows && (w.dtype == DType::kF32 || (p.bf16 && p.native))) {
-    b.x = p.x.at(m0, 0);
+  const std::byte* const x = p.x + m0 * p.x_stride * p.element_bytes;
+  if (m <= kFewRows && (w.dtype == DType::kF32 || w.dtype == DType::kBF16)) {
+    b.x = x;
     b.w = w.row(n0);
     b.w_stride = w.cols;
     b.n = n;
     b.k = w.cols;
     b.bias = p.bias != nullptr ? p.bias + n0 : nullptr;
     b.y = p.y.row(m0) + n0;
-    return kernel(b);
+    return run_block(p.ctx.isa(), p.form, true, b);
   }
+  const int64_t block_k = kPanelBytes / p.element_bytes;
+  b.w_stride = block_k + 16;  // rows of a panel fall into different sets of L1
   ArenaScope scope(p.ctx.worker_scratch(worker));
-  b.w_stride = std::min(kBlockK, p.k) + 16;  // rows of a panel fall into different L1 sets
-  std::byte* panel = scope.array<std::byte>(kPanelRows * b.w_stride * p.x.element_bytes);
-  b.partial = scope.array<float>(p.k > kBlockK ? m * kPanelRows * 16 : 0);
+  std::byte* const panel = scope.array<std::byte>(kPanelRows * b.w_stride * p.element_bytes);
+  b.partial = scope.array<float>(w.cols > block_k ? m * kPanelRows * 16 : 0);
   b.w = panel;
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
     b.n = std::min(kPanelRows, n0 + n - r0);
     b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
     b.y = p.y.row(m0) + r0;
-    for (int64_t k0 = 0; k0 < p.k; k0 += kBlockK) {
-      b.k = std::min(kBlockK, p.k - k0);
-      const int64_t columns = std::min(b.k, w.cols - k0);
-      for (int64_t r = 0; r < b.n; ++r) {
-        std::byte* out = panel + r * b.w_stride * p.x.element_bytes;
-        if (columns < b.k) std::memset(out, 0, static_cast<size_t>(b.k * p.x.element_bytes));
-        if (p.bf16) {
-          const auto* row = reinterpret_cast<const bf16*>(w.row(r0 + r));
-          FATHOM_SIMD_CALL(p.ctx.isa(), bf16_operand)(row + k0, columns, out);
-        } else {
-          dequantize_weight(p.ctx.isa(), w, r0 + r, k0, columns, reinterpret_cast<float*>(out));
-        }
-      }
-      b.x = p.x.at(m0, k0);
+    for (int64_t k0 = 0; k0 < w.cols; k0 += block_k) {
+      const int64_t k = std::min(block_k, w.cols - k0);
+      for (int64_t r = 0; r < b.n; ++r) load_panel_row(p, w, r0 + r, k0, k, panel + r * b.w_stride * p.element_bytes);
+      b.x = x + k0 * p.element_bytes;
+      b.k = p.form == Form::kSplitBf16 ? ceil_div(k, 32) * 32 : k;
       b.first = k0 == 0;
-      b.last = k0 + b.k == p.k;
-      kernel(b);
+      b.last = k0 + k == w.cols;
+      run_block(p.ctx.isa(), p.form, false, b);
     }
   }
 }
 
-// x, in place or converted.
-Operand prepare(Context& ctx, ArenaScope& scope, ConstRows x, bool is_bf16, int64_t k) {
-  if (!is_bf16) return {reinterpret_cast<const std::byte*>(x.data), x.stride, 4};
-  const int64_t element_bytes = ctx.isa() == Isa::kAvx512 ? 2 : 4;
-  const int64_t row_bytes = k * element_bytes;
-  std::byte* out = scope.array<std::byte>(x.rows * row_bytes);
-  const auto convert = FATHOM_SIMD_CALL(ctx.isa(), bf16_operand_from_f32);
-  ctx.pool().run(ceil_div(x.rows, 16), [&](int64_t item, int) {
-    for (int64_t r = item * 16; r < std::min(x.rows, item * 16 + 16); ++r) {
-      if (x.cols < k) std::memset(out + r * row_bytes, 0, static_cast<size_t>(row_bytes));
-      convert(x.row(r), x.cols, out + r * row_bytes);
-    }
-  });
-  return {out, k, element_bytes};
+// x in its form; converted rows are memory of `scope`.
+void prepare_rows(ConstRows x, ArenaScope& scope, Problem& p) {
+  p.element_bytes = p.form == Form::kNativeBf16 ? 2 : 4;
+  p.x_stride = x.stride;
+  p.x = reinterpret_cast<const std::byte*>(x.data);
+  if (p.form == Form::kF32) return;
+  p.x_stride = ceil_div(x.cols, 32) * 32;
+  std::byte* const out = scope.array<std::byte>(x.rows * p.x_stride * p.element_bytes);
+  p.x = out;
+  const auto convert = [&](int64_t r, int worker) {
+    ArenaScope row_scope(p.ctx.worker_scratch(worker));
+    std::byte* const row = out + r * p.x_stride * p.element_bytes;
+    const bool split = p.form == Form::kSplitBf16;
+    bf16* const rounded = split ? row_scope.array<bf16>(x.cols) : reinterpret_cast<bf16*>(row);
+    FATHOM_SIMD_CALL(p.ctx.isa(), round_to_bf16)(x.row(r), x.cols, rounded);
+    if (split) FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(rounded, x.cols, reinterpret_cast<float*>(row));
+  };
+  p.ctx.pool().run(x.rows, convert);
 }
 
 void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets, std::span<const WeightView> experts,
@@ -121,13 +152,11 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
     return;
   }
   ArenaScope scope(ctx.scratch());
-  const bool is_bf16 = shape.dtype == DType::kBF16;
-  const bool native = ctx.isa() == Isa::kAvx512;
-  const int64_t k = is_bf16 && !native ? ceil_div(x.cols, 32) * 32 : x.cols;
-  const Problem p{ctx, is_bf16, native, k, prepare(ctx, scope, x, is_bf16, k), bias, y};
+  Problem p{ctx, choose_form(ctx.isa(), shape.dtype), nullptr, 0, 0, bias, y};
+  prepare_rows(x, scope, p);
 
   // Items of expert e: first[e] .. first[e + 1], blocks of rows of x outermost.
-  const int64_t block_m = std::clamp<int64_t>(kRowsBytes / (k * p.x.element_bytes) / 4 * 4, 16, 256);
+  const int64_t block_m = std::clamp<int64_t>(kRowsBytes / (x.cols * p.element_bytes) / 12 * 12, 24, 240);
   const int64_t blocks_n = ceil_div(y.cols, kItemRows);
   const auto count = static_cast<int64_t>(experts.size());
   int64_t* first = scope.array<int64_t>(count + 1);

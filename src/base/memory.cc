@@ -1,0 +1,62 @@
+#include "base/memory.h"
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <string>
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The number behind `key` on the first line that begins with it.
+std::optional<uint64_t> number_after(const fs::path& path, std::string_view key) {
+  std::ifstream in(path);  // files of /proc and /sys read as empty by size, so read_file is not for them
+  for (std::string line; std::getline(in, line);) {
+    if (!line.starts_with(key)) continue;
+    const size_t begin = std::min(line.find_first_not_of(" \t", key.size()), line.size());
+    uint64_t value = 0;
+    const auto [end, error] = std::from_chars(line.data() + begin, line.data() + line.size(), value);
+    return error == std::errc{} ? std::optional(value) : std::nullopt;  // "max": no limit
+  }
+  return std::nullopt;
+}
+
+// The smallest room left in the group and all above it. A container may not see its own group's folder, only the mount.
+uint64_t room_in_groups(const fs::path& mount, fs::path group, const char* limit_file, const char* usage_file) {
+  uint64_t room = UINT64_MAX;
+  while (true) {
+    if (const auto limit = number_after(mount / group / limit_file, "")) {
+      const fs::path stat = mount / group / "memory.stat";
+      const uint64_t usage = number_after(mount / group / usage_file, "").value_or(0);
+      const uint64_t droppable = number_after(stat, "inactive_file ").value_or(0) + number_after(stat, "active_file ").value_or(0);
+      const uint64_t held = usage - std::min(usage, droppable);
+      room = std::min(room, *limit - std::min(*limit, held));
+    }
+    if (group.empty()) return room;
+    group = group.parent_path();
+  }
+}
+
+}  // namespace
+
+std::optional<uint64_t> available_memory(const fs::path& root) {
+  const auto free_kib = number_after(root / "proc/meminfo", "MemAvailable:");
+  if (!free_kib) return std::nullopt;
+  uint64_t available = *free_kib * 1024;
+  std::ifstream groups(root / "proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {  // version 2: "0::/path", version 1: "5:memory:/path"
+    const fs::path mount = root / "sys/fs/cgroup";
+    const auto path_from = [&](size_t at) { return fs::path(line.substr(at)).relative_path(); };
+    if (line.starts_with("0::")) {
+      available = std::min(available, room_in_groups(mount, path_from(3), "memory.max", "memory.current"));
+    } else if (const size_t at = line.find(":memory:"); at != line.npos) {
+      available = std::min(available, room_in_groups(mount / "memory", path_from(at + 8), "memory.limit_in_bytes",
+                                                     "memory.usage_in_bytes"));
+    }
+  }
+  return available;
+}
+
+}  // namespace fathom

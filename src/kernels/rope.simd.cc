@@ -1,23 +1,35 @@
-// Plain loops: compilers vectorise them, and without contraction every target rounds alike.
+// The arithmetic is in F32x16, not in a plain loop over pairs: gcc 12 makes fused multiply-adds of that one, against
+// -ffp-contract=off, and the targets would then round differently.
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
+namespace {
 
-void rope_interleaved(const float* __restrict cos_sin, int64_t pairs, float* __restrict x) {
-  for (int64_t p = 0; p < pairs; ++p) {
-    const float a = x[2 * p], b = x[2 * p + 1], c = cos_sin[2 * p], s = cos_sin[2 * p + 1];
-    x[2 * p] = a * c - b * s;
-    x[2 * p + 1] = a * s + b * c;
+// Pair p is (x[p * kStep], x[p * kStep + second]).
+template <int64_t kStep>
+void rotate(const float* cos_sin, int64_t pairs, int64_t second, float* x) {
+  for (int64_t p = 0; p < pairs; p += kLanes, x += kLanes * kStep, cos_sin += 2 * kLanes) {
+    const int64_t n = pairs - p < kLanes ? pairs - p : kLanes;
+    float a[kLanes] = {}, b[kLanes] = {}, cosine[kLanes] = {}, sine[kLanes] = {};
+    for (int64_t i = 0; i < n; ++i) {
+      a[i] = x[i * kStep];
+      b[i] = x[i * kStep + second];
+      cosine[i] = cos_sin[2 * i];
+      sine[i] = cos_sin[2 * i + 1];
+    }
+    const F32x16 va = load(a), vb = load(b), c = load(cosine), s = load(sine);
+    store(va * c - vb * s, a);
+    store(va * s + vb * c, b);
+    for (int64_t i = 0; i < n; ++i) {
+      x[i * kStep] = a[i];
+      x[i * kStep + second] = b[i];
+    }
   }
 }
 
-void rope_half_split(const float* __restrict cos_sin, int64_t pairs, float* __restrict x) {
-  float* __restrict y = x + pairs;
-  for (int64_t p = 0; p < pairs; ++p) {
-    const float a = x[p], b = y[p], c = cos_sin[2 * p], s = cos_sin[2 * p + 1];
-    x[p] = a * c - b * s;
-    y[p] = a * s + b * c;
-  }
-}
+}  // namespace
+
+void rope_interleaved(const float* cos_sin, int64_t pairs, float* x) { rotate<2>(cos_sin, pairs, 1, x); }
+void rope_half_split(const float* cos_sin, int64_t pairs, float* x) { rotate<1>(cos_sin, pairs, pairs, x); }
 
 }  // namespace fathom::FATHOM_SIMD_TARGET

@@ -58,8 +58,9 @@ std::vector<double> rope_angles_ref(std::span<const int32_t> positions, std::spa
   std::vector<double> y;
   for (const int32_t position : positions) {
     for (const double f : inv_freq) {
-      y.push_back(std::cos(position * f) * magnitude);
-      y.push_back(std::sin(position * f) * magnitude);
+      const long double angle = static_cast<long double>(position) * f;  // wider than the kernel's, where the CPU can
+      y.push_back(static_cast<double>(std::cos(angle) * magnitude));
+      y.push_back(static_cast<double>(std::sin(angle) * magnitude));
     }
   }
   return y;

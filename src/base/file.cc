@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -32,7 +34,8 @@ class FileDescriptor {
 
 [[noreturn]] void fail_errno(const std::string& path, const char* doing) {
   const int error = errno;
-  if (error == ENOSPC || error == ENOMEM || error == EMFILE || error == EIO) {
+  constexpr int kResource[] = {ENOSPC, EDQUOT, EFBIG, ENOMEM, EMFILE, ENFILE, EIO};
+  if (std::find(std::begin(kResource), std::end(kResource), error) != std::end(kResource)) {
     fail_resource("{}: cannot {}: {}", path, doing, std::strerror(error));
   }
   fail("{}: cannot {}: {}", path, doing, std::strerror(error));

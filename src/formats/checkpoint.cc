@@ -141,8 +141,9 @@ void Checkpoint::open_shards(const fs::path& index) {
     for (const TensorInfo& tensor : shard.tensors()) {
       const auto entry = weight_map.find(tensor.name);
       if (entry == weight_map.end()) fail("{}: tensor {}: not in the index", shard.file().path(), quoted(tensor.name));
-      if (numbers.at(entry->get_ref<const std::string&>()) != tensor.file) {
-        fail("{}: tensor {}: the index places it in {}", shard.file().path(), quoted(tensor.name), describe(*entry));
+      const auto& file = entry->get_ref<const std::string&>();
+      if (numbers.at(file) != tensor.file) {
+        fail("{}: tensor {}: the index places it in {}", shard.file().path(), quoted(tensor.name), quoted(file));
       }
     }
   }

@@ -47,6 +47,10 @@ class Builder {
       : text_(text), place_(place), reached_(text.data()), max_nodes_(max_nodes), max_depth_(max_depth) {}
 
   json build() {
+    if (const size_t nul = text_.find('\0'); nul != text_.npos) {  // nlohmann's lexer takes it for the end
+      reached_ += nul + 1;
+      refuse("invalid JSON: NUL byte");
+    }
     const CountingIterator begin{text_.data(), &reached_};
     const CountingIterator end{text_.data() + text_.size(), &reached_};
     json::sax_parse(begin, end, this);

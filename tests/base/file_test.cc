@@ -1,0 +1,178 @@
+#include "base/file.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <string>
+#include <utility>
+
+#include "tests/base/test_files.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+int files_in(const fs::path& folder) {
+  int count = 0;
+  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(folder)) ++count;
+  return count;
+}
+
+TEST(ReadFile, ReturnsAllBytesUpToTheLimitAndRefusesOneMore) {
+  const TempDir dir;
+  const std::string contents("ab\0\xff", 4);
+  const fs::path path = dir.write("f", contents);
+  EXPECT_EQ(read_file(path, 4), contents);
+  EXPECT_EQ(error_of([&] { read_file(path, 3); }), path.string() + ": 4 bytes, expected at most 3");
+  EXPECT_EQ(read_file(dir.write("empty", ""), 0), "");
+}
+
+TEST(ReadFile, RefusesWhatIsNotARegularFileByPathAndKind) {
+  const TempDir dir;
+  const std::string missing = (dir / "missing").string();
+  EXPECT_EQ(error_of([&] { read_file(missing, 9); }), missing + ": cannot open: No such file or directory");
+  EXPECT_EQ(error_of([&] { read_file(dir.path(), 9); }), dir.path().string() + ": is a folder, expected a file");
+  const std::string fifo = (dir / "fifo").string();
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);  // must not wait for a writer
+  EXPECT_EQ(error_of([&] { read_file(fifo, 9); }), fifo + ": not a regular file");
+  EXPECT_EQ(error_of([&] { MappedFile file(fifo); }), fifo + ": not a regular file");
+  EXPECT_EQ(error_of([&] { MappedFile file(dir.path()); }), dir.path().string() + ": is a folder, expected a file");
+}
+
+TEST(MappedFile, ShowsTheBytesAndKeepsThemWhenMoved) {
+  const TempDir dir;
+  MappedFile file(dir.write("f", "hello"));
+  const std::byte* data = file.bytes().data();
+  EXPECT_EQ(text_of(file), "hello");
+  MappedFile moved(std::move(file));
+  EXPECT_EQ(moved.bytes().data(), data);
+  EXPECT_EQ(moved.path(), (dir / "f").string());
+  MappedFile assigned(dir.write("g", "other"));
+  assigned = std::move(moved);
+  EXPECT_EQ(text_of(assigned), "hello");
+}
+
+TEST(MappedFile, AnEmptyFileIsAnEmptySpan) {
+  const TempDir dir;
+  const MappedFile file(dir.write("f", ""));
+  EXPECT_TRUE(file.bytes().empty());
+  file.check_unchanged();
+}
+
+TEST(MappedFile, NoticesThatTheFileChangedWhileInUse) {
+  const TempDir dir;
+  const fs::path path = dir.write("f", "hello");
+  const MappedFile file(path);
+  file.check_unchanged();
+  const auto time = fs::last_write_time(path);
+  fs::last_write_time(path, time + std::chrono::seconds(1));
+  EXPECT_EQ(error_of([&] { file.check_unchanged(); }), path.string() + ": changed while in use");
+  fs::last_write_time(path, time);
+  file.check_unchanged();
+  fs::resize_file(path, 4);
+  fs::last_write_time(path, time);
+  EXPECT_EQ(error_of([&] { file.check_unchanged(); }), path.string() + ": changed while in use");
+  fs::remove(path);
+  EXPECT_EQ(error_of([&] { file.check_unchanged(); }), path.string() + ": cannot stat: No such file or directory");
+}
+
+TEST(MappedFileDeathTest, AFaultPastTheEndOfAShrunkFileExitsWithAMessage) {
+  const TempDir dir;
+  const fs::path path = dir.write("f", std::string(3 * 65536, 'x'));
+  const auto shrink_and_touch = [&] {
+    install_sigbus_handler();
+    const MappedFile file(path);
+    fs::resize_file(path, 1);
+    const volatile std::byte* last = file.bytes().data() + file.bytes().size() - 1;
+    [[maybe_unused]] const std::byte value = *last;
+  };
+  EXPECT_EXIT(shrink_and_touch(), testing::ExitedWithCode(2), "error: a model file changed while in use");
+}
+
+TEST(WriteFileAtomically, CreatesReplacesAndLeavesNothingBeside) {
+  const TempDir dir;
+  write_file_atomically(dir / "f", "one");
+  EXPECT_EQ(read_file(dir / "f", 99), "one");
+  write_file_atomically(dir / "f", "");
+  EXPECT_EQ(read_file(dir / "f", 99), "");
+  EXPECT_EQ(files_in(dir.path()), 1);
+}
+
+TEST(WriteFileAtomically, AReaderOfTheOldFileKeepsTheOldBytes) {
+  const TempDir dir;
+  write_file_atomically(dir / "f", "old");
+  const MappedFile old(dir / "f");
+  write_file_atomically(dir / "f", "new");
+  EXPECT_EQ(text_of(old), "old");
+  EXPECT_EQ(read_file(dir / "f", 99), "new");
+}
+
+TEST(AtomicFile, WithoutCommitTheOldFileStaysAndTheTemporaryIsGone) {
+  const TempDir dir;
+  write_file_atomically(dir / "f", "old");
+  {
+    AtomicFile file(dir / "f");
+    file.write(std::string_view("half of the n"));
+    EXPECT_EQ(files_in(dir.path()), 2);
+  }
+  EXPECT_EQ(read_file(dir / "f", 99), "old");
+  EXPECT_EQ(files_in(dir.path()), 1);
+}
+
+TEST(AtomicFile, PiecesAreWrittenInOrder) {
+  const TempDir dir;
+  AtomicFile file(dir / "f");
+  for (const std::string_view piece : {"a", "", "bc", "def"}) file.write(piece);
+  file.commit();
+  EXPECT_EQ(read_file(dir / "f", 99), "abcdef");
+}
+
+TEST(AtomicFile, ALinkPlantedUnderTheTemporaryNameIsNotFollowed) {
+  const TempDir dir;
+  dir.write("victim", "precious");
+  fs::create_symlink(dir / "victim", (dir / "f").string() + ".tmp" + std::to_string(::getpid()));
+  write_file_atomically(dir / "f", "new");
+  EXPECT_EQ(read_file(dir / "victim", 99), "precious");
+  EXPECT_EQ(read_file(dir / "f", 99), "new");
+  EXPECT_FALSE(fs::is_symlink(dir / "f"));
+}
+
+TEST(AtomicFile, EveryFailureBeginsWithThePathAndLeavesNothing) {
+  const TempDir dir;
+  const std::string in_missing = (dir / "missing/f").string();
+  EXPECT_EQ(error_of([&] { write_file_atomically(in_missing, "x"); }),
+            in_missing + ": cannot create: No such file or directory");
+  const std::string folder = (dir / "folder").string();
+  fs::create_directories(folder + "/full");
+  EXPECT_EQ(error_of([&] { write_file_atomically(folder, "x"); }), folder + ": cannot rename to: Is a directory");
+  EXPECT_EQ(files_in(dir.path()), 1);
+}
+
+TEST(AtomicFile, AWriteThatTheSystemRefusesKeepsTheOldFile) {
+  const TempDir dir;
+  write_file_atomically(dir / "f", "old");
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{1000, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string text = error_of([&] { write_file_atomically(dir / "f", std::string(2000, 'n')); },
+                                    ExitCode::kNoResources);
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, old_handler);
+  EXPECT_EQ(text, (dir / "f").string() + ": cannot write: File too large");
+  EXPECT_EQ(read_file(dir / "f", 99), "old");
+  EXPECT_EQ(files_in(dir.path()), 1);
+}
+
+}  // namespace
+}  // namespace fathom

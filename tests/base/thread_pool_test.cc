@@ -1,0 +1,97 @@
+#include "base/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fathom {
+namespace {
+
+TEST(ThreadPool, EveryItemRunsExactlyOnceByAWorkerOfThePool) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    EXPECT_EQ(pool.threads(), threads);
+    for (const int64_t items : {0, 1, 2, 7, 1000}) {
+      std::vector<std::atomic<int>> runs(static_cast<size_t>(items));
+      std::atomic<bool> worker_in_range = true;
+      pool.run(items, [&](int64_t item, int worker) {
+        runs[static_cast<size_t>(item)].fetch_add(1);
+        if (worker < 0 || worker >= threads) worker_in_range = false;
+      });
+      for (const auto& n : runs) ASSERT_EQ(n.load(), 1) << threads << " threads, " << items << " items";
+      EXPECT_TRUE(worker_in_range);
+    }
+  }
+}
+
+TEST(ThreadPool, OneWorkerNeverRunsTwoItemsAtATime) {
+  ThreadPool pool(4);
+  std::vector<std::atomic<int>> busy(4);
+  std::atomic<bool> clash = false;
+  pool.run(2000, [&](int64_t, int worker) {
+    if (busy[static_cast<size_t>(worker)].fetch_add(1) != 0) clash = true;
+    busy[static_cast<size_t>(worker)].fetch_sub(1);
+  });
+  EXPECT_FALSE(clash);
+}
+
+TEST(ThreadPool, WritesOfTheItemsAreVisibleAfterEachOfManyLoops) {
+  ThreadPool pool(3);
+  std::vector<int64_t> plain(64);  // not atomic: a missing synchronisation is a data race under TSan
+  for (int64_t loop = 1; loop <= 3000; ++loop) {
+    pool.run(64, [&](int64_t item, int) { plain[static_cast<size_t>(item)] += item; });
+    for (int64_t i = 0; i < 64; ++i) ASSERT_EQ(plain[static_cast<size_t>(i)], i * loop);
+  }
+}
+
+TEST(ThreadPool, WorkersWakeAgainAfterTheyFellAsleep) {
+  ThreadPool pool(3);
+  for (int loop = 0; loop < 3; ++loop) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::atomic<int> count = 0;
+    pool.run(100, [&](int64_t, int) { ++count; });
+    EXPECT_EQ(count, 100);
+  }
+}
+
+TEST(ThreadPool, AnExceptionOfAnItemReachesTheCallerAndThePoolStaysUsable) {
+  for (const int threads : {1, 2, 4}) {
+    ThreadPool pool(threads);
+    for (const int64_t bad : {0, 17, 99}) {
+      std::atomic<int> running = 0;
+      std::string caught;
+      try {
+        pool.run(100, [&](int64_t item, int) {
+          ++running;
+          if (item == bad) {
+            --running;
+            throw std::runtime_error("item " + std::to_string(item));
+          }
+          --running;
+        });
+      } catch (const std::runtime_error& error) {
+        caught = error.what();
+        EXPECT_EQ(running, 0);  // handed over only after all running items have ended
+      }
+      EXPECT_EQ(caught, "item " + std::to_string(bad));
+      std::atomic<int> count = 0;
+      pool.run(100, [&](int64_t, int) { ++count; });
+      EXPECT_EQ(count, 100);
+    }
+  }
+}
+
+TEST(ThreadPool, WhenEveryItemThrowsOneExceptionArrives) {
+  ThreadPool pool(4);
+  for (int loop = 0; loop < 200; ++loop) {
+    EXPECT_THROW(pool.run(8, [](int64_t, int) { throw std::runtime_error("all"); }), std::runtime_error);
+  }
+}
+
+TEST(ThreadPool, AvailableCoresIsAtLeastOne) { EXPECT_GE(available_cores(), 1); }
+
+}  // namespace
+}  // namespace fathom

@@ -27,9 +27,9 @@ void gemm_native_bf16(const GemmBlock& b);
 namespace {
 
 constexpr int64_t kPanelBytes = 4096;      // one row of a panel: 8 rows fit L1 beside the rows of x
-constexpr int64_t kRowsBytes = 512 << 10;  // rows of x in one item: half of a small L2
-constexpr int64_t kItemRows = 16;          // rows of w in one item
-constexpr int64_t kFewRows = 6;            // up to here w is read where it lies
+constexpr int64_t kRowsBytes = 1024 << 10;  // rows of x in one item: half of a small L2
+constexpr int64_t kItemRows = 48;          // rows of w in one item
+constexpr int64_t kFewRows = 6;            // up to here BF16 is widened in registers, not in a panel
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -80,41 +80,38 @@ void load_panel_row(const Problem& p, const WeightView& w, int64_t r, int64_t k0
   }
 }
 
-// Rows [m0, m0 + m) times rows [n0, n0 + n) of w.
+// Rows [m0, m0 + m) times rows [n0, n0 + n) of w, eight of these at a time.
 void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
+  const bool in_place = w.dtype == DType::kF32 || p.form == Form::kNativeBf16 || (p.form == Form::kSplitBf16 && m <= kFewRows);
+  const bool one_tile = in_place && m <= kTileRows;
+  const int64_t block_k = one_tile ? w.cols : kPanelBytes / p.element_bytes;
+  ArenaScope scope(p.ctx.worker_scratch(worker));
   GemmBlock b;
+  b.m = m;
   b.x_stride = p.x_stride;
   b.y_stride = p.y.stride;
-  b.m = m;
-  const std::byte* const x = p.x + m0 * p.x_stride * p.element_bytes;
-  if (m <= kFewRows && (w.dtype == DType::kF32 || w.dtype == DType::kBF16)) {
-    b.x = x;
-    b.w = w.row(n0);
-    b.w_stride = w.cols;
-    b.n = n;
-    b.k = w.cols;
-    b.bias = p.bias != nullptr ? p.bias + n0 : nullptr;
-    b.y = p.y.row(m0) + n0;
-    return run_block(p.ctx.isa(), p.form, true, b);
-  }
-  const int64_t block_k = kPanelBytes / p.element_bytes;
-  b.w_stride = block_k + 16;  // rows of a panel fall into different sets of L1
-  ArenaScope scope(p.ctx.worker_scratch(worker));
-  std::byte* const panel = scope.array<std::byte>(kPanelRows * b.w_stride * p.element_bytes);
+  b.w_stride = in_place ? w.cols : block_k + 16;  // rows of a panel fall into different sets of L1
+  std::byte* const panel = scope.array<std::byte>(in_place ? 0 : kPanelRows * b.w_stride * p.element_bytes);
   b.partial = scope.array<float>(w.cols > block_k ? m * kPanelRows * 16 : 0);
-  b.w = panel;
+  b.next_stride = row_bytes(w.dtype, w.cols);
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
     b.n = std::min(kPanelRows, n0 + n - r0);
     b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
     b.y = p.y.row(m0) + r0;
     for (int64_t k0 = 0; k0 < w.cols; k0 += block_k) {
       const int64_t k = std::min(block_k, w.cols - k0);
-      for (int64_t r = 0; r < b.n; ++r) load_panel_row(p, w, r0 + r, k0, k, panel + r * b.w_stride * p.element_bytes);
-      b.x = x + k0 * p.element_bytes;
-      b.k = p.form == Form::kSplitBf16 ? ceil_div(k, 32) * 32 : k;
+      b.x = p.x + (m0 * p.x_stride + k0) * p.element_bytes;
+      b.w = in_place ? w.row(r0) + row_bytes(w.dtype, k0) : panel;
+      if (!in_place) {
+        for (int64_t r = 0; r < b.n; ++r) load_panel_row(p, w, r0 + r, k0, k, panel + r * b.w_stride * p.element_bytes);
+      }
+      b.next = w.row(r0 + b.n) + row_bytes(w.dtype, k0);
+      b.next_rows = std::min(kPanelRows, w.rows - r0 - b.n);
+      b.next_bytes = row_bytes(w.dtype, k);
+      b.k = !in_place && p.form == Form::kSplitBf16 ? ceil_div(k, 32) * 32 : k;
       b.first = k0 == 0;
       b.last = k0 + k == w.cols;
-      run_block(p.ctx.isa(), p.form, false, b);
+      run_block(p.ctx.isa(), p.form, in_place, b);
     }
   }
 }

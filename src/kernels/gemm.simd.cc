@@ -14,7 +14,7 @@ namespace {
 // the register file holds.
 #if defined(FATHOM_SIMD_IS_avx512)
 using Part = __m512;
-constexpr int64_t kTileRows = 3, kTileCols = 8;
+constexpr int64_t kTileCols = 8;
 inline Part load_part(const void* p) { return _mm512_loadu_ps(p); }
 inline void store_part(Part a, float* p) { _mm512_storeu_ps(p, a); }
 inline Part fma_part(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
@@ -22,7 +22,7 @@ inline Part odd_bf16(Part a) { return _mm512_and_ps(a, _mm512_castsi512_ps(_mm51
 inline Part even_bf16(Part a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16)); }
 #elif defined(FATHOM_SIMD_IS_avx2)
 using Part = __m256;
-constexpr int64_t kTileRows = 3, kTileCols = 4;
+constexpr int64_t kTileCols = 4;
 inline Part load_part(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
 inline void store_part(Part a, float* p) { _mm256_storeu_ps(p, a); }
 inline Part fma_part(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
@@ -31,7 +31,7 @@ inline Part even_bf16(Part a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm
 #else
 typedef float Part __attribute__((vector_size(16)));  // the compiler's: SSE on x86, NEON on ARM
 typedef uint32_t Bits __attribute__((vector_size(16)));
-constexpr int64_t kTileRows = 2, kTileCols = 4;
+constexpr int64_t kTileCols = 4;
 inline Part load_part(const void* p) {
   Part a;
   __builtin_memcpy(&a, p, sizeof a);
@@ -103,23 +103,33 @@ inline void reduce_8(const float (*sums)[16], float* totals) {
 }
 #endif
 
-// Adds k in [k0, k1), whole steps, of MR x kTileCols outputs to one part of their sums [MR][8][16].
+// Keeps a loaded value in its register: read again from memory by each FMA, the loads would cost more than the FMAs.
+inline void keep(Part& a) {
+#if defined(__x86_64__)
+  asm("" : "+v"(a));
+#endif
+}
+
+// One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0, count), whole steps.
 template <class Op, int64_t MR>
-inline void accumulate(const typename Op::X* const* x, const typename Op::W* const* w, int64_t k0, int64_t k1, int64_t part,
-                       float* sums) {
+inline void accumulate(const typename Op::X* const* x, const typename Op::W* const* w, int64_t count, int64_t part,
+                       const float* from, float* to) {
   Part sum[MR][kTileCols];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < kTileCols; ++j) sum[i][j] = load_part(sums + (i * kPanelRows + j) * 16 + part);
+    for (int64_t j = 0; j < kTileCols; ++j) {
+      sum[i][j] = from != nullptr ? load_part(from + (i * kPanelRows + j) * 16 + part) : Part{};
+    }
   }
-  for (int64_t k = k0; k < k1; k += Op::kStep) {
+  for (int64_t k = 0; k < count; k += Op::kStep) {
     typename Op::XPart xv[MR];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < MR; ++i) xv[i] = Op::load_x(x[i] + k, part);
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kTileCols; ++j) {
-      const Part wv = Op::load_w(w[j] + k, part);
+      Part wv = Op::load_w(w[j] + k, part);
+      if (MR > 1) keep(wv);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < MR; ++i) sum[i][j] = Op::dot(xv[i], wv, sum[i][j]);
     }
@@ -127,7 +137,18 @@ inline void accumulate(const typename Op::X* const* x, const typename Op::W* con
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < kTileCols; ++j) store_part(sum[i][j], sums + (i * kPanelRows + j) * 16 + part);
+    for (int64_t j = 0; j < kTileCols; ++j) store_part(sum[i][j], to + (i * kPanelRows + j) * 16 + part);
+  }
+}
+
+// The same for all parts and 8 columns.
+template <class Op, int64_t MR>
+inline void accumulate_all(const typename Op::X* const* x, const typename Op::W* const* w, int64_t count, const float* from,
+                           float* to) {
+  for (int64_t part = 0; part < 16; part += kPartLanes) {
+    for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
+      accumulate<Op, MR>(x, w + j, count, part, from != nullptr ? from + j * 16 : nullptr, to + j * 16);
+    }
   }
 }
 
@@ -142,19 +163,11 @@ void tile(const GemmBlock& b, int64_t m0, int64_t n0) {
   for (int64_t j = 0; j < kPanelRows; ++j) {
     w[j] = static_cast<const W*>(b.w) + (n0 + j < b.n ? n0 + j : b.n - 1) * b.w_stride;
   }
-  alignas(64) float sums[MR][kPanelRows][16];
+  alignas(64) float finished[MR][kPanelRows][16];
   float* const partial = b.partial + m0 * kPanelRows * 16;
-  if (b.first) {
-    __builtin_memset(sums, 0, sizeof sums);
-  } else {
-    __builtin_memcpy(sums, partial, sizeof sums);
-  }
+  float* const sums = b.last ? finished[0][0] : partial;
   const int64_t whole = b.k / Op::kStep * Op::kStep;
-  for (int64_t part = 0; part < 16; part += kPartLanes) {
-    for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-      accumulate<Op, MR>(x, w + j, 0, whole, part, sums[0][j]);
-    }
-  }
+  accumulate_all<Op, MR>(x, w, whole, b.first ? nullptr : partial, sums);
   if (whole < b.k) {  // the rest of both sides, filled up with zeros: 0 * 0 whatever lies behind a row
     const auto rest = static_cast<size_t>(b.k - whole);
     X x_rest[MR][Op::kStep] = {};
@@ -168,22 +181,24 @@ void tile(const GemmBlock& b, int64_t m0, int64_t n0) {
       __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
       w[j] = w_rest[j];
     }
-    for (int64_t part = 0; part < 16; part += kPartLanes) {
-      for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-        accumulate<Op, MR>(x, w + j, 0, Op::kStep, part, sums[0][j]);
-      }
-    }
+    accumulate_all<Op, MR>(x, w, Op::kStep, sums, sums);
   }
-  if (!b.last) {
-    __builtin_memcpy(partial, sums, sizeof sums);
-    return;
-  }
+  if (!b.last) return;
   for (int64_t i = 0; i < MR; ++i) {
     float totals[kPanelRows];
-    reduce_8(sums[i], totals);
+    reduce_8(finished[i], totals);
     float* const y = b.y + (m0 + i) * b.y_stride + n0;
     const int64_t n = b.n - n0 < kPanelRows ? b.n - n0 : kPanelRows;
     for (int64_t j = 0; j < n; ++j) y[j] = b.bias != nullptr ? totals[j] + b.bias[n0 + j] : totals[j];
+  }
+}
+
+// The share of one tile in fetching what comes next.
+inline void fetch_next(const GemmBlock& b, int64_t m0) {
+  const int64_t lines = (b.next_bytes + 63) / 64;
+  const int64_t begin = lines * b.next_rows * m0 / b.m, end = lines * b.next_rows * (m0 + kTileRows) / b.m;
+  for (int64_t i = begin; i < end; ++i) {
+    __builtin_prefetch(static_cast<const char*>(b.next) + i / lines * b.next_stride + i % lines * 64, 0, 2);
   }
 }
 
@@ -191,7 +206,10 @@ template <class Op>
 __attribute__((noinline)) void gemm(const GemmBlock& b) {
   for (int64_t n = 0; n < b.n; n += kPanelRows) {
     int64_t m = 0;
-    for (; m + kTileRows <= b.m; m += kTileRows) tile<Op, kTileRows>(b, m, n);
+    for (; m + kTileRows <= b.m; m += kTileRows) {
+      if (b.m > kTileRows) fetch_next(b, m);
+      tile<Op, kTileRows>(b, m, n);
+    }
     if (b.m - m == 2) tile<Op, 2>(b, m, n);
     if (b.m - m == 1) tile<Op, 1>(b, m, n);
   }

@@ -1,6 +1,9 @@
 // What this machine can do at most: the denominators of every "share of the roof".
 #pragma once
 
+#include <cstddef>
+#include <memory>
+
 #include "tensor/context.h"
 
 namespace fathom {
@@ -14,5 +17,20 @@ struct Roofs {
 
 // Takes about `seconds` in total, best of several short probes each: other tenants of a machine only slow a probe down.
 Roofs measure_roofs(Context& ctx, double seconds);
+
+// One short probe a call (compute about 2 ms, memory one pass over 512 MiB), for benchmarks that look at the roof before and
+// after each run. Holds the memory it reads from the first read_bytes() until it is destroyed.
+class RoofProbe {
+ public:
+  explicit RoofProbe(Context& ctx) : ctx_(ctx) {}
+  double f32_flops();
+  double bf16_flops();
+  double int8_ops();
+  double read_bytes();
+
+ private:
+  Context& ctx_;
+  std::unique_ptr<std::byte[]> memory_;
+};
 
 }  // namespace fathom

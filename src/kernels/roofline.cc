@@ -1,0 +1,81 @@
+#include "kernels/roofline.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/clock.h"
+#include "kernels/dispatch.h"
+
+namespace fathom {
+
+// Each does `steps` rounds of independent operations in registers and stores the operations of one round (0: the target has none such).
+// The result only keeps the work alive.
+FATHOM_SIMD_DECLARE(float probe_f32(int64_t steps, double* ops))
+FATHOM_SIMD_DECLARE(float probe_bf16(int64_t steps, double* ops))
+FATHOM_SIMD_DECLARE(float probe_int8(int64_t steps, double* ops))
+FATHOM_SIMD_DECLARE(float probe_read(const float* data, int64_t count))
+
+namespace {
+
+using ComputeProbe = float (*)(int64_t steps, double* ops);
+
+constexpr int64_t kSteps = 200'000;
+// Much larger than the part of a last-level cache that this machine may call its own.
+constexpr int64_t kReadBytes = 512 << 20;
+constexpr int64_t kReadItemBytes = 4 << 20;
+
+double compute_rate(Context& ctx, ComputeProbe probe) {
+  volatile float sink = 0;
+  double ops = 0;
+  // One item a thread, timed by the slowest.
+  const double begin = seconds_now();
+  ctx.pool().run(ctx.pool().threads(), [&](int64_t item, int) {
+    double mine = 0;
+    sink = probe(kSteps, &mine);
+    if (item == 0) ops = mine;
+  });
+  return ops * static_cast<double>(kSteps) * ctx.pool().threads() / (seconds_now() - begin);
+}
+
+template <class Probe>
+double best_of(double seconds, Probe probe) {
+  const double end = seconds_now() + seconds;
+  double best = probe();
+  while (seconds_now() < end) best = std::max(best, probe());
+  return best;
+}
+
+}  // namespace
+
+double RoofProbe::f32_flops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_f32)); }
+double RoofProbe::bf16_flops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_bf16)); }
+double RoofProbe::int8_ops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_int8)); }
+
+double RoofProbe::read_bytes() {
+  const int64_t items = kReadBytes / kReadItemBytes;
+  if (memory_ == nullptr) {
+    memory_ = std::make_unique_for_overwrite<std::byte[]>(kReadBytes);
+    // Untouched pages would all be the one zero page.
+    ctx_.pool().run(items, [&](int64_t item, int) {
+      std::memset(memory_.get() + item * kReadItemBytes, 0x3f, kReadItemBytes);
+    });
+  }
+  volatile float sink = 0;
+  const auto read = FATHOM_SIMD_CALL(ctx_.isa(), probe_read);
+  const double begin = seconds_now();
+  ctx_.pool().run(items, [&](int64_t item, int) {
+    const std::byte* data = memory_.get() + item * kReadItemBytes;
+    sink = read(reinterpret_cast<const float*>(data), kReadItemBytes / 4);
+  });
+  return static_cast<double>(kReadBytes) / (seconds_now() - begin);
+}
+
+Roofs measure_roofs(Context& ctx, double seconds) {
+  RoofProbe probe(ctx);
+  return {.f32_flops = best_of(seconds / 4, [&] { return probe.f32_flops(); }),
+          .bf16_flops = best_of(seconds / 4, [&] { return probe.bf16_flops(); }),
+          .int8_ops = best_of(seconds / 4, [&] { return probe.int8_ops(); }),
+          .read_bytes = best_of(seconds / 4, [&] { return probe.read_bytes(); })};
+}
+
+}  // namespace fathom

@@ -36,8 +36,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // What the operands are brought into, and by which tiles they are multiplied (gemm.simd.cc).
 enum class Form { kF32, kSplitBf16, kNativeBf16 };
 
-Form choose_form(Isa isa, DType dtype) {
-  if (dtype != DType::kBF16) return Form::kF32;
+Form choose_form(Isa isa, DType dtype, Precision precision) {
+  if (dtype != DType::kBF16 || precision == Precision::kF32) return Form::kF32;
 #if defined(__x86_64__)
   // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
   if (isa == Isa::kAvx512 && __builtin_cpu_is("amd")) return Form::kNativeBf16;
@@ -149,7 +149,7 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
     return;
   }
   ArenaScope scope(ctx.scratch());
-  Problem p{ctx, choose_form(ctx.isa(), shape.dtype), nullptr, 0, 0, bias, y};
+  Problem p{ctx, choose_form(ctx.isa(), shape.dtype, ctx.precision()), nullptr, 0, 0, bias, y};
   prepare_rows(x, scope, p);
 
   // Items of expert e: first[e] .. first[e + 1], blocks of rows of x outermost.

@@ -4,7 +4,7 @@
 //
 // x [M, K] f32, w [N, K] in any computable dtype, y [M, N] f32, f32 accumulation.
 //   F32, F16, FP8, GGUF blocks: w is widened to f32 exactly as its format defines, x stays f32.
-//   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32 (`vdpbf16ps` where there is one).
+//   BF16 (Precision::kF32 treats it like the others): x is rounded to bf16 (nearest even), products are exact in f32, sums in f32 (`vdpbf16ps` where there is one).
 //
 // One order per output element, whatever M, N, the other rows, the threads or the packing: 16 partial sums (lane
 // k mod 16 for f32; k/2 mod 16 for bf16, pairs together) walked in increasing k, then the tree of

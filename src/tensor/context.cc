@@ -36,7 +36,8 @@ Isa detect_isa() {
 #endif
 }
 
-Context::Context(int threads, Isa isa) : pool_(threads), isa_(isa), scratch_(std::make_unique<Arena>()) {
+Context::Context(int threads, Isa isa, Precision precision)
+    : pool_(threads), isa_(isa), precision_(precision), scratch_(std::make_unique<Arena>()) {
   FATHOM_CHECK(isa <= detect_isa(), isa_name(isa));
   for (int w = 0; w < threads; ++w) worker_scratch_.push_back(std::make_unique<Arena>());
 }

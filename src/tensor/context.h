@@ -17,12 +17,17 @@ std::string_view isa_name(Isa isa);
 // The strongest set this CPU and operating system run (CPUID and XGETBV).
 Isa detect_isa();
 
+// How linear layers with BF16 weights see their input (kernels/gemm.h). kNative rounds it to bf16, as BF16 models are trained and served;
+// kF32 keeps it in f32: for checks against exact references. No other weight type is affected.
+enum class Precision { kNative, kF32 };
+
 class Context {
  public:
-  explicit Context(int threads, Isa isa = detect_isa());
+  explicit Context(int threads, Isa isa = detect_isa(), Precision precision = Precision::kNative);
 
   ThreadPool& pool() { return pool_; }
   Isa isa() const { return isa_; }
+  Precision precision() const { return precision_; }
   // For the calling thread, between parallel loops.
   Arena& scratch() { return *scratch_; }
   // For the body of a parallel loop; worker in [0, pool().threads()).
@@ -31,6 +36,7 @@ class Context {
  private:
   ThreadPool pool_;
   Isa isa_;
+  Precision precision_;
   std::unique_ptr<Arena> scratch_;
   std::vector<std::unique_ptr<Arena>> worker_scratch_;
 };

@@ -120,6 +120,16 @@ function(fathom_benchmarks)
   endforeach()
 endfunction()
 
+# tools/NAME.cc -> program NAME, for developers and benchmarks; not installed.
+function(fathom_tools)
+  file(GLOB tools CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tools/*.cc)
+  foreach(tool ${tools})
+    get_filename_component(name ${tool} NAME_WE)
+    add_executable(${name} ${tool})
+    target_link_libraries(${name} PRIVATE fathom_kernels CLI11::CLI11 nlohmann_json::nlohmann_json)
+  endforeach()
+endfunction()
+
 # tests/fuzz/NAME_fuzz.cc -> libFuzzer program NAME_fuzz.
 function(fathom_fuzzers)
   file(GLOB fuzzers CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/*_fuzz.cc)

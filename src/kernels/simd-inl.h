@@ -48,10 +48,10 @@ inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32x16 round_nearest(F32x16 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// 2^n for integral n in [-126, 127].
-inline F32x16 pow2(F32x16 n) {
-  const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(i, 23))};
+// x * 2^n for integral n, by adding to the exponent: exact while x and the result are normal. NaN in x and n stays NaN.
+inline F32x16 scale(F32x16 x, F32x16 n) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), exponent))};
 }
 // 16 bf16 to f32.
 inline F32x16 load_bf16(const uint16_t* p) {
@@ -105,11 +105,11 @@ inline F32x16 round_nearest(F32x16 a) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
 }
-inline __m256 pow2_8(__m256 n) {
-  const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
+inline __m256 scale_8(__m256 x, __m256 n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
 }
-inline F32x16 pow2(F32x16 n) { return {pow2_8(n.lo), pow2_8(n.hi)}; }
+inline F32x16 scale(F32x16 x, F32x16 n) { return {scale_8(x.lo, n.lo), scale_8(x.hi, n.hi)}; }
 inline __m256 load_bf16_8(const uint16_t* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -160,9 +160,11 @@ inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { FATHOM_LANES(a.v[i] * b.v[i] +
 inline F32x16 max(F32x16 a, F32x16 b) { FATHOM_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 inline F32x16 min(F32x16 a, F32x16 b) { FATHOM_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline F32x16 round_nearest(F32x16 a) { FATHOM_LANES(__builtin_rintf(a.v[i])); }
-inline F32x16 pow2(F32x16 n) {
-  FATHOM_LANES(__builtin_bit_cast(float, static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
+inline float scale_lane(float x, float n) {
+  if (n != n) return x;
+  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x) + (static_cast<uint32_t>(static_cast<int32_t>(n)) << 23));
 }
+inline F32x16 scale(F32x16 x, F32x16 n) { FATHOM_LANES(scale_lane(x.v[i], n.v[i])); }
 inline F32x16 load_bf16(const uint16_t* p) {
   FATHOM_LANES(__builtin_bit_cast(float, static_cast<uint32_t>(p[i]) << 16));
 }
@@ -193,7 +195,7 @@ inline float reduce_max(F32x16 a) {
 inline F32x16 exp(F32x16 x) {
   const F32x16 low = set(-87.33654f), high = set(88.72283f);
   const F32x16 clamped = min(high, max(low, x));  // operand order keeps NaN (x86 rule: second operand)
-  const F32x16 n = min(set(127.0f), round_nearest(clamped * set(1.44269504f)));
+  const F32x16 n = round_nearest(clamped * set(1.44269504f));  // -126 (then p >= 1) .. 128 (then p < 1): scale() is exact
   const F32x16 r = fma(n, set(-1.42860677e-6f), fma(n, set(-0.693145752f), clamped));
   F32x16 p = set(1.98412698e-4f);
   p = fma(p, r, set(1.38888889e-3f));
@@ -203,7 +205,7 @@ inline F32x16 exp(F32x16 x) {
   p = fma(p, r, set(0.5f));
   p = fma(p, r, set(1.0f));
   p = fma(p, r, set(1.0f));
-  F32x16 result = p * pow2(n);
+  F32x16 result = scale(p, n);
 #if defined(FATHOM_SIMD_IS_avx512)
   result.v = _mm512_mask_mov_ps(result.v, _mm512_cmp_ps_mask(x.v, low.v, _CMP_LT_OQ), _mm512_setzero_ps());
   result.v = _mm512_mask_mov_ps(result.v, _mm512_cmp_ps_mask(x.v, high.v, _CMP_GT_OQ), _mm512_set1_ps(__builtin_inff()));

@@ -55,12 +55,13 @@ AttentionPart part_of(const CachedPart& part, int64_t kv_head) {
   return {part.data + offset, part.dtype == DType::kBF16, part.row_stride, part.dim};
 }
 
-// [d, lanes] from q's rows of the tile; lanes without a row are 0.
+// [lanes / 16, d, 16] from q's rows of the tile; lanes without a row are 0.
 void transpose_queries(ConstRows q, const Tiling::Tile& tile, int64_t d, int64_t lanes, float* out) {
-  std::fill_n(out, d * lanes, 0.0f);
+  std::fill_n(out + tile.rows() / 16 * 16 * d, (lanes - tile.rows() / 16 * 16) * d, 0.0f);
   for (int64_t r = 0; r < tile.rows(); ++r) {
     const float* x = q.row(tile.token + r / tile.heads) + (tile.head + r % tile.heads) * d;
-    for (int64_t i = 0; i < d; ++i) out[i * lanes + r] = x[i];
+    float* lane = out + r / 16 * 16 * d + r % 16;
+    for (int64_t i = 0; i < d; ++i) lane[i * 16] = x[i];
   }
 }
 

@@ -10,124 +10,162 @@ namespace {
 constexpr int64_t kBlock = kTileBlock, kChunk = kTileBlock;  // keys, dims
 constexpr float kInf = __builtin_inff();
 
-// Accumulators of the micro-kernel: enough to hide the FMA's latency, few enough to stay in registers.
+// The micro-kernel holds M x N vectors of C: enough to hide the FMA's latency, few enough to stay in registers.
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int kAccumulators = 16, kVectors = 2;
+constexpr int kAccumulators = 16, kVectors = 4;
 #elif defined(FATHOM_SIMD_IS_avx2)
 constexpr int kAccumulators = 6, kVectors = 1;
 #else
 constexpr int kAccumulators = 2, kVectors = 1;
 #endif
 
+// C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further than vector v - 1.
 struct Product {
   const float* a;
   int64_t a_row, a_step;  // A[m, k] = a[m * a_row + k * a_step]
   const float* b;
-  int64_t b_step;  // B[k, n] = b[k * b_step + n]
+  int64_t b_step, b_column;
   float* c;
-  int64_t c_row;
+  int64_t c_row, c_column;
   int64_t k;
+  bool accumulate;
 };
 
 template <int M, int N>
-void multiply_tile(const Product& p) {
+void multiply_tile(const Product& p, int64_t row, int64_t column) {
+  const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step, b_column = p.b_column;
+  const int64_t c_row = p.c_row, c_column = p.c_column;
+  const float* a = p.a + row * a_row;
+  const float* b = p.b + column * b_column;
+  float* out = p.c + row * c_row + column * c_column;
+  const bool accumulate = p.accumulate;
   F32x16 c[M][N];
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) c[m][n] = load(p.c + m * p.c_row + n * kLanes);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) c[m][n] = accumulate ? load(out + m * c_row + n * c_column) : zero();
   }
-  const float *a = p.a, *b = p.b;
-  for (int64_t k = 0; k < p.k; ++k, a += p.a_step, b += p.b_step) {
-    F32x16 row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
+  for (int64_t k = p.k; k > 0; --k, a += a_step, b += b_step) {
+    F32x16 b_row[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) b_row[n] = load(b + n * b_column);
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const F32x16 x = set(a[m * p.a_row]);
-      for (int n = 0; n < N; ++n) c[m][n] = fma(x, row[n], c[m][n]);
+      const F32x16 x = set(a[m * a_row]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) c[m][n] = fma(x, b_row[n], c[m][n]);
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) store(c[m][n], p.c + m * p.c_row + n * kLanes);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) store(c[m][n], out + m * c_row + n * c_column);
   }
 }
 
-// rows x (N vectors), M rows at a time and then the remainder.
+// Rows from `row` on, M at a time, then the remainder.
 template <int M, int N>
-void multiply_rows(Product p, int64_t rows) {
-  for (; rows >= M; rows -= M) {
-    multiply_tile<M, N>(p);
-    p.a += M * p.a_row;
-    p.c += M * p.c_row;
+void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) {
+  for (; rows >= M; rows -= M, row += M) multiply_tile<M, N>(p, row, column);
+  if constexpr (M > 1) {
+    if (rows > 0) multiply_rows<M / 2, N>(p, row, rows, column);
   }
-  if constexpr (M > 1) multiply_rows<M / 2, N>(p, rows);
 }
 
-void multiply(Product p, int64_t rows, int64_t vectors) {
-  for (; vectors >= kVectors; vectors -= kVectors) {
-    multiply_rows<kAccumulators / kVectors, kVectors>(p, rows);
-    p.b += kVectors * kLanes;
-    p.c += kVectors * kLanes;
+template <int N = kVectors>
+void multiply(const Product& p, int64_t rows, int64_t vectors, int64_t column = 0) {
+  for (; vectors >= N; vectors -= N, column += N) multiply_rows<kAccumulators / N, N>(p, 0, rows, column);
+  if constexpr (N > 1) {
+    if (vectors > 0) multiply<N / 2>(p, rows, vectors, column);
   }
-  if (vectors > 0) multiply_rows<kAccumulators, 1>(p, rows);
 }
 
-// out[j, 0 : dims] of kChunk columns = keys j = 0 .. count-1 of a block, dims [begin, begin + dims), zeros up to 16.
+inline F32x16 widen(const float* x) { return load(x); }
+inline F32x16 widen(const uint16_t* x) { return load_bf16(x); }
+inline F32x16 widen_n(const float* x, int64_t n) { return load_n(x, n); }
+inline F32x16 widen_n(const uint16_t* x, int64_t n) {
+  uint16_t lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = x[i];
+  return load_bf16(lanes);
+}
+
+// V whole vectors and `rest` elements of each row.
+template <int V, class T>
+void load_rows(const T* x, int64_t stride, int64_t count, int64_t rest, float* out) {
+  for (int64_t j = 0; j < count; ++j, x += stride, out += kChunk) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(widen(x + v * kLanes), out + v * kLanes);
+    if (rest > 0) store(widen_n(x + V * kLanes, rest), out + V * kLanes);
+  }
+}
+
+template <class T>
+void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float* out) {
+  static_assert(kChunk == 4 * kLanes);
+  switch (dims / kLanes) {
+    case 4: return load_rows<4>(x, stride, count, 0, out);
+    case 3: return load_rows<3>(x, stride, count, dims % kLanes, out);
+    case 2: return load_rows<2>(x, stride, count, dims % kLanes, out);
+    case 1: return load_rows<1>(x, stride, count, dims % kLanes, out);
+    default: return load_rows<0>(x, stride, count, dims, out);
+  }
+}
+
+// out[j] (kChunk floats apart) = dims [begin, begin + dims) of row + j as f32, followed by zeros up to a whole vector.
 void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t begin, int64_t dims, float* out) {
-  const int64_t whole = dims / kLanes * kLanes, rest = dims - whole;
-  for (int64_t j = 0; j < count; ++j, out += kChunk) {
-    const int64_t at = (row + j) * part.row_stride + begin;
-    if (part.is_bf16) {
-      const uint16_t* x = static_cast<const uint16_t*>(part.data) + at;
-      for (int64_t i = 0; i < whole; i += kLanes) store(load_bf16(x + i), out + i);
-      if (rest > 0) store(zero(), out + whole);
-      for (int64_t i = whole; i < dims; ++i) {
-        out[i] = __builtin_bit_cast(float, static_cast<uint32_t>(x[i]) << 16);
-      }
-    } else {
-      const float* x = static_cast<const float*>(part.data) + at;
-      for (int64_t i = 0; i < whole; i += kLanes) store(load(x + i), out + i);
-      if (rest > 0) store(load_n(x + whole, rest), out + whole);
-    }
+  const int64_t at = row * part.row_stride + begin;
+  if (part.is_bf16) {
+    load_rows_of(static_cast<const uint16_t*>(part.data) + at, part.row_stride, count, dims, out);
+  } else {
+    load_rows_of(static_cast<const float*>(part.data) + at, part.row_stride, count, dims, out);
   }
 }
 
 inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
-inline int64_t round_up(int64_t x) { return (x + kLanes - 1) / kLanes * kLanes; }
 
-// Keys of the segment that row r may read.
-inline int64_t visible_keys(const AttentionTile& t, int64_t r) { return clamp(t.visible + r / t.heads, 0, kTileSegment); }
+// Keys of the segment that row r may read; rows behind the last count as the last.
+inline int64_t visible_keys(const AttentionTile& t, int64_t r) {
+  return clamp(t.visible + (r < t.rows ? r : t.rows - 1) / t.heads, 0, kTileSegment);
+}
 
-// scores[j, r] += key j · q r over one part, whose first dim is q's row `q_row`.
-void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_row, int64_t keys) {
+// Scores of one part, whose first dim is q's dim `q_begin`. Lanes that see none of a block are left out.
+void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_begin, int64_t keys) {
+  const int64_t q_dims = t.key.dim + t.key_rope.dim;
   for (int64_t j = 0; j < keys; j += kBlock) {
     const int64_t count = clamp(keys - j, 0, kBlock);
+    const int64_t first_group = clamp((j + 1 - t.visible) * t.heads, 0, t.rows) / kLanes;
     for (int64_t begin = 0; begin < part.dim; begin += kChunk) {
       const int64_t dims = clamp(part.dim - begin, 0, kChunk);
       load_block(part, t.block_rows[j / kBlock], count, begin, dims, t.block);
-      multiply({t.block, kChunk, 1, t.q + (q_row + begin) * t.lanes, t.lanes, t.scores + j * t.lanes, t.lanes, dims},
-               count, t.lanes / kLanes);
+      multiply({.a = t.block, .a_row = kChunk, .a_step = 1,
+                .b = t.q + (first_group * q_dims + q_begin + begin) * kLanes, .b_step = kLanes, .b_column = q_dims * kLanes,
+                .c = t.scores + (first_group * kTileSegment + j) * kLanes, .c_row = kLanes,
+                .c_column = kTileSegment * kLanes, .k = dims, .accumulate = q_begin + begin > 0},
+               count, t.lanes / kLanes - first_group);
     }
   }
 }
 
 // scores -> e^(scale * score - max); keys a row must not see become -inf first and so exactly 0. The sum runs in four chains
 // (key mod 4), which zeros behind a row's last key do not change.
-void softmax_scores(const AttentionTile& t, int64_t keys) {
+void softmax_scores(const AttentionTile& t) {
   const F32x16 scale = set(t.scale);
   for (int64_t r = 0; r < t.lanes; r += kLanes) {
-    for (int64_t i = r; i < r + kLanes && i < t.rows; ++i) {
-      for (int64_t j = visible_keys(t, i); j < keys; ++j) t.scores[j * t.lanes + i] = -kInf;
+    float* scores = t.scores + r * kTileSegment;
+    const int64_t keys = visible_keys(t, r + kLanes - 1);
+    for (int64_t i = 0; i < kLanes; ++i) {
+      for (int64_t j = visible_keys(t, r + i); j < keys; ++j) scores[j * kLanes + i] = -kInf;
     }
     F32x16 m = set(-kInf);
     for (int64_t j = 0; j < keys; ++j) {
-      float* s = t.scores + j * t.lanes + r;
-      const F32x16 scaled = load(s) * scale;
-      store(scaled, s);
+      const F32x16 scaled = load(scores + j * kLanes) * scale;
+      store(scaled, scores + j * kLanes);
       m = max(m, scaled);
     }
     F32x16 sum[4] = {zero(), zero(), zero(), zero()};
     for (int64_t j = 0; j < keys; ++j) {
-      float* s = t.scores + j * t.lanes + r;
-      const F32x16 p = exp(load(s) - m);
-      store(p, s);
+      const F32x16 p = exp(load(scores + j * kLanes) - m);
+      store(p, scores + j * kLanes);
       sum[j % 4] = sum[j % 4] + p;
     }
     store(m, t.max + r);
@@ -135,19 +173,22 @@ void softmax_scores(const AttentionTile& t, int64_t keys) {
   }
 }
 
-// out += Pᵀ · V. Rows go together over the keys that the first of them sees, the others then add theirs alone:
-// a row touches no value it must not see, not even with weight 0 (0 * NaN is NaN).
+// out = Pᵀ · V. Eight rows go together over the keys that the first of them sees, the others then add theirs alone: a row
+// touches no value it must not see, not even with weight 0 (0 * NaN is NaN).
 void add_values(const AttentionTile& t, int64_t keys) {
-  constexpr int64_t kGroup = kAccumulators / kVectors;
+  constexpr int64_t kGroup = 8;
   for (int64_t j = 0; j < keys; j += kBlock) {
     const int64_t count = clamp(keys - j, 0, kBlock);
     for (int64_t begin = 0; begin < t.value.dim; begin += kChunk) {
-      const int64_t dims = clamp(t.value.dim - begin, 0, kChunk), vectors = round_up(dims) / kLanes;
+      const int64_t dims = clamp(t.value.dim - begin, 0, kChunk);
       load_block(t.value, t.block_rows[j / kBlock], count, begin, dims, t.block);
       const auto add = [&](int64_t row, int64_t rows, int64_t from, int64_t to) {
         if (from >= to) return;
-        multiply({t.scores + (j + from) * t.lanes + row, 1, t.lanes, t.block + from * kChunk, kChunk,
-                  t.out + row * t.out_stride + begin, t.out_stride, to - from}, rows, vectors);
+        multiply({.a = t.scores + (row / kLanes * kTileSegment + j + from) * kLanes + row % kLanes, .a_row = 1,
+                  .a_step = kLanes, .b = t.block + from * kChunk, .b_step = kChunk, .b_column = kLanes,
+                  .c = t.out + row * t.out_stride + begin, .c_row = t.out_stride, .c_column = kLanes, .k = to - from,
+                  .accumulate = j + from > 0},
+                 rows, (dims + kLanes - 1) / kLanes);
       };
       for (int64_t row = 0; row < t.rows; row += kGroup) {
         const int64_t rows = clamp(t.rows - row, 0, kGroup);
@@ -163,11 +204,9 @@ void add_values(const AttentionTile& t, int64_t keys) {
 
 void attention_tile(const AttentionTile& t) {
   const int64_t keys = visible_keys(t, t.rows - 1);
-  for (int64_t i = 0; i < keys * t.lanes; i += kLanes) store(zero(), t.scores + i);
-  for (int64_t i = 0; i < t.rows * t.out_stride; i += kLanes) store(zero(), t.out + i);
   add_scores(t, t.key, 0, keys);
   add_scores(t, t.key_rope, t.key.dim, keys);
-  softmax_scores(t, keys);
+  softmax_scores(t);
   add_values(t, keys);
 }
 

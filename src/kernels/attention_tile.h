@@ -1,4 +1,4 @@
-// Between attention.cc and attention.simd.cc. A tile is up to 64 query rows, (token, head) pairs that read the same kv head; a
+// Between attention.cc and attention.simd.cc. A tile is up to kTileRows query rows, (token, head) pairs that read the same kv head; a
 // segment is kTileSegment keys. One call computes one tile over one segment.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace fathom {
 
-inline constexpr int64_t kTileRows = 64;
+inline constexpr int64_t kTileRows = 128;
 inline constexpr int64_t kTileBlock = 64;     // keys, also the dims converted at a time: 16 KiB of f32 that stay in L1
 inline constexpr int64_t kTileSegment = 256;  // keys
 
@@ -23,10 +23,10 @@ struct AttentionTile {
   // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment (none if negative).
   int64_t rows, heads, visible;
   int64_t lanes;   // rows rounded up to 16
-  const float* q;  // [key.dim + key_rope.dim, lanes]
+  const float* q;  // [lanes / 16, key.dim + key_rope.dim, 16]
   float scale;
   float* block;   // [kTileBlock, kTileBlock] scratch
-  float* scores;  // [kTileSegment, lanes] scratch
+  float* scores;  // [lanes / 16, kTileSegment, 16] scratch
   int64_t out_stride;  // value.dim rounded up to 16
   float* out;          // [rows, out_stride]: sum of e^(s - max) * value
   float* max;          // [lanes]

@@ -1,0 +1,110 @@
+// Attention of real models: MLA absorbed decode (V2-Lite: 16 heads, V3: 128), GQA decode (Qwen2-1.5B) and MLA expanded prefill, on
+// all cores. FLOPs: 2 (d1 + d2 + value dim) for each head and visible (query, key) pair; bytes: each visible row of the cache
+// once. of_f32_roof compares with the larger of two probes, before and after the run: other tenants slow both.
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "kernels/attention.h"
+#include "kernels/roofline.h"
+
+namespace fathom {
+namespace {
+
+struct Shape {
+  std::string name;
+  int64_t heads, kv_heads, key_dim, rope_dim, value_dim;
+  bool absorbed;
+  DType dtype;
+  int64_t tokens;
+};
+
+const Shape kAbsorbed16{"absorbed decode, 16 heads", 16, 1, 576, 0, 512, true, DType::kBF16, 1};
+const Shape kAbsorbed128{"absorbed decode, 128 heads", 128, 1, 576, 0, 512, true, DType::kBF16, 1};
+const Shape kGqa{"GQA decode, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 1};
+const Shape kExpanded{"expanded prefill, 16 heads", 16, 16, 128, 64, 128, false, DType::kF32, 512};
+const Shape kGqaPrefill{"GQA prefill, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 512};
+
+std::vector<float> random_floats(int64_t n, uint64_t stream) {
+  std::vector<float> x(static_cast<size_t>(n));
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(random_uniform({.sequence = stream}, i)) * 2 - 1;
+  }
+  return x;
+}
+
+struct Part {
+  Part(DType dtype, int64_t rows, int64_t heads, int64_t dim, uint64_t stream) : memory(random_floats(rows * heads * dim, stream)) {
+    if (dtype == DType::kBF16) {
+      std::vector<bf16> half(memory.size());
+      std::transform(memory.begin(), memory.end(), half.begin(), f32_to_bf16);
+      std::memcpy(memory.data(), half.data(), half.size() * sizeof(bf16));
+    }
+    view = {dtype, reinterpret_cast<const std::byte*>(memory.data()), heads * dim, heads > 1 ? dim : 0, dim};
+  }
+  std::vector<float> memory;
+  CachedPart view;
+};
+
+void run(benchmark::State& state, Context& ctx, const Shape& shape, int64_t keys) {
+  const Part key(shape.dtype, keys, shape.kv_heads, shape.key_dim, 1), rope(shape.dtype, keys, 1, shape.rope_dim, 2);
+  const Part value(shape.dtype, shape.absorbed ? 0 : keys, shape.kv_heads, shape.value_dim, 3);
+  AttentionKeys cache{key.view, rope.view, shape.absorbed ? key.view : value.view, {}};
+  cache.value.dim = shape.value_dim;
+  std::vector<int64_t> block_rows(static_cast<size_t>((keys + kKeyBlock - 1) / kKeyBlock));
+  for (size_t b = 0; b < block_rows.size(); ++b) block_rows[b] = static_cast<int64_t>(b) * kKeyBlock;
+  cache.block_rows = block_rows;
+  const int64_t d = shape.key_dim + shape.rope_dim, q_cols = shape.heads * d, out_cols = shape.heads * shape.value_dim;
+  const std::vector<float> q = random_floats(shape.tokens * q_cols, 4);
+  std::vector<float> out(static_cast<size_t>(shape.tokens * out_cols));
+  const float scale = 1 / std::sqrt(static_cast<float>(d));
+
+  RoofProbe probe(ctx);
+  double roof = probe.f32_flops();
+  for (auto _ : state) {
+    attention(ctx, {q.data(), shape.tokens, q_cols, q_cols}, keys - shape.tokens, shape.heads, shape.kv_heads, scale, cache,
+              {out.data(), shape.tokens, out_cols, out_cols});
+    benchmark::ClobberMemory();
+  }
+  roof = std::max(roof, probe.f32_flops());
+
+  const int64_t first = keys - shape.tokens + 1, pairs = (first + keys) * shape.tokens / 2;
+  const auto flops = static_cast<double>(pairs * shape.heads * 2 * (d + shape.value_dim));
+  const int64_t cached_dims = shape.kv_heads * (shape.key_dim + (shape.absorbed ? 0 : shape.value_dim)) + shape.rope_dim;
+  const auto bytes = static_cast<double>(row_bytes(shape.dtype, keys * cached_dims));
+  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
+  state.counters["FLOPs"] = benchmark::Counter(flops, rate);
+  state.counters["bytes"] = benchmark::Counter(bytes, rate);
+  state.counters["of_f32_roof"] = benchmark::Counter(flops / roof, rate);
+}
+
+}  // namespace
+}  // namespace fathom
+
+int main(int argc, char** argv) {
+  using namespace fathom;
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  Context ctx(available_cores());
+  benchmark::AddCustomContext("target", std::string(isa_name(ctx.isa())));
+  benchmark::AddCustomContext("threads", std::to_string(ctx.pool().threads()));
+  const auto add = [&](const Shape& shape, int64_t keys) {
+    benchmark::RegisterBenchmark(fmt::format("{}/{} keys", shape.name, keys).c_str(),
+                                 [&ctx, shape, keys](benchmark::State& s) { run(s, ctx, shape, keys); })
+        ->UseRealTime();
+  };
+  for (const Shape& decode : {kAbsorbed16, kAbsorbed128, kGqa}) {
+    for (const int64_t keys : {1024, 4096, 16384}) add(decode, keys);
+  }
+  add(kExpanded, 512);
+  add(kExpanded, 4096);
+  add(kGqaPrefill, 512);
+  benchmark::RunSpecifiedBenchmarks();
+}

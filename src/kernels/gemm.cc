@@ -4,12 +4,12 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/quantize.h"
+#include "kernels/row_blocks.h"
 
 namespace fathom {
 
@@ -27,8 +27,10 @@ void gemm_native_bf16(const GemmBlock& b);
 namespace {
 
 constexpr int64_t kPanelBytes = 4096;      // one row of a panel: 8 rows fit L1 beside the rows of x
-constexpr int64_t kRowsBytes = 1024 << 10;  // rows of x in one item: half of a small L2
-constexpr int64_t kItemRows = 48;          // rows of w in one item
+constexpr int64_t kBlockBytes = 768 << 10;  // rows of x in one item: they stay in L2 while w passes by
+constexpr int64_t kItemRows = 48;          // rows of w in one item, fewer while there are not
+constexpr int64_t kItems = 256;            // that many items to balance
+constexpr int64_t kSmall = 1 << 16;        // multiply-adds that other threads are not woken for
 constexpr int64_t kFewRows = 6;            // up to here BF16 is widened in registers, not in a panel
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -69,15 +71,10 @@ void run_block(Isa isa, Form form, bool in_place, const GemmBlock& block) {
   }
 }
 
-// Columns [k0, k0 + k) of row r of w, in its form.
-void load_panel_row(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k, std::byte* out) {
-  switch (p.form) {
-    case Form::kF32: return dequantize_weight(p.ctx.isa(), w, r, k0, k, reinterpret_cast<float*>(out));
-    case Form::kSplitBf16:
-      return FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(reinterpret_cast<const bf16*>(w.row(r)) + k0, k,
-                                                       reinterpret_cast<float*>(out));
-    case Form::kNativeBf16: std::memcpy(out, w.row(r) + k0 * 2, static_cast<size_t>(k) * 2); return;
-  }
+// Columns [k0, k0 + k) of row r of w as f32, or in split form.
+void widen(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k, float* out) {
+  if (p.form == Form::kF32) return dequantize_weight(p.ctx.isa(), w, r, k0, k, out);
+  FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(reinterpret_cast<const bf16*>(w.row(r)) + k0, k, out);
 }
 
 // Rows [m0, m0 + m) times rows [n0, n0 + n) of w, eight of these at a time.
@@ -91,7 +88,7 @@ void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int6
   b.x_stride = p.x_stride;
   b.y_stride = p.y.stride;
   b.w_stride = in_place ? w.cols : block_k + 16;  // rows of a panel fall into different sets of L1
-  std::byte* const panel = scope.array<std::byte>(in_place ? 0 : kPanelRows * b.w_stride * p.element_bytes);
+  float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * b.w_stride);
   b.partial = scope.array<float>(w.cols > block_k ? m * kPanelRows * 16 : 0);
   b.next_stride = row_bytes(w.dtype, w.cols);
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
@@ -101,9 +98,10 @@ void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int6
     for (int64_t k0 = 0; k0 < w.cols; k0 += block_k) {
       const int64_t k = std::min(block_k, w.cols - k0);
       b.x = p.x + (m0 * p.x_stride + k0) * p.element_bytes;
-      b.w = in_place ? w.row(r0) + row_bytes(w.dtype, k0) : panel;
+      b.w = w.row(r0) + row_bytes(w.dtype, k0);
       if (!in_place) {
-        for (int64_t r = 0; r < b.n; ++r) load_panel_row(p, w, r0 + r, k0, k, panel + r * b.w_stride * p.element_bytes);
+        for (int64_t r = 0; r < b.n; ++r) widen(p, w, r0 + r, k0, k, panel + r * b.w_stride);
+        b.w = panel;
       }
       b.next = w.row(r0 + b.n) + row_bytes(w.dtype, k0);
       b.next_rows = std::min(kPanelRows, w.rows - r0 - b.n);
@@ -125,15 +123,14 @@ void prepare_rows(ConstRows x, ArenaScope& scope, Problem& p) {
   p.x_stride = ceil_div(x.cols, 32) * 32;
   std::byte* const out = scope.array<std::byte>(x.rows * p.x_stride * p.element_bytes);
   p.x = out;
-  const auto convert = [&](int64_t r, int worker) {
+  for_rows(p.ctx, x.rows, x.cols, [&](int64_t r, int worker) {
     ArenaScope row_scope(p.ctx.worker_scratch(worker));
     std::byte* const row = out + r * p.x_stride * p.element_bytes;
     const bool split = p.form == Form::kSplitBf16;
     bf16* const rounded = split ? row_scope.array<bf16>(x.cols) : reinterpret_cast<bf16*>(row);
     FATHOM_SIMD_CALL(p.ctx.isa(), round_to_bf16)(x.row(r), x.cols, rounded);
     if (split) FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(rounded, x.cols, reinterpret_cast<float*>(row));
-  };
-  p.ctx.pool().run(x.rows, convert);
+  });
 }
 
 void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets, std::span<const WeightView> experts,
@@ -152,22 +149,34 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   Problem p{ctx, choose_form(ctx.isa(), shape.dtype, ctx.precision()), nullptr, 0, 0, bias, y};
   prepare_rows(x, scope, p);
 
-  // Items of expert e: first[e] .. first[e + 1], blocks of rows of x outermost.
-  const int64_t block_m = std::clamp<int64_t>(kRowsBytes / (x.cols * p.element_bytes) / 12 * 12, 24, 240);
-  const int64_t blocks_n = ceil_div(y.cols, kItemRows);
+  // Items of expert e are first[e] .. first[e + 1]: blocks of block_m(rows) rows of x, outermost, by item_rows rows of w.
+  const auto block_m = [&](int64_t rows) {
+    const int64_t most = std::clamp<int64_t>(kBlockBytes / (x.cols * p.element_bytes), 24, 240);
+    return ceil_div(ceil_div(rows, ceil_div(rows, most)), kTileRows) * kTileRows;
+  };
+  const auto rows_of = [&](int64_t e) { return offsets[static_cast<size_t>(e) + 1] - offsets[static_cast<size_t>(e)]; };
   const auto count = static_cast<int64_t>(experts.size());
-  int64_t* first = scope.array<int64_t>(count + 1);
+  int64_t blocks = 0;
+  for (int64_t e = 0; e < count; ++e) blocks += rows_of(e) == 0 ? 0 : ceil_div(rows_of(e), block_m(rows_of(e)));
+  const int64_t item_rows = std::clamp(ceil_div(ceil_div(y.cols * blocks, kItems), kPanelRows) * kPanelRows, kPanelRows, kItemRows);
+  const int64_t items_per_block = ceil_div(y.cols, item_rows);
+  int64_t* const first = scope.array<int64_t>(count + 1);
   first[0] = 0;
   for (int64_t e = 0; e < count; ++e) {
-    const int64_t rows = offsets[static_cast<size_t>(e) + 1] - offsets[static_cast<size_t>(e)];
-    first[e + 1] = first[e] + ceil_div(rows, block_m) * blocks_n;
+    first[e + 1] = first[e] + (rows_of(e) == 0 ? 0 : ceil_div(rows_of(e), block_m(rows_of(e))) * items_per_block);
   }
-  ctx.pool().run(first[count], [&](int64_t item, int worker) {
-    const auto e = static_cast<size_t>(std::upper_bound(first, first + count, item) - first - 1);
-    const int64_t m0 = offsets[e] + (item - first[e]) / blocks_n * block_m;
-    const int64_t n0 = (item - first[e]) % blocks_n * kItemRows;
-    multiply(p, experts[e], m0, std::min(block_m, offsets[e + 1] - m0), n0, std::min(kItemRows, y.cols - n0), worker);
-  });
+  const auto run_item = [&](int64_t item, int worker) {
+    const int64_t e = std::upper_bound(first, first + count, item) - first - 1;
+    const int64_t step = block_m(rows_of(e)), end = offsets[static_cast<size_t>(e) + 1];
+    const int64_t m0 = offsets[static_cast<size_t>(e)] + (item - first[e]) / items_per_block * step;
+    const int64_t n0 = (item - first[e]) % items_per_block * item_rows;
+    multiply(p, experts[static_cast<size_t>(e)], m0, std::min(step, end - m0), n0, std::min(item_rows, y.cols - n0), worker);
+  };
+  if (x.rows * y.cols * x.cols <= kSmall) {
+    for (int64_t item = 0; item < first[count]; ++item) run_item(item, 0);
+  } else {
+    ctx.pool().run(first[count], run_item);
+  }
 }
 
 }  // namespace

@@ -48,7 +48,9 @@ double best_of(double seconds, Probe probe) {
 }  // namespace
 
 double RoofProbe::f32_flops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_f32)); }
-double RoofProbe::bf16_flops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_bf16)); }
+double RoofProbe::bf16_flops() {
+  return std::max(compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_bf16)), f32_flops());
+}
 double RoofProbe::int8_ops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_int8)); }
 
 double RoofProbe::read_bytes() {

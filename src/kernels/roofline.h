@@ -10,7 +10,7 @@ namespace fathom {
 
 struct Roofs {
   double f32_flops = 0;         // FLOP/s of independent FMAs in registers, all threads
-  double bf16_flops = 0;        // FLOP/s of bf16 dot products (the f32 figure where the CPU has none)
+  double bf16_flops = 0;        // FLOP/s of bf16 dot products (the f32 figure where the CPU has none or slower ones)
   double int8_ops = 0;          // OP/s of u8 x i8 dot products (VNNI, else maddubs, else 0)
   double read_bytes = 0;        // bytes/s read from memory, all threads
 };

@@ -1,1 +1,325 @@
-int main() { return 0; }
+// The program: a table of subcommands, their flags bound to the options of each, and the one place that turns exceptions into messages
+// and exit codes. CLI11 is included here and nowhere else.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "cli/bench.h"
+#include "cli/doctor.h"
+#include "cli/estimate.h"
+#include "cli/eval.h"
+#include "cli/interrupt.h"
+#include "cli/logits.h"
+#include "cli/output.h"
+#include "cli/run.h"
+#include "cli/selftest.h"
+#include "cli/show.h"
+#include "cli/tokenize.h"
+#include "cli/welcome.h"
+
+namespace fathom {
+namespace {
+
+using Action = std::function<int()>;
+
+void bind_output(CLI::App& app, OutputOptions& output) {
+  app.add_flag("-q,--quiet", output.quiet, "say nothing but errors on stderr");
+  app.add_flag("--verbose", output.verbose, "say more on stderr");
+  app.add_flag("--no-color", output.no_color, "no colours and no bars (also NO_COLOR)");
+}
+
+void bind_model(CLI::App& app, std::string& model) {
+  app.add_option("-m,--model,MODEL", model, "GGUF file, .safetensors file or Hugging Face folder; default $FATHOM_MODEL or the only one in ./models");
+}
+
+Action bind_run(CLI::App& app) {
+  auto o = std::make_shared<RunOptions>();
+  app.add_option("MODEL PROMPT", o->words, "the model, and what to say to it");
+  app.add_option("-m,--model", o->model, "the model: GGUF file, .safetensors file or folder; default $FATHOM_MODEL or the only one in ./models");
+  app.add_option("-p,--prompt", o->prompt, "what to say; text on stdin follows it after a blank line");
+  app.add_option("-f,--file", o->file, "a file that follows the prompt");
+  app.add_option("-s,--system", o->system, "system message");
+  app.add_option("-c,--ctx", o->context_tokens, "longest prompt and answer together, in tokens (default 8192 or the model's own limit)");
+  app.add_option("-n,--max-tokens", o->max_tokens, "longest answer (default: what the context leaves)");
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("--temp", o->sampling.temperature, "temperature; 0 always takes the likeliest token (default: the model's advice)");
+  app.add_option("--top-p", o->sampling.top_p, "keep the likeliest tokens up to this probability together");
+  app.add_option("--top-k", o->sampling.top_k, "keep the k likeliest tokens; 0 = off");
+  app.add_option("--min-p", o->sampling.min_p, "drop tokens below this share of the likeliest one's probability");
+  app.add_option("--repeat-penalty", o->sampling.repeat_penalty, "divide the logits of seen tokens; 1 = off");
+  app.add_option("--presence-penalty", o->sampling.presence_penalty, "subtracted once from tokens already generated");
+  app.add_option("--frequency-penalty", o->sampling.frequency_penalty, "subtracted once per occurrence");
+  app.add_option("--logit-bias", o->sampling.logit_bias, "ID=BIAS, added to one token's logit; repeatable")->allow_extra_args(false);
+  app.add_option("--seed", o->sampling.seed, "equal seeds give equal answers (default 0)");
+  app.add_option("--stop", o->stops, "end the answer before this text; repeatable")->allow_extra_args(false);
+  app.add_option("--template", o->template_name, "chat format by name, instead of the one the model's files tell");
+  app.add_flag("--think{on},!--no-think{off}", o->think, "--think=off or on, for models with a switch");
+  app.add_flag("--hide-thinking", o->hide_thinking, "do not show thoughts");
+  app.add_flag("--raw", o->raw, "no chat format: continue the text");
+  app.add_option("--logprobs", o->sampling.logprobs, "log-probabilities of the tokens, with this many alternatives")->check(CLI::Range(0, 20));
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_flag("--ignore-memory", o->ignore_memory, "start even if the weights do not fit into memory (slow)");
+  app.add_flag("--no-history", o->no_history, "do not keep what is typed");
+  app.add_flag("--json", o->json, "one JSON object with the answer");
+  bind_output(app, o->output);
+  return [o] { return run_run(*o); };
+}
+
+Action bind_show(CLI::App& app) {
+  auto o = std::make_shared<ShowOptions>();
+  bind_model(app, o->model);
+  app.add_flag("--tensors", o->tensors, "list every tensor");
+  app.add_flag("--check-finite", o->check_finite, "read all weights and name the first NaN or infinity");
+  app.add_flag("--json", o->json, "JSON: one object, with --tensors one more per tensor");
+  bind_output(app, o->output);
+  return [o] { return run_show(*o); };
+}
+
+Action bind_tokenize(CLI::App& app) {
+  auto o = std::make_shared<TokenizeOptions>();
+  bind_model(app, o->model);
+  app.add_option("TEXT", o->text, "the text (default: stdin)");
+  app.add_option("-f,--file", o->file, "a file with the text");
+  app.add_option("--decode", o->decode, "print the text of these ids instead; - reads them from stdin");
+  app.add_flag("--special", o->special, "special tokens written in the text become their ids");
+  app.add_flag("--chat", o->chat, "the text is a user's message: show the whole prompt");
+  app.add_option("--template", o->template_name, "chat format by name, for --chat");
+  app.add_flag("--lines", o->lines, "stdin holds one JSON string a line; one result each");
+  app.add_flag("--json", o->json, "JSON: ids and pieces");
+  bind_output(app, o->output);
+  return [o] { return run_tokenize(*o); };
+}
+
+Action bind_eval(CLI::App& app) {
+  auto o = std::make_shared<EvalOptions>();
+  bind_model(app, o->model);
+  app.add_option("--perplexity", o->perplexity, "the text to predict")->required();
+  app.add_option("-c,--ctx", o->context_tokens, "window in tokens (default 2048 or the model's own limit)")->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
+  app.add_option("--stride", o->stride, "tokens between the beginnings of windows (default: the window)")->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_flag("--json", o->json, "one JSON object");
+  bind_output(app, o->output);
+  app.footer("Windows: the text is tokenised once, without special tokens. Windows of --ctx tokens begin every --stride tokens; each is\n"
+             "computed afresh and scores the tokens that no window before it scored. If the model wants a BOS, each window begins with\n"
+             "one and every token is scored; else the first token of the text is not scored. Perplexity is per token; bits per byte\n"
+             "compares models with different vocabularies.");
+  return [o] { return run_eval(*o); };
+}
+
+Action bind_estimate(CLI::App& app) {
+  auto o = std::make_shared<EstimateOptions>();
+  bind_model(app, o->model);
+  app.add_option("-c,--ctx", o->contexts, "context in tokens; repeatable (default: several)")->allow_extra_args(false);
+  app.add_option("--cache", o->cache, "only this type of cache: f32 or bf16");
+  app.add_flag("--json", o->json, "one JSON object per line of the table");
+  bind_output(app, o->output);
+  return [o] { return run_estimate(*o); };
+}
+
+Action bind_doctor(CLI::App& app) {
+  auto o = std::make_shared<DoctorOptions>();
+  app.add_flag("--print-limits", o->print_limits, "the limits on input from outside, instead");
+  app.add_option("--seconds", o->seconds, "time for measuring")->check(CLI::Range(0.1, 600.0));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_flag("--json", o->json, "one JSON object");
+  bind_output(app, o->output);
+  return [o] { return run_doctor(*o); };
+}
+
+Action bind_bench(CLI::App& app) {
+  auto o = std::make_shared<BenchOptions>();
+  app.add_option("-m,--model,MODEL", o->model, "the model (default: kernels alone)");
+  app.add_option("--prefill", o->prefill, "prompt lengths to time")->delimiter(',');
+  app.add_option("--at", o->contexts, "contexts at which to time generation")->delimiter(',');
+  app.add_option("--generate", o->generate, "tokens timed at each context");
+  app.add_option("--repeat", o->repeat, "repetitions of each prompt");
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_flag("--json", o->json, "one JSON object per line of the table");
+  bind_output(app, o->output);
+  return [o] {
+    o->kernels_only = o->model.empty();
+    return run_bench(*o);
+  };
+}
+
+Action bind_logits(CLI::App& app) {
+  auto o = std::make_shared<LogitsOptions>();
+  bind_model(app, o->model);
+  app.add_option("--ids", o->ids, "token ids: integers, a JSON list, or a .safetensors file with input_ids")->required();
+  app.add_option("-o,--out", o->out, "the .safetensors file to write: logits F32 [tokens, vocab_size], input_ids")->required();
+  app.add_option("--chunk", o->chunk, "tokens per step");
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("--form", o->form, "form of MLA: absorbed or expanded");
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_option("--isa", o->isa, "instruction set: portable, avx2 or avx512 (default: the best of this CPU)");
+  bind_output(app, o->output);
+  return [o] { return run_logits(*o); };
+}
+
+Action bind_selftest(CLI::App& app) {
+  auto o = std::make_shared<SelftestOptions>();
+  auto output = std::make_shared<OutputOptions>();
+  app.add_option("DIR", o->folders, "folders with a model and its golden.safetensors")->required();
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_flag("--json", o->json, "one JSON object per comparison");
+  bind_output(app, *output);
+  return [o, output] {
+    o->color = use_color(STDOUT_FILENO, *output);
+    return run_selftest(*o);
+  };
+}
+
+std::string bash_completion(const CLI::App& app);
+
+Action bind_completion(CLI::App& app) {
+  auto shell = std::make_shared<std::string>();
+  app.add_option("SHELL", *shell, "bash")->required()->check(CLI::IsMember({"bash"}));
+  return [&app] {
+    write_stdout(bash_completion(*app.get_parent()));
+    return 0;
+  };
+}
+
+struct Command {
+  const char* name;
+  const char* summary;
+  const char* examples;  // two that work
+  Action (*bind)(CLI::App&);
+};
+constexpr Command kCommands[] = {
+    {"run", "chat in the terminal, or answer a pipe",
+     "  fathom run models/model.gguf\n  git log -5 | fathom run models/model.gguf \"Summarise these commits\"", bind_run},
+    {"show", "what is inside a model file or folder", "  fathom show models/model.gguf\n  fathom show --tensors path/to/folder", bind_show},
+    {"estimate", "does a model fit into this machine's memory",
+     "  fathom estimate models/model.gguf\n  fathom estimate models/model.gguf --ctx 4096 --ctx 32768 --cache bf16", bind_estimate},
+    {"tokenize", "text to token ids and back", "  fathom tokenize models/model.gguf \"Hello, world\"\n  fathom tokenize models/model.gguf --decode 1,2,3",
+     bind_tokenize},
+    {"eval", "how well a model predicts a text", "  fathom eval models/model.gguf --perplexity text.txt\n  fathom eval models/model.gguf --perplexity text.txt --ctx 1024 --stride 512",
+     bind_eval},
+    {"bench", "speed, as a share of what this machine can do", "  fathom bench\n  fathom bench models/model.gguf --prefill 128,512 --at 0,2048", bind_bench},
+    {"logits", "the logits of every position, for comparisons",
+     "  fathom logits models/model.gguf --ids ids.txt -o logits.safetensors\n  fathom logits path/to/folder --ids golden.safetensors -o logits.safetensors --chunk 1", bind_logits},
+    {"selftest", "compare this build on this machine with recorded vectors", "  fathom selftest tests/golden/gguf\n  fathom selftest --json tests/golden/gguf", bind_selftest},
+    {"doctor", "what this machine has and how fast it is", "  fathom doctor\n  fathom doctor --print-limits", bind_doctor},
+    {"completion", "completion script for a shell", "  fathom completion bash > ~/.local/share/bash-completion/completions/fathom\n  source <(fathom completion bash)", bind_completion},
+    {"version", "print the version", "  fathom version\n  fathom --version", [](CLI::App&) -> Action { return run_version; }},
+};
+
+// Examples come first; the variables are told once, not at each flag.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_description(const CLI::App* app) const override {
+    for (const Command& command : kCommands) {
+      if (app->get_name() == command.name) return fmt::format("Examples:\n{}\n\nfathom {}: {}\n", command.examples, command.name, command.summary);
+    }
+    return "Examples:\n  fathom run models/model.gguf\n  fathom doctor\n\n" + CLI::Formatter::make_description(app);
+  }
+  std::string make_footer(const CLI::App* app) const override {
+    return CLI::Formatter::make_footer(app) + "\n\nEvery flag has an environment variable: --top-p is FATHOM_TOP_P. Flags win.\n";
+  }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    std::string text = CLI::Formatter::make_option_opts(option);
+    const size_t variable = text.find(" (Env:");
+    return variable == text.npos ? text : text.substr(0, variable);
+  }
+};
+
+std::string option_flags(const CLI::App& app) {
+  std::string flags;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) flags += " --" + name;
+  }
+  return flags;
+}
+
+std::string bash_completion(const CLI::App& app) {
+  std::string names, cases;
+  for (const CLI::App* command : app.get_subcommands({})) {
+    names += " " + command->get_name();
+    cases += fmt::format("    {}) words=\"{}\" ;;\n", command->get_name(), option_flags(*command).substr(1));
+  }
+  return fmt::format(
+      "# bash completion of fathom: source <(fathom completion bash)\n"
+      "_fathom() {{\n"
+      "  local word=\"${{COMP_WORDS[COMP_CWORD]}}\" words=\"{}\"\n"
+      "  [ \"$COMP_CWORD\" -gt 1 ] && case \"${{COMP_WORDS[1]}}\" in\n{}  esac\n"
+      "  COMPREPLY=()\n"
+      "  if [ \"$COMP_CWORD\" -eq 1 ] || [[ \"$word\" == -* ]]; then COMPREPLY=($(compgen -W \"$words\" -- \"$word\")); fi\n"
+      "}}\n"
+      "complete -o default -F _fathom fathom\n",
+      names.substr(1), cases);
+}
+
+// --top-p answers to FATHOM_TOP_P. Not --model: a positional MODEL must win over FATHOM_MODEL, so resolve_model() asks for it last.
+void bind_environment(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_lnames().empty()) continue;
+    std::string name = option->get_lnames().front();
+    if (name == "help" || name == "model" || name == "version") continue;
+    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+    option->envname("FATHOM_" + name);
+  }
+}
+
+int parse_and_run(int argc, char** argv) {
+  CLI::App app("Runs DeepSeek-family language models on this machine's CPU.", "fathom");
+  app.formatter(std::make_shared<HelpFormatter>());
+  app.require_subcommand(0, 1);
+  app.failure_message(CLI::FailureMessage::simple);
+  bool version = false;
+  app.add_flag("--version", version, "print the version");
+  Action action = [&version] { return version ? run_version() : run_welcome({}); };
+  for (const Command& command : kCommands) {
+    CLI::App* sub = app.add_subcommand(command.name, command.summary);
+    Action chosen = command.bind(*sub);
+    bind_environment(*sub);
+    sub->callback([&action, chosen] { action = chosen; });
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    write_stdout(app.help());
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    const std::vector<CLI::App*> chosen = app.get_subcommands();
+    fail("{} (see `fathom {}--help`)", error.what(), chosen.empty() ? "" : chosen.front()->get_name() + " ");
+  }
+  return action();
+}
+
+int report(ExitCode code, std::string_view text) {
+  note("error: {}", text);
+  return static_cast<int>(code);
+}
+
+}  // namespace
+}  // namespace fathom
+
+int main(int argc, char** argv) {
+  using namespace fathom;
+  try {
+    install_signal_handlers();
+    install_sigbus_handler();
+    return parse_and_run(argc, argv);
+  } catch (const Error& error) {
+    return report(error.code(), error.what());
+  } catch (const ClosedPipe&) {
+    return 0;  // whoever read has read enough
+  } catch (const Interrupted&) {
+    return 130;
+  } catch (const std::bad_alloc&) {
+    return report(ExitCode::kNoResources, "out of memory");
+  } catch (const std::exception& error) {
+    return report(ExitCode::kInternal, std::string("internal: ") + error.what());
+  }
+}

@@ -1,0 +1,42 @@
+// `fathom eval MODEL --perplexity FILE`: how well the model predicts a text.
+//
+// The text is tokenised once, special tokens off. Windows of `ctx` tokens follow each other every `stride` tokens (default: no
+// overlap); each is computed afresh, and scores those of its tokens that no window before it scored. If the model wants a BOS, each window
+// begins with one in addition, and its first token counts; else the very first token of the text has no prediction and does not count.
+// With overlap a token is judged by at least ctx - stride tokens of context. Perplexity = exp(nll / tokens scored); bits per byte =
+// nll / ln 2 / bytes scored, which compares models of different vocabularies. Sums run in double in the order of the text.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cli/output.h"
+
+namespace fathom {
+
+struct EvalOptions {
+  OutputOptions output;
+  std::string model;
+  std::string perplexity;  // the text file
+  int64_t context_tokens = 0;  // 0 = min(max_position_embeddings, 2048)
+  int64_t stride = 0;          // 0 = the window
+  int threads = 0;
+  std::string cache;
+  bool json = false;
+};
+
+int run_eval(const EvalOptions& options);
+
+// The windows over `tokens` tokens: [begin, end) computed, of which [score, end) are scored. Without BOS nothing inside a window predicts
+// its first token, so windows overlap by at least that one.
+struct EvalWindow {
+  int64_t begin, score, end;
+};
+std::vector<EvalWindow> eval_windows(int64_t tokens, int64_t window, int64_t stride, bool bos);
+
+// -log softmax(logits)[target], in double.
+double negative_log_likelihood(std::span<const float> logits, int32_t target);
+
+}  // namespace fathom

@@ -1,0 +1,171 @@
+#include "cli/generation.h"
+
+#include <unistd.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "cli/interrupt.h"
+#include "cli/progress.h"
+#include "text/detokenizer.h"
+#include "text/stop_strings.h"
+
+namespace fathom {
+namespace {
+
+// Where tokens become text: detokenizer, thinking parser, stop strings (of the answer only).
+class TextStream {
+ public:
+  TextStream(const Tokenizer& tokenizer, const GenerationRequest& request, Generation& result,
+             const std::function<void(const OutputPart&)>& on_part)
+      : detokenizer_(tokenizer), thinking_(request.marks), stops_(request.stops), result_(result), on_part_(on_part) {}
+
+  void push(int32_t token) { take(thinking_.push(detokenizer_.push(token))); }
+  void finish() {
+    take(thinking_.push(detokenizer_.finish()));
+    take(thinking_.finish());
+    emit({false, stops_.finish()});
+  }
+  bool stopped() const { return stops_.stopped(); }
+  bool in_thought() const { return thinking_.in_thought(); }
+
+ private:
+  void take(const std::vector<OutputPart>& parts) {
+    for (const OutputPart& part : parts) emit(part.thought ? part : OutputPart{false, stops_.push(part.text)});
+  }
+  void emit(const OutputPart& part) {
+    if (part.text.empty()) return;
+    (part.thought ? result_.thought : result_.answer) += part.text;
+    on_part_(part);
+  }
+
+  Detokenizer detokenizer_;
+  ThinkingParser thinking_;
+  StopStrings stops_;
+  Generation& result_;
+  const std::function<void(const OutputPart&)>& on_part_;
+};
+
+bool is_stop_token(const std::vector<int32_t>& stop_ids, int32_t token) {
+  return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
+}
+
+}  // namespace
+
+Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest request, const OutputOptions& output,
+                    const std::function<void(const OutputPart&)>& on_part) {
+  const int64_t context = engine.options().context_tokens;
+  Generation result;
+  result.prompt_tokens = std::ssize(request.prompt);
+  if (result.prompt_tokens >= context) {
+    fail("prompt: {} tokens, expected less than the context of {} (use a larger --ctx; the model's own is {})", result.prompt_tokens, context,
+         opened.model.config().max_position_embeddings);
+  }
+  const bool keep_events = request.sampling.top_logprobs >= 0;
+  TextStream text(opened.tokenizer, request, result, on_part);
+  const uint64_t id = engine.submit({.prompt = std::move(request.prompt),
+                                     .max_tokens = request.max_tokens > 0 ? request.max_tokens : context - result.prompt_tokens,
+                                     .stop_ids = opened.stop_ids,
+                                     .sampling = request.sampling});
+  const double begin = seconds_now();
+  const int64_t prefilled_before = engine.stats().prefill_tokens;
+  std::optional<Progress> bar(std::in_place, output, "prompt", Progress::Unit::kTokens, static_cast<uint64_t>(result.prompt_tokens));
+  double first_token = 0;
+  bool cancelled = false;
+  std::vector<TokenEvent> events;
+  while (result.finish == FinishReason::kNone) {
+    if (!cancelled && (interrupted() || text.stopped())) {
+      cancelled = true;
+      engine.cancel(id);
+    }
+    events.clear();
+    FATHOM_CHECK(engine.step(events));
+    if (bar) bar->at(static_cast<uint64_t>(engine.stats().prefill_tokens - prefilled_before));
+    for (TokenEvent& event : events) {
+      if (event.request != id) continue;
+      result.finish = event.finish;
+      if (event.token < 0 || cancelled) continue;
+      bar.reset();
+      const double now = seconds_now();
+      if (first_token == 0) first_token = now;
+      ++result.tokens;
+      if (text.in_thought()) {
+        ++result.thought_tokens;
+        result.thought_seconds = now - first_token;
+      }
+      const bool ends = event.finish == FinishReason::kStop && is_stop_token(opened.stop_ids, event.token);
+      if (!ends) text.push(event.token);
+      if (keep_events) result.events.push_back(std::move(event));
+    }
+  }
+  bar.reset();
+  const double end = seconds_now();
+  result.prefill_seconds = (first_token > 0 ? first_token : end) - begin;
+  result.decode_seconds = first_token > 0 ? end - first_token : 0;
+  if (text.stopped()) result.finish = FinishReason::kStop;
+  text.finish();
+  if (result.finish == FinishReason::kNumericalError) {
+    throw Error(ExitCode::kDiverged, "the model's logits are not finite: the weights or the file are damaged (try `fathom show --check-finite`)");
+  }
+  return result;
+}
+
+std::string_view finish_name(const Generation& generation) {
+  switch (generation.finish) {
+    case FinishReason::kLength: return "length";
+    case FinishReason::kCancelled: return "interrupted";
+    default: return "stop";
+  }
+}
+
+std::string rate_line(const Generation& g) {
+  const auto rate = [](double tokens, double seconds) { return seconds > 0 ? fmt::format("{:.1f} tok/s", tokens / seconds) : "- tok/s"; };
+  // The first token falls out of the prefill; the others took decode_seconds.
+  const double decoded = static_cast<double>(std::max<int64_t>(0, g.tokens - 1));
+  return fmt::format("prompt {} tokens, {}; generated {} tokens, {}{}", g.prompt_tokens, rate(static_cast<double>(g.prompt_tokens), g.prefill_seconds),
+                     g.tokens, rate(decoded, decoded > 0 ? g.decode_seconds : 0),
+                     g.finish == FinishReason::kLength      ? "; stopped at the token limit"
+                     : g.finish == FinishReason::kCancelled ? "; interrupted"
+                                                            : "");
+}
+
+PartPrinter::PartPrinter(const OutputOptions& output, bool hide_thinking)
+    : show_thoughts_(!hide_thinking && !output.quiet && is_terminal(STDERR_FILENO)),
+      safe_output_(is_terminal(STDOUT_FILENO)),
+      grey_(use_color(STDERR_FILENO, output)) {}
+
+void PartPrinter::show(const OutputPart& part) {
+  if (part.thought) {
+    skip_blank_ = true;
+    if (!show_thoughts_) return;
+    if (!in_thought_) {
+      write_stderr(fmt::format("{}⟨thinking⟩\n", grey_.begin));
+      in_thought_ = true;
+      thought_begin_ = seconds_now();
+    }
+    write_stderr(without_controls(part.text));
+    return;
+  }
+  std::string_view text = part.text;
+  if (in_thought_) end_thought();
+  if (skip_blank_) {  // the blank lines between thought and answer
+    text.remove_prefix(std::min(text.find_first_not_of('\n'), text.size()));
+    skip_blank_ = text.empty();
+  }
+  if (text.empty()) return;
+  wrote_answer_ = true;
+  ends_line_ = text.back() == '\n';
+  write_stdout(safe_output_ ? without_controls(text) : std::string(text));
+}
+
+void PartPrinter::end_thought() {
+  in_thought_ = false;
+  write_stderr(fmt::format("\n⟨end of thought, {}⟩{}\n\n", duration_text(seconds_now() - thought_begin_), grey_.end));
+}
+
+void PartPrinter::finish() {
+  if (in_thought_) end_thought();
+  if (wrote_answer_ && !ends_line_) write_stdout("\n");
+}
+
+}  // namespace fathom

@@ -1,0 +1,341 @@
+#include "cli/models.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "base/thread_pool.h"
+#include "cli/interrupt.h"
+#include "cli/machine.h"
+#include "cli/progress.h"
+#include "engine/engine.h"
+#include "formats/json.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool looks_like_model(const fs::path& path) {
+  std::error_code error;
+  if (fs::is_directory(path, error)) {
+    if (fs::exists(path / "config.json", error)) return true;
+    for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
+      if (it->path().extension() == ".gguf") return true;
+    }
+    return false;
+  }
+  return path.extension() == ".gguf" || path.extension() == ".safetensors";
+}
+
+// The layer number in "model.layers.12.x" or "blk.12.x"; -1 if there is none.
+int64_t layer_of(std::string_view name) {
+  for (const std::string_view prefix : {"model.layers.", "blk."}) {
+    if (!name.starts_with(prefix)) continue;
+    int64_t layer = -1;
+    std::from_chars(name.data() + prefix.size(), name.data() + name.size(), layer);
+    return layer;
+  }
+  return -1;
+}
+
+bool contains(std::string_view text, std::string_view part) { return text.find(part) != text.npos; }
+
+uint64_t element_count(const TensorInfo& tensor) {
+  uint64_t count = 1;
+  for (const int64_t d : tensor.shape) count *= static_cast<uint64_t>(d);
+  return count;
+}
+
+std::string size_text(uint64_t parameters) { return count_text(static_cast<double>(parameters)) + " parameters"; }
+
+std::string family_name(const ModelConfig& config) {
+  switch (config.architecture) {
+    case Architecture::kDeepseekV2: return "DeepSeek-V2 architecture";
+    case Architecture::kDeepseekV3: return "DeepSeek-V3 architecture";
+    case Architecture::kQwen2: return "Qwen2 architecture";
+    case Architecture::kLlama: return "Llama architecture";
+  }
+  return "?";
+}
+
+// The name its publisher gave: GGUF's general.name, the repository of a Hugging Face cache, else the file or folder.
+std::string given_name(const Checkpoint& checkpoint, const ModelConfig& config) {
+  if (!config.name.empty()) return config.name;
+  fs::path path = fs::absolute(checkpoint.path()).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  if (path.parent_path().filename() == "snapshots") {
+    std::string name = path.parent_path().parent_path().filename().string();
+    const size_t owner_end = name.rfind("--");
+    return owner_end == name.npos ? name : name.substr(owner_end + 2);
+  }
+  return path.stem().empty() || fs::is_directory(path) ? path.filename().string() : path.stem().string();
+}
+
+void apply_generation_config(const std::string& text, const std::string& place, SamplingAdvice& advice) {
+  const nlohmann::json document = parse_json(text, place);
+  const JsonObject json(document, place);
+  if (json.optional_boolean("do_sample") == false) {
+    advice = {{}, "generation_config.json"};  // greedy
+    return;
+  }
+  const auto temperature = json.optional_number("temperature");
+  const auto top_p = json.optional_number("top_p");
+  const auto top_k = json.optional_integer("top_k", 0, 1 << 30);
+  if (!temperature && !top_p && !top_k) return;
+  advice.source = "generation_config.json";
+  advice.params.temperature = temperature.value_or(1.0);
+  advice.params.top_p = top_p.value_or(1.0);
+  advice.params.top_k = static_cast<int>(top_k.value_or(0));
+  advice.params.repetition_penalty = json.optional_number("repetition_penalty").value_or(1.0);
+}
+
+void add_stop_ids(const nlohmann::json& value, int64_t vocab_size, const std::string& place, std::vector<int32_t>& ids) {
+  for (const auto& id : value.is_array() ? value : nlohmann::json::array({value})) {
+    if (!id.is_number_integer() || id < 0 || id >= vocab_size) fail("{}: eos_token_id: expected ids below {}", place, vocab_size);
+    ids.push_back(id.get<int32_t>());
+  }
+}
+
+std::vector<int32_t> all_stop_ids(const Checkpoint& checkpoint, const ModelConfig& config, const Tokenizer& tokenizer) {
+  std::vector<int32_t> ids(config.eos_token_ids.begin(), config.eos_token_ids.end());
+  for (const int32_t id : tokenizer.eos_ids()) ids.push_back(id);
+  if (const auto text = checkpoint.side_file("generation_config.json", Limits{}.config_file_bytes)) {
+    const nlohmann::json document = parse_json(*text, "generation_config.json");
+    const JsonObject json(document, "generation_config.json");
+    if (json.has("eos_token_id")) add_stop_ids(json.value("eos_token_id"), config.vocab_size, "generation_config.json", ids);
+  }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+void check_memory(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes, const OpenOptions& options) {
+  const int64_t layers = config.num_hidden_layers + config.num_nextn_predict_layers;
+  const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096, config.max_position_embeddings);
+  const auto cache = static_cast<uint64_t>(KvCache::bytes_per_token(config, layers, options.cache_dtype.value_or(DType::kBF16)) * context);
+  const uint64_t rebuilt = rebuilt_bytes(checkpoint, config);
+  const uint64_t step = activation_bytes(config, EngineOptions{}.prefill_chunk);
+  const MemoryState memory = memory_state();
+  const uint64_t needed = sizes.bytes + rebuilt + cache + step;
+  if (memory.available == 0 || needed <= memory.available) return;
+  fail_resource("{}: needs {} of memory (weights {}, rebuilt {}, cache for {} tokens {}, work {}), available are {}{}: {}",
+                checkpoint.path().string(), bytes_text(needed), bytes_text(sizes.bytes), bytes_text(rebuilt), context, bytes_text(cache),
+                bytes_text(step), bytes_text(memory.available), memory.limited ? " (limit of this container)" : "",
+                sizes.bytes + rebuilt + step > memory.available
+                    ? "use a smaller quantisation, or --ignore-memory to let weights be read from disk again and again (slow)"
+                    : "use a smaller --ctx or --cache bf16");
+}
+
+// Reads every page of the weights once, so that the first answer does not wait for the disk unseen.
+void warm_files(const Checkpoint& checkpoint, uint64_t total, const OutputOptions& output) {
+  constexpr size_t kPageBytes = 4096;
+  constexpr size_t kStepBytes = 4 << 20;
+  InterruptScope scope;
+  Progress bar(output, "reading", Progress::Unit::kBytes, total);
+  uint64_t done = 0;
+  unsigned sum = 0;
+  for (const TensorInfo* tensor : checkpoint.tensors()) {
+    for (size_t begin = 0; begin < tensor->bytes; begin += kStepBytes) {
+      const size_t end = std::min<size_t>(tensor->bytes, begin + kStepBytes);
+      for (size_t i = begin; i < end; i += kPageBytes) sum += static_cast<unsigned>(tensor->data[i]);
+      done += end - begin;
+      bar.at(done);
+      check_interrupt();
+    }
+  }
+  [[maybe_unused]] volatile unsigned keep = sum;  // or the compiler drops the loop
+}
+
+}  // namespace
+
+std::vector<fs::path> find_models(const fs::path& folder) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    if (looks_like_model(it->path())) found.push_back(it->path());
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+fs::path resolve_model(const std::string& wanted) {
+  const char* variable = std::getenv("FATHOM_MODEL");
+  const std::string name = !wanted.empty() ? wanted : variable != nullptr ? variable : "";
+  const std::vector<fs::path> models = find_models();
+  if (!name.empty()) {
+    std::error_code error;
+    if (fs::exists(name, error)) return name;
+    for (const fs::path& model : models) {
+      if (model.filename() == name || model.stem() == name) return model;
+    }
+    fail("{}: no such file or folder{}", quoted(name),
+         models.empty() ? ", and ./models holds no models" : ", nor a model in ./models (type `fathom` for the list)");
+  }
+  if (models.size() == 1) return models.front();
+  if (models.empty()) {
+    fail("no model given: name one (`fathom run MODEL`: a GGUF file, or a Hugging Face folder with config.json and *.safetensors), "
+         "put one into ./models, or set FATHOM_MODEL");
+  }
+  std::string list;
+  for (const fs::path& model : models) list += "\n  " + model.string();
+  fail("no model given, and ./models holds {}: name one of{}", models.size(), list);
+}
+
+std::string_view tensor_kind_name(TensorKind kind) {
+  constexpr std::string_view kNames[kTensorKinds] = {"attention",           "experts",         "shared experts",           "dense MLP",
+                                                     "embedding and head", "norms and router", "multi-token prediction", "other"};
+  return kNames[static_cast<int>(kind)];
+}
+
+TensorKind tensor_kind(std::string_view name, int64_t num_hidden_layers) {
+  const int64_t layer = layer_of(name);
+  if (num_hidden_layers >= 0 && layer >= num_hidden_layers) return TensorKind::kMtp;
+  if (contains(name, "norm.") || contains(name, "layernorm") || contains(name, "mlp.gate.") || contains(name, "ffn_gate_inp") ||
+      contains(name, "exp_probs_b")) {
+    return TensorKind::kNormsAndRouter;
+  }
+  if (contains(name, "shared_expert") || contains(name, "_shexp.")) return TensorKind::kSharedExperts;
+  if (contains(name, ".experts.") || contains(name, "_exps.")) return TensorKind::kExperts;
+  if (contains(name, "self_attn.") || contains(name, ".attn_")) return TensorKind::kAttention;
+  if (contains(name, "mlp.") || contains(name, ".ffn_")) return TensorKind::kDenseMlp;
+  if (contains(name, "embed_tokens") || contains(name, "lm_head") || name == "token_embd.weight" || name == "output.weight") {
+    return TensorKind::kEmbedding;
+  }
+  return TensorKind::kOther;
+}
+
+ModelSizes measure_model(const Checkpoint& checkpoint, const ModelConfig* config) {
+  ModelSizes sizes;
+  uint64_t expert_parameters = 0;
+  for (const TensorInfo* tensor : checkpoint.tensors()) {
+    const TensorKind kind = tensor_kind(tensor->name, config != nullptr ? config->num_hidden_layers : -1);
+    sizes.bytes += tensor->bytes;
+    sizes.kind_bytes[static_cast<int>(kind)] += tensor->bytes;
+    sizes.dtype_bytes[dtype_name(tensor->dtype)] += tensor->bytes;
+    // A GGUF may hold the up-projections of MLA twice, whole and split by side.
+    const int64_t layer = layer_of(tensor->name);
+    const bool twice = (contains(tensor->name, "attn_k_b.") || contains(tensor->name, "attn_v_b.")) &&
+                       checkpoint.find(fmt::format("blk.{}.attn_kv_b.weight", layer)) != nullptr;
+    if (kind == TensorKind::kMtp || tensor->name.ends_with("_scale_inv") || tensor->name == "rope_freqs.weight" || twice) continue;
+    const uint64_t count = element_count(*tensor);
+    sizes.parameters += count;
+    if (kind == TensorKind::kExperts) expert_parameters += count;
+  }
+  sizes.active_parameters = sizes.parameters;
+  if (config != nullptr && config->n_routed_experts > 0) {
+    const auto routed = static_cast<uint64_t>(config->n_routed_experts);
+    sizes.active_parameters -= expert_parameters / routed * (routed - static_cast<uint64_t>(config->router.num_experts_per_tok));
+  }
+  return sizes;
+}
+
+uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& c) {
+  if (!c.is_mla()) return 0;
+  const auto elements = [&](int64_t per_head) { return static_cast<uint64_t>(c.num_attention_heads * per_head * c.kv_lora_rank); };
+  uint64_t bytes = 0;
+  for (int64_t layer = 0; layer < c.num_hidden_layers + c.num_nextn_predict_layers; ++layer) {
+    const bool gguf = checkpoint.gguf() != nullptr;
+    const TensorInfo* whole = checkpoint.find(gguf ? fmt::format("blk.{}.attn_kv_b.weight", layer)
+                                                   : fmt::format("model.layers.{}.self_attn.kv_b_proj.weight", layer));
+    if (whole == nullptr) {  // stored by side: the whole is rebuilt in f32
+      const bool stored = gguf && checkpoint.find(fmt::format("blk.{}.attn_k_b.weight", layer)) != nullptr;
+      if (stored) bytes += 4 * elements(c.qk_nope_head_dim + c.v_head_dim);
+      continue;
+    }
+    bytes += elements(c.qk_nope_head_dim) * (whole->dtype == DType::kBF16 ? 2 : 4);
+    if (whole->dtype == DType::kF8E4M3) bytes += 4 * elements(c.qk_nope_head_dim + c.v_head_dim);
+  }
+  return bytes;
+}
+
+uint64_t activation_bytes(const ModelConfig& c, int64_t rows) {
+  const int64_t heads = c.num_attention_heads;
+  const int64_t attention = heads * (c.is_mla() ? 2 * (c.kv_lora_rank + c.qk_rope_head_dim) : 2 * c.head_dim);
+  const int64_t mlp = std::max(3 * c.intermediate_size, static_cast<int64_t>(c.router.num_experts_per_tok) *
+                                                            (3 * c.moe_intermediate_size + 2 * c.hidden_size));
+  const int64_t width = 4 * c.hidden_size + std::max(attention, mlp);
+  return static_cast<uint64_t>(4 * (rows * width + 16 * c.vocab_size));
+}
+
+std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format,
+                      const ModelSizes& sizes) {
+  const std::string given = given_name(checkpoint, config);
+  std::string lower = given;
+  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  const bool dense_host = config.architecture == Architecture::kQwen2 || config.architecture == Architecture::kLlama;
+  const bool distilled = dense_host && (format == ChatFormat::kR1DistillQwen || format == ChatFormat::kR1DistillLlama ||
+                                        (contains(lower, "deepseek") && contains(lower, "r1")));
+  const std::string what = distilled ? fmt::format("R1 distilled into {}", config.architecture == Architecture::kQwen2 ? "Qwen2" : "Llama 3")
+                                     : family_name(config);
+  std::string size = size_text(sizes.parameters);
+  if (sizes.active_parameters != sizes.parameters) {
+    size += fmt::format(" ({} active per token)", count_text(static_cast<double>(sizes.active_parameters)));
+  }
+  return fmt::format("{}: {}, {}", without_controls(given), what, size);
+}
+
+SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format) {
+  SamplingAdvice advice;
+  if (format && thinking_marks(*format, {})) {
+    advice.params.temperature = 0.6;  // R1's README: 0.5 to 0.7, top-p 0.95; greedy decoding loops
+    advice.params.top_p = 0.95;
+    advice.source = "R1's recommendation";
+  } else if (config.is_mla()) {
+    advice.params.temperature = 0.3;  // the V2 and V3 model cards
+    advice.params.top_p = 0.95;
+    advice.source = "DeepSeek's recommendation for chat models";
+  } else {
+    advice.params.temperature = 0.7;
+    advice.params.top_p = 0.9;
+    advice.source = "fathom's default";
+  }
+  if (const auto text = checkpoint.side_file("generation_config.json", Limits{}.config_file_bytes)) {
+    apply_generation_config(*text, "generation_config.json", advice);
+  }
+  return advice;
+}
+
+OpenedModel open_model(const fs::path& path, const OpenOptions& options, const OutputOptions& output) {
+  Checkpoint checkpoint = Checkpoint::open(path);
+  const ModelConfig config = load_config(checkpoint);
+  const ModelSizes sizes = measure_model(checkpoint, &config);
+  if (!options.ignore_memory) check_memory(checkpoint, config, sizes, options);
+  Tokenizer tokenizer = Tokenizer::from_checkpoint(checkpoint);
+  std::optional<ChatFormat> format;
+  if (!options.template_name.empty()) {
+    format = chat_format_by_name(options.template_name);
+  } else if (has_chat_format(tokenizer)) {
+    format = detect_chat_format(tokenizer);
+  }
+  std::string name = true_name(checkpoint, config, format, sizes);
+  SamplingAdvice advice = sampling_advice(checkpoint, config, format);
+  std::vector<int32_t> stop_ids = all_stop_ids(checkpoint, config, tokenizer);
+  if (options.warm) warm_files(checkpoint, sizes.bytes, output);
+  return {Model(std::move(checkpoint)), std::move(tokenizer), format, sizes, std::move(name), std::move(advice), std::move(stop_ids)};
+}
+
+std::optional<DType> parse_cache_dtype(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  if (name == "f32") return DType::kF32;
+  if (name == "bf16") return DType::kBF16;
+  fail("--cache: found {}, expected f32 or bf16", quoted(name));
+}
+
+std::optional<Isa> parse_isa(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  for (const auto& [spelling, isa] : {std::pair{"portable", Isa::kPortable}, {"avx2", Isa::kAvx2}, {"avx512", Isa::kAvx512}}) {
+    if (name != spelling) continue;
+    if (isa > detect_isa()) fail("--isa: found {}, this CPU runs at most {}", name, isa_name(detect_isa()));
+    return isa;
+  }
+  fail("--isa: found {}, expected portable, avx2 or avx512", quoted(name));
+}
+
+int thread_count(int wanted) { return wanted > 0 ? wanted : available_cores(); }
+
+}  // namespace fathom

@@ -1,0 +1,86 @@
+// Finding, naming, measuring and opening models for the commands.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/output.h"
+#include "engine/request.h"
+#include "formats/checkpoint.h"
+#include "model/config.h"
+#include "model/model.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace fathom {
+
+// Models in `folder` (default ./models): GGUF files, .safetensors files, folders of either; sorted. Names only, nothing is opened.
+std::vector<std::filesystem::path> find_models(const std::filesystem::path& folder = "models");
+
+// The path to open: `wanted`, else $FATHOM_MODEL, else the only model in ./models. A name that is no path is looked up in ./models.
+// Throws and says what to do otherwise.
+std::filesystem::path resolve_model(const std::string& wanted);
+
+// What kind of work a tensor does, by its name in either container.
+enum class TensorKind { kAttention, kExperts, kSharedExperts, kDenseMlp, kEmbedding, kNormsAndRouter, kMtp, kOther };
+inline constexpr int kTensorKinds = static_cast<int>(TensorKind::kOther) + 1;
+std::string_view tensor_kind_name(TensorKind kind);
+// num_hidden_layers: layers at or above it are multi-token prediction; -1 if unknown.
+TensorKind tensor_kind(std::string_view tensor_name, int64_t num_hidden_layers);
+
+struct ModelSizes {
+  uint64_t bytes = 0;            // of all tensors in the files
+  uint64_t kind_bytes[kTensorKinds] = {};
+  std::map<std::string_view, uint64_t> dtype_bytes;
+  uint64_t parameters = 0;         // without MTP and block scales, as the papers count
+  uint64_t active_parameters = 0;  // per token, embedding and head included (README_WEIGHTS of V3); = parameters without experts
+};
+ModelSizes measure_model(const Checkpoint& checkpoint, const ModelConfig* config);
+
+// Bytes that load will add to the mapped files: projections rebuilt for the two forms of MLA (model/weights.h).
+uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& config);
+// Step memory of a forward pass over `rows` tokens, roughly: the widest activations and the logits.
+uint64_t activation_bytes(const ModelConfig& config, int64_t rows);
+
+// What the model is, for people: "R1 distilled into Qwen2, 7.6 B parameters", never just the family's famous name.
+std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format,
+                      const ModelSizes& sizes);
+
+// The vendor's sampling advice from generation_config.json, the family's own where there is none. `source` says which.
+struct SamplingAdvice {
+  SamplingParams params;
+  std::string source;
+};
+SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format);
+
+struct OpenedModel {
+  Model model;
+  Tokenizer tokenizer;
+  std::optional<ChatFormat> format;  // absent: a base model
+  ModelSizes sizes;
+  std::string name;
+  SamplingAdvice advice;
+  std::vector<int32_t> stop_ids;  // end-of-sequence ids of config, generation_config.json and tokenizer
+};
+
+struct OpenOptions {
+  int64_t context_tokens = 0;          // 0 = the engine's default
+  std::optional<DType> cache_dtype;    // absent = the engine's default
+  std::string template_name;           // "" = detect
+  bool ignore_memory = false;
+  bool warm = true;                    // read the files once, with a bar
+};
+// Opens everything a conversation needs. Before memory is taken, weights + cache are compared with what is available (exit code 3).
+OpenedModel open_model(const std::filesystem::path& path, const OpenOptions& options, const OutputOptions& output);
+
+// "f32" or "bf16", as flags spell it. Throws otherwise.
+std::optional<DType> parse_cache_dtype(const std::string& name);  // "" = absent
+std::optional<Isa> parse_isa(const std::string& name);            // "" = absent; refuses what the CPU lacks
+int thread_count(int wanted);                                     // 0 = available_cores()
+
+}  // namespace fathom

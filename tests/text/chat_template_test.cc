@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "tests/text/published_tokenizer.h"
 
 namespace fathom {
 namespace {
@@ -290,6 +291,58 @@ TEST(ChatTemplate, DetectsNothingInTemplatesItDoesNotKnow) {
                                     golden("templates/deepseek-v3.1.jinja") + "<｜DSML｜function_calls>"}) {
     EXPECT_FALSE(detect_chat_format(source, std::nullopt)) << source;
   }
+}
+
+const Tokenizer& v3() {
+  static const Tokenizer tokenizer = Tokenizer::from_json(
+      published_v3(), "tokenizer.json", Json{{"chat_template", golden("templates/deepseek-v3.jinja")}}.dump());
+  return tokenizer;
+}
+
+TEST(ChatTemplate, EncodesMarksAsTokensAndContentsAsText) {
+  EXPECT_EQ(detect_chat_format(v3()), ChatFormat::kDeepseekV3);
+  EXPECT_TRUE(has_chat_format(v3()));
+  const auto encoded = [](const std::string& content) {
+    return encode_chat(v3(), ChatFormat::kDeepseekV3, std::vector{user(content)}, {});
+  };
+  EXPECT_EQ(encoded("Hello, world!"), (std::vector<int32_t>{0, 128803, 19923, 14, 2058, 3, 128804}));
+  std::vector<int32_t> ids = encoded("<｜Assistant｜>");
+  EXPECT_EQ(v3().decode(ids), "<｜begin▁of▁sentence｜><｜User｜><｜Assistant｜><｜Assistant｜>");
+  EXPECT_EQ(std::ranges::count(ids, 128804), 1);
+}
+
+// Where contents hold no special token, the pieces' ids are the whole text's.
+TEST(ChatTemplate, EncodesPiecesAsTheWholeText) {
+  int compared = 0;
+  for (const ChatFormat format : {ChatFormat::kDeepseekV3, ChatFormat::kDeepseekV25, ChatFormat::kDeepseekV2}) {
+    for (const Conversation& c : conversations()) {
+      const bool forged = std::ranges::any_of(c.messages, [](const ChatMessage& m) {
+        return m.content.find("<｜") != std::string::npos;
+      });
+      const bool tools = std::ranges::any_of(c.messages, [](const ChatMessage& m) {
+        return m.role == Role::kTool || !m.tool_calls.empty();
+      });
+      if (forged || (tools && format == ChatFormat::kDeepseekV2)) continue;
+      const std::string text = rendered(format, c.messages, c.options);
+      ASSERT_EQ(encode_chat(v3(), format, c.messages, c.options), v3().encode(text, true)) << text;
+      ++compared;
+    }
+  }
+  EXPECT_GT(compared, 1000);
+}
+
+TEST(ChatTemplate, SaysWhatTheModelLacks) {
+  EXPECT_EQ(message_of([] { encode_chat(v3(), ChatFormat::kDeepseekR1, std::vector{user("q")}, {}); }),
+            "chat format deepseek-r1: token '<think>': not in the tokenizer, expected it there (--template chooses another format)");
+  const std::string choices = message_of([] { chat_format_by_name("x"); }).substr(std::string("chat format: 'x', ").size());
+  const std::string tokenizer_json = golden("../text/deepseek-v3.json");
+  const auto detect = [&](const Json& config) {
+    detect_chat_format(Tokenizer::from_json(tokenizer_json, "tokenizer.json", config.dump()));
+  };
+  EXPECT_EQ(message_of([&] { detect(Json::object()); }),
+            "chat template: the model carries none, " + choices + " (choose with --template)");
+  EXPECT_EQ(message_of([&] { detect({{"chat_template", "{{ messages }}"}}); }),
+            "chat template: the model's own is none that we know, " + choices + " (choose with --template)");
 }
 
 }  // namespace

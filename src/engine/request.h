@@ -15,7 +15,7 @@ struct SamplingParams {
   double repetition_penalty = 1;                      // 1 = off; logits of seen tokens divided (positive) or multiplied (negative)
   double presence_penalty = 0;                        // subtracted once from tokens generated so far
   double frequency_penalty = 0;                       // subtracted once per occurrence among the generated
-  std::vector<std::pair<int32_t, float>> logit_bias;  // added first
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // added first
   uint64_t seed = 0;
   uint64_t choice = 0;  // several samples of one prompt: (seed, choice, position) keys every random number
   int top_logprobs = -1;  // -1 = no log-probabilities; n = with the n likeliest alternatives

@@ -9,8 +9,8 @@
 namespace fathom {
 namespace {
 
-// About 20 µs of spinning: longer than the gap between two loops of a decode step, far shorter than a user notices.
-constexpr int kSpins = 4000;
+// Some 20 µs of spinning: longer than the gap between two loops of a decode step, far shorter than a user notices.
+constexpr int kSpins = 500;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -29,45 +29,51 @@ ThreadPool::~ThreadPool() {
   {
     const std::lock_guard lock(mutex_);
     stop_.store(true);
-    generation_.fetch_add(1);
+    ticket_.store(uint64_t{current_loop() + 1} << 32);
   }
   wake_.notify_all();
   for (std::thread& t : workers_) t.join();
 }
 
-void ThreadPool::work(int worker) {
-  while (!failed_.load(std::memory_order_relaxed)) {
-    const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-    if (item >= items_) return;
-    try {
-      call_(body_, item, worker);
-    } catch (...) {
-      const std::lock_guard lock(mutex_);
-      if (!failed_.exchange(true)) error_ = std::current_exception();
+void ThreadPool::work(int worker, uint32_t loop) {
+  while (true) {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    if (static_cast<uint32_t>(ticket >> 32) != loop) return;
+    const auto item = static_cast<int64_t>(ticket & 0xffffffff);
+    if (item >= items_.load(std::memory_order_relaxed)) return;
+    const Call call = call_.load(std::memory_order_relaxed);
+    void* const body = body_.load(std::memory_order_relaxed);
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+    // The ticket was still this loop's: call and body are too, since the next loop is published only after all items are done.
+    if (!failed_.load(std::memory_order_relaxed)) {
+      try {
+        call(body, item, worker);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+      }
     }
+    done_.fetch_add(1, std::memory_order_release);
   }
 }
 
 void ThreadPool::run_erased(int64_t items, Call call, void* body) {
+  FATHOM_CHECK(items < int64_t{1} << 32, items);
   if (items <= 0) return;
-  call_ = call;
-  body_ = body;
-  items_ = items;
-  next_.store(0, std::memory_order_relaxed);
-  if (items > 1 && !workers_.empty()) {
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    {
-      // The lock orders the publication against a worker that is about to sleep.
-      const std::lock_guard lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
-    }
+  call_.store(call, std::memory_order_relaxed);
+  body_.store(body, std::memory_order_relaxed);
+  items_.store(items, std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  const uint32_t loop = current_loop() + 1;
+  ticket_.store(uint64_t{loop} << 32);
+  // Sequentially consistent with worker_loop: either we see the sleeper, or it sees the new ticket.
+  if (items > 1 && sleepers_.load() > 0) {
+    { const std::lock_guard lock(mutex_); }
     wake_.notify_all();
-    work(0);
-    for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
-      spin < kSpins ? relax() : std::this_thread::yield();
-    }
-  } else {
-    work(0);
+  }
+  work(0, loop);
+  for (int spin = 0; done_.load(std::memory_order_acquire) != items; ++spin) {
+    spin < kSpins ? relax() : std::this_thread::yield();
   }
   if (failed_.load()) {
     failed_.store(false);
@@ -76,18 +82,18 @@ void ThreadPool::run_erased(int64_t items, Call call, void* body) {
 }
 
 void ThreadPool::worker_loop(int worker) {
-  uint64_t seen = 0;
+  uint32_t seen = 0;
   while (true) {
-    int spin = 0;
-    while (generation_.load(std::memory_order_acquire) == seen && spin++ < kSpins) relax();
-    if (generation_.load(std::memory_order_acquire) == seen) {
+    for (int spin = 0; current_loop() == seen && spin < kSpins; ++spin) relax();
+    if (current_loop() == seen) {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+      sleepers_.fetch_add(1);
+      wake_.wait(lock, [&] { return current_loop() != seen; });
+      sleepers_.fetch_sub(1);
     }
-    seen = generation_.load(std::memory_order_acquire);
+    seen = current_loop();
     if (stop_.load()) return;
-    work(worker);
-    running_.fetch_sub(1, std::memory_order_release);
+    work(worker, seen);
   }
 }
 

@@ -39,19 +39,22 @@ class ThreadPool {
  private:
   using Call = void (*)(void*, int64_t, int);
   void run_erased(int64_t items, Call call, void* body);
-  void work(int worker);
+  void work(int worker, uint32_t loop);
   void worker_loop(int worker);
+  uint32_t current_loop() const { return static_cast<uint32_t>(ticket_.load() >> 32); }
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  // One loop: published by the caller through generation_, finished when running_ is 0.
-  Call call_ = nullptr;
-  void* body_ = nullptr;
-  int64_t items_ = 0;
-  std::atomic<int64_t> next_{0};
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> running_{0};
+
+  // Loop number (upper half) and next item (lower half) in one word: whoever advances it owns that item of that loop, so a worker that
+  // comes late can never take part in a loop it did not read the body of, and the caller need not wait for workers that sleep.
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<Call> call_{nullptr};
+  std::atomic<void*> body_{nullptr};
+  std::atomic<int64_t> items_{0};
+  std::atomic<int64_t> done_{0};
+  std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;

@@ -22,7 +22,12 @@ Vector weight_row(const WeightView& w, int64_t r) {
 }
 
 // y = W x (+ b), row by row of W so that large matrices are widened once.
-Matrix linear(const WeightView& w, const Matrix& x, const std::vector<float>* bias = nullptr) {
+Matrix linear(Precision precision, const WeightView& w, Matrix x, const std::vector<float>* bias = nullptr) {
+  if (w.dtype == DType::kBF16 && precision == Precision::kNative) {
+    for (Vector& row : x) {
+      for (double& v : row) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
+    }
+  }
   Matrix y(x.size(), Vector(static_cast<size_t>(w.rows)));
   for (int64_t r = 0; r < w.rows; ++r) {
     const Vector row = weight_row(w, r);
@@ -79,17 +84,17 @@ Matrix attend(const Matrix& q, const Matrix& k, const Matrix& v, double scale) {
 
 Vector slice(const Vector& x, int64_t begin, int64_t count) { return {x.begin() + begin, x.begin() + begin + count}; }
 
-Matrix mla(const ModelConfig& c, const MlaWeights& w, const Matrix& x) {
+Matrix mla(Precision p, const ModelConfig& c, const MlaWeights& w, const Matrix& x) {
   const Vector inv_freq = rope_inv_freq(c);
   const int64_t nope = c.qk_nope_head_dim, turned = c.qk_rope_head_dim, dv = c.v_head_dim;
-  Matrix q = c.q_lora_rank > 0 ? linear(w.q_b_proj, rms_norm(linear(w.q_a_proj, x), w.q_a_layernorm, 1e-6)) : linear(w.q_proj, x);
-  Matrix kv_a = linear(w.kv_a_proj_with_mqa, x);
+  Matrix q = c.q_lora_rank > 0 ? linear(p, w.q_b_proj, rms_norm(linear(p, w.q_a_proj, x), w.q_a_layernorm, 1e-6)) : linear(p, w.q_proj, x);
+  Matrix kv_a = linear(p, w.kv_a_proj_with_mqa, x);
   Matrix latent;
   for (size_t t = 0; t < x.size(); ++t) {
     latent.push_back(rms_norm(slice(kv_a[t], 0, c.kv_lora_rank), w.kv_a_layernorm, 1e-6));
     rotate(c, inv_freq, t, kv_a[t].data() + c.kv_lora_rank);
   }
-  const Matrix kv = linear(w.kv_b_proj, latent);
+  const Matrix kv = linear(p, w.kv_b_proj, latent);
   Matrix heads(x.size());
   for (int64_t h = 0; h < c.num_attention_heads; ++h) {
     Matrix qh, kh, vh;
@@ -103,13 +108,13 @@ Matrix mla(const ModelConfig& c, const MlaWeights& w, const Matrix& x) {
     const Matrix o = attend(qh, kh, vh, softmax_scale(c));
     for (size_t t = 0; t < x.size(); ++t) heads[t].insert(heads[t].end(), o[t].begin(), o[t].end());
   }
-  return linear(w.o_proj, heads);
+  return linear(p, w.o_proj, heads);
 }
 
-Matrix gqa(const ModelConfig& c, const GqaWeights& w, const Matrix& x) {
+Matrix gqa(Precision p, const ModelConfig& c, const GqaWeights& w, const Matrix& x) {
   const Vector inv_freq = rope_inv_freq(c);
-  Matrix q = linear(w.q_proj, x, &w.q_bias), k = linear(w.k_proj, x, &w.k_bias);
-  const Matrix v = linear(w.v_proj, x, &w.v_bias);
+  Matrix q = linear(p, w.q_proj, x, &w.q_bias), k = linear(p, w.k_proj, x, &w.k_bias);
+  const Matrix v = linear(p, w.v_proj, x, &w.v_bias);
   Matrix heads(x.size());
   for (int64_t h = 0; h < c.num_attention_heads; ++h) {
     const int64_t group = h / (c.num_attention_heads / c.num_key_value_heads);
@@ -124,16 +129,16 @@ Matrix gqa(const ModelConfig& c, const GqaWeights& w, const Matrix& x) {
     const Matrix o = attend(qh, kh, vh, softmax_scale(c));
     for (size_t t = 0; t < x.size(); ++t) heads[t].insert(heads[t].end(), o[t].begin(), o[t].end());
   }
-  return linear(w.o_proj, heads);
+  return linear(p, w.o_proj, heads);
 }
 
-Matrix mlp(const WeightView& gate_proj, const WeightView& up_proj, const WeightView& down_proj, const Matrix& x) {
-  Matrix gate = linear(gate_proj, x);
-  const Matrix up = linear(up_proj, x);
+Matrix mlp(Precision p, const WeightView& gate_proj, const WeightView& up_proj, const WeightView& down_proj, const Matrix& x) {
+  Matrix gate = linear(p, gate_proj, x);
+  const Matrix up = linear(p, up_proj, x);
   for (size_t t = 0; t < x.size(); ++t) {
     for (size_t i = 0; i < gate[t].size(); ++i) gate[t][i] = gate[t][i] / (1 + std::exp(-gate[t][i])) * up[t][i];
   }
-  return linear(down_proj, gate);
+  return linear(p, down_proj, gate);
 }
 
 // The `count` largest by value, lower index first on ties.
@@ -188,8 +193,8 @@ Choice choose(const RouterRule& r, const std::vector<float>& bias, const Vector&
   return choice;
 }
 
-Matrix moe(const ModelConfig& c, const MoeWeights& w, const Matrix& x) {
-  Matrix y = w.shared_experts ? mlp(w.shared_experts->gate_proj, w.shared_experts->up_proj, w.shared_experts->down_proj, x)
+Matrix moe(Precision p, const ModelConfig& c, const MoeWeights& w, const Matrix& x) {
+  Matrix y = w.shared_experts ? mlp(p, w.shared_experts->gate_proj, w.shared_experts->up_proj, w.shared_experts->down_proj, x)
                               : Matrix(x.size(), Vector(static_cast<size_t>(c.hidden_size)));
   for (size_t t = 0; t < x.size(); ++t) {
     Vector logits;
@@ -200,7 +205,7 @@ Matrix moe(const ModelConfig& c, const MoeWeights& w, const Matrix& x) {
     const Choice choice = choose(c.router, w.e_score_correction_bias, logits);
     for (size_t j = 0; j < choice.experts.size(); ++j) {
       const size_t e = choice.experts[j];
-      const Matrix out = mlp(w.gate_proj[e], w.up_proj[e], w.down_proj[e], {x[t]});
+      const Matrix out = mlp(p, w.gate_proj[e], w.up_proj[e], w.down_proj[e], {x[t]});
       for (size_t i = 0; i < out[0].size(); ++i) y[t][i] += choice.weights[j] * out[0][i];
     }
   }
@@ -213,11 +218,11 @@ void add(Matrix& x, const Matrix& y) {
   }
 }
 
-void block(const ModelConfig& c, const BlockWeights& w, Matrix& x) {
+void block(Precision p, const ModelConfig& c, const BlockWeights& w, Matrix& x) {
   const Matrix normed = rms_norm(x, w.input_layernorm, c.rms_norm_eps);
-  add(x, w.mla ? mla(c, *w.mla, normed) : gqa(c, *w.gqa, normed));
+  add(x, w.mla ? mla(p, c, *w.mla, normed) : gqa(p, c, *w.gqa, normed));
   const Matrix again = rms_norm(x, w.post_attention_layernorm, c.rms_norm_eps);
-  add(x, w.moe ? moe(c, *w.moe, again) : mlp(w.mlp->gate_proj, w.mlp->up_proj, w.mlp->down_proj, again));
+  add(x, w.moe ? moe(p, c, *w.moe, again) : mlp(p, w.mlp->gate_proj, w.mlp->up_proj, w.mlp->down_proj, again));
 }
 
 std::vector<double> flatten(const Matrix& m) {
@@ -228,18 +233,18 @@ std::vector<double> flatten(const Matrix& m) {
 
 }  // namespace
 
-std::vector<double> model_logits(const Model& model, std::span<const int32_t> tokens, std::vector<double>* hidden) {
+std::vector<double> model_logits(const Model& model, std::span<const int32_t> tokens, Precision p, std::vector<double>* hidden) {
   const ModelConfig& c = model.config();
   const ModelWeights& w = model.weights();
   Matrix x;
   for (const int32_t id : tokens) x.push_back(weight_row(w.embed_tokens, id));
-  for (const BlockWeights& layer : w.layers) block(c, layer, x);
+  for (const BlockWeights& layer : w.layers) block(p, c, layer, x);
   const Matrix normed = rms_norm(x, w.norm, c.rms_norm_eps);
   if (hidden != nullptr) *hidden = flatten(normed);
-  return flatten(linear(w.lm_head, normed));
+  return flatten(linear(p, w.lm_head, normed));
 }
 
-std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> tokens, std::span<const double> hidden) {
+std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> tokens, Precision p, std::span<const double> hidden) {
   const ModelConfig& c = model.config();
   const MtpWeights& w = *model.weights().mtp;
   const auto d = static_cast<size_t>(c.hidden_size);
@@ -249,9 +254,9 @@ std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> toke
     const Vector h = rms_norm(Vector(hidden.begin() + static_cast<int64_t>(t * d), hidden.begin() + static_cast<int64_t>((t + 1) * d)), w.hnorm, c.rms_norm_eps);
     pair[t].insert(pair[t].end(), h.begin(), h.end());
   }
-  Matrix z = linear(w.eh_proj, pair);
-  block(c, w.block, z);
-  return flatten(linear(model.weights().lm_head, rms_norm(z, w.shared_head_norm, c.rms_norm_eps)));
+  Matrix z = linear(p, w.eh_proj, pair);
+  block(p, c, w.block, z);
+  return flatten(linear(p, model.weights().lm_head, rms_norm(z, w.shared_head_norm, c.rms_norm_eps)));
 }
 
 }  // namespace fathom::reference

@@ -1,0 +1,154 @@
+// The forward pass: against the double-precision twin, the twin against vectors of an independent implementation, and the bit-for-bit
+// properties every architecture promises. (`fathom selftest`, tested in tests/cli, compares with the recorded vectors themselves.)
+#include "model/model.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/model/golden.h"
+#include "tests/reference/expect_close.h"
+#include "tests/reference/model_ref.h"
+
+namespace fathom {
+namespace {
+
+using reference::expect_close;
+using reference::expect_same_bits;
+
+double largest(std::span<const double> values) {
+  double m = 0;
+  for (const double v : values) m = std::max(m, std::abs(v));
+  return m;
+}
+
+class GoldenModel : public testing::TestWithParam<std::string> {
+ protected:
+  GoldenModel() : model_(Model::load(golden_path("models/" + GetParam()))), ids_(golden_ids(GetParam())) {}
+  std::vector<MlaForm> forms() const {
+    return model_.config().is_mla() ? std::vector{MlaForm::kExpanded, MlaForm::kAbsorbed} : std::vector{MlaForm::kExpanded};
+  }
+  Model model_;
+  std::vector<int32_t> ids_;
+};
+
+// The twin is exact up to the f32 rounding of the recorded values and of the widened FP8 weights.
+TEST_P(GoldenModel, TwinEqualsTheIndependentImplementation) {
+  std::vector<double> hidden;
+  const auto logits = reference::model_logits(model_, ids_, Precision::kF32, &hidden);
+  const auto recorded = golden_values(GetParam(), "logits");
+  expect_close(recorded, logits, 2e-7 * largest(logits));
+  if (model_.has_mtp()) {
+    const auto mtp = reference::mtp_logits(model_, ids_, Precision::kF32, hidden);
+    expect_close(golden_values(GetParam(), "mtp_logits"), mtp, 2e-7 * largest(mtp));
+  }
+}
+
+TEST_P(GoldenModel, LogitsAreTheTwinsOnEveryInstructionSet) {
+  const auto expected = reference::model_logits(model_, ids_, Precision::kF32);
+  for (int isa = 0; isa <= static_cast<int>(detect_isa()); ++isa) {
+    Context ctx(2, static_cast<Isa>(isa), Precision::kF32);
+    for (const MlaForm form : forms()) {
+      expect_close(feed_logits(model_, ctx, ids_, {96}, form), expected, 2e-5 * largest(expected));
+    }
+  }
+}
+
+TEST_P(GoldenModel, ChunksAndThreadsDoNotChangeOneBit) {
+  for (int isa = 0; isa <= static_cast<int>(detect_isa()); ++isa) {
+    for (const MlaForm form : forms()) {
+      for (const DType cache : {DType::kF32, DType::kBF16}) {
+        Context one(1, static_cast<Isa>(isa));
+        const auto whole = feed_logits(model_, one, ids_, {96}, form, cache);
+        for (const int threads : {1, 2, 3}) {
+          Context ctx(threads, static_cast<Isa>(isa));
+          for (const std::vector<int64_t>& chunks : {std::vector<int64_t>{1}, {96}, {5, 1, 64, 2}, {65}}) {
+            expect_same_bits(feed_logits(model_, ctx, ids_, chunks, form, cache), whole);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(GoldenModel, NeighboursDoNotChangeOneBit) {
+  Context ctx(2);
+  const ModelConfig& c = model_.config();
+  for (const MlaForm form : forms()) {
+    const auto alone = feed_logits(model_, ctx, ids_, {96}, form);
+    // Three sequences in one batch, blocks dealt out alternately: the first and third are prefixes of ours, the second is it reversed.
+    std::vector<int32_t> reversed(ids_.rbegin(), ids_.rend());
+    KvCache cache(model_, DType::kF32, 96 * 3 + 3 * 64);
+    std::vector<int64_t> blocks[3];
+    for (int64_t tokens : {64, 96}) {
+      for (auto& b : blocks) ASSERT_TRUE(cache.reserve(b, tokens));
+    }
+    std::vector<int32_t> tokens(ids_.begin(), ids_.begin() + 70);
+    tokens.insert(tokens.end(), reversed.begin(), reversed.end());
+    tokens.insert(tokens.end(), ids_.begin(), ids_.end());
+    const SequenceRows sequences[] = {{70, 0, blocks[0]}, {96, 0, blocks[1]}, {96, 0, blocks[2]}};
+    std::vector<int32_t> wanted;
+    for (int32_t i = 0; i < 70; ++i) wanted.push_back(i);
+    for (int32_t i = 0; i < 96; ++i) wanted.push_back(166 + i);
+    std::vector<float> logits(wanted.size() * static_cast<size_t>(c.vocab_size));
+    const auto rows = static_cast<int64_t>(wanted.size());
+    model_.forward_infer(ctx, {tokens, sequences, wanted, &cache.view(), form}, {logits.data(), rows, c.vocab_size, c.vocab_size});
+    const auto split = static_cast<size_t>(70 * c.vocab_size);
+    expect_same_bits(std::span(logits).first(split), std::span(alone).first(split));
+    expect_same_bits(std::span(logits).subspan(split), alone);
+  }
+}
+
+TEST_P(GoldenModel, ExpandedAndAbsorbedAgreeWithinTheBound) {
+  if (!model_.config().is_mla()) return;  // one form only
+  Context ctx(1, detect_isa(), Precision::kF32);
+  const auto expanded = feed_logits(model_, ctx, ids_, {96}, MlaForm::kExpanded);
+  const auto absorbed = feed_logits(model_, ctx, ids_, {96}, MlaForm::kAbsorbed);
+  double scale = 0;
+  for (const float v : expanded) scale = std::max(scale, std::abs(static_cast<double>(v)));
+  expect_close(absorbed, expanded, 2 * 2e-5 * scale);
+  EXPECT_NE(absorbed, expanded) << "the two forms should be different sums";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(golden_models()), [](const auto& test) {
+  std::string name = test.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+class Bf16Model : public testing::TestWithParam<std::string> {};
+
+// kernels/gemm.h: BF16 weights see x rounded to bf16. A twin that rounds at the same places differs only where an f32 rounding
+// error carries x over a bf16 rounding border: probability about 2^-15 an element, and then by one ulp, up to 2^-7 of one term of a sum of
+// 64 to 256. Ten such terms together stay below 10 * 2^-7 / sqrt(64) of the sum.
+TEST_P(Bf16Model, NativeArithmeticIsTheTwinsWithRoundedInputs) {
+  const Model model = Model::load(golden_path("gguf/" + GetParam() + ".gguf"));
+  const auto ids = golden_ids(GetParam() == "v3-BF16" ? "v3" : "llama3");
+  const auto expected = reference::model_logits(model, ids, Precision::kNative);
+  const auto exact = reference::model_logits(model, ids, Precision::kF32);
+  for (int isa = 0; isa <= static_cast<int>(detect_isa()); ++isa) {
+    Context ctx(2, static_cast<Isa>(isa));
+    const auto logits = feed_logits(model, ctx, ids, {96}, MlaForm::kExpanded);
+    expect_close(logits, expected, 10 * 0x1p-7 / 8 * largest(expected));
+    // The test sees rounding at all: the exact twin is much further away.
+    double to_rounded = 0, to_exact = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      to_rounded += std::pow(logits[i] - expected[i], 2);
+      to_exact += std::pow(logits[i] - exact[i], 2);
+    }
+    EXPECT_LT(to_rounded * 25, to_exact);
+  }
+}
+
+TEST_P(Bf16Model, F32PrecisionKeepsTheExactTwinsLogits) {
+  const Model model = Model::load(golden_path("gguf/" + GetParam() + ".gguf"));
+  const auto ids = golden_ids(GetParam() == "v3-BF16" ? "v3" : "llama3");
+  const auto exact = reference::model_logits(model, ids, Precision::kF32);
+  Context ctx(2, detect_isa(), Precision::kF32);
+  for (const MlaForm form : {MlaForm::kExpanded, MlaForm::kAbsorbed}) {
+    expect_close(feed_logits(model, ctx, ids, {96}, form), exact, 2e-5 * largest(exact));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Bf16Model, testing::Values("v3-BF16", "llama3-BF16"), [](const auto& test) { return test.param.substr(0, test.param.find('-')); });
+
+}  // namespace
+}  // namespace fathom

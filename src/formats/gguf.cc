@@ -67,11 +67,11 @@ class Reader {
   std::string where() const { return fmt::format("{}: {}", place_, subject_); }
   uint64_t offset() const { return offset_; }
 
-  // Throws unless `count` elements of at least `bytes` each are left.
+  // Throws unless `count` elements of at least `bytes` each are left. REQUIRES: the product fits (counts are capped before).
   void require(uint64_t count, uint64_t bytes) const {
     const uint64_t left = bytes_.size() - offset_;
     if (count > left / bytes) {
-      fail("{}: {} x {} bytes at byte {}, found only {} (truncated)", where(), count, bytes, offset_, left);
+      fail("{}: found {} bytes at byte {}, expected {} (truncated)", where(), left, offset_, count * bytes);
     }
   }
 
@@ -264,6 +264,7 @@ void Gguf::append_parts(int64_t parts) {
 }
 
 Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
+  check_not_lfs_pointer(bytes, place);
   Gguf model;
   model.path_ = place;
   Reader reader(bytes, place);

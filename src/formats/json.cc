@@ -37,7 +37,6 @@ struct CountingIterator {
     return before;
   }
   friend bool operator==(CountingIterator a, CountingIterator b) { return a.at == b.at; }
-  friend bool operator!=(CountingIterator a, CountingIterator b) { return a.at != b.at; }
 };
 
 // Builds the tree from nlohmann's events and refuses at the event that breaks a rule, before memory is spent on it.

@@ -40,6 +40,7 @@ std::optional<DType> dtype_by_name(std::string_view name) {
 
 // The JSON text between the length and the data.
 std::string_view header_text(std::span<const std::byte> bytes, const std::string& place) {
+  check_not_lfs_pointer(bytes, place);
   uint64_t length = 0;
   if (bytes.size() < sizeof length) {
     fail("{}: {} bytes, expected at least {} (the header's length)", place, bytes.size(), sizeof length);

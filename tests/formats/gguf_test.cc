@@ -183,25 +183,25 @@ TEST(Gguf, EveryTruncationIsRefused) {
   for (size_t size = 0; size < bytes.size(); ++size) {
     ASSERT_TRUE(refusal(bytes.substr(0, size)).starts_with("f: ")) << size;
   }
-  EXPECT_EQ(refusal(std::string()), "f: header: 1 x 4 bytes at byte 0, found only 0 (truncated)");
-  EXPECT_EQ(refusal(bytes.substr(0, 30)), "f: key 1 of 3: 1 x 8 bytes at byte 24, found only 6 (truncated)");
+  EXPECT_EQ(refusal(std::string()), "f: header: found 0 bytes at byte 0, expected 4 (truncated)");
+  EXPECT_EQ(refusal(bytes.substr(0, 30)), "f: key 1 of 3: found 6 bytes at byte 24, expected 8 (truncated)");
 }
 
 TEST(Gguf, DeclaredCountsAreNeverBelieved) {
   GgufBuilder keys;
   keys.extra_keys = 65'536;
-  EXPECT_EQ(refusal(keys), "f: key 1 of 65536: 1 x 8 bytes at byte 24, found only 0 (truncated)");
+  EXPECT_EQ(refusal(keys), "f: key 1 of 65536: found 0 bytes at byte 24, expected 8 (truncated)");
   keys.extra_keys = 65'537;
   EXPECT_EQ(refusal(keys), "f: 65537 keys, expected at most 65536");
   GgufBuilder tensors;
   tensors.extra_tensors = 1'000'000;
-  EXPECT_EQ(refusal(tensors), "f: tensor 1 of 1000000: 1 x 8 bytes at byte 24, found only 0 (truncated)");
+  EXPECT_EQ(refusal(tensors), "f: tensor 1 of 1000000: found 0 bytes at byte 24, expected 8 (truncated)");
   tensors.extra_tensors = UINT64_MAX;
   EXPECT_EQ(refusal(tensors), "f: 18446744073709551615 tensors, expected at most 1000000");
 
   const uint64_t limit = Limits{}.gguf_array_elements;
-  EXPECT_EQ(refusal(GgufBuilder().key("k", 9, array(10, limit, "12345678"))), "f: key 'k': 67108864 x 8 bytes at byte 49, found only 8 (truncated)");
-  EXPECT_EQ(refusal(GgufBuilder().key("k", 9, array(8, limit, ""))), "f: key 'k': 67108864 x 8 bytes at byte 49, found only 0 (truncated)");
+  EXPECT_EQ(refusal(GgufBuilder().key("k", 9, array(10, limit, "12345678"))), "f: key 'k': found 8 bytes at byte 49, expected 536870912 (truncated)");
+  EXPECT_EQ(refusal(GgufBuilder().key("k", 9, array(8, limit, ""))), "f: key 'k': found 0 bytes at byte 49, expected 536870912 (truncated)");
   EXPECT_EQ(refusal(GgufBuilder().key("k", 9, array(0, limit + 1, ""))), "f: key 'k': array of 67108865 elements, expected at most 67108864");
 }
 

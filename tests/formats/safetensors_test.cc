@@ -170,6 +170,8 @@ TEST(Safetensors, SizesMustBeShapeTimesType) {
   EXPECT_EQ(refusal("{" + entry("a", "U8", "[4294967296,4294967296]", "[0,0]") + "}", 0), huge);  // wraps to 0
   EXPECT_EQ(refusal("{" + entry("a", "F64", "[2305843009213693952]", "[0,0]") + "}", 0),
             "f: tensor 'a': shape [2305843009213693952] of F64 is larger than any file");
+  EXPECT_EQ(refusal("{" + entry("a", "U8", "[0,4611686018427387904,2]", "[0,0]") + "}", 0),
+            "f: tensor 'a': shape [0, 4611686018427387904, 2] of U8 is larger than any file");
 }
 
 TEST(Safetensors, OffsetsLieInTheDataInOrder) {

@@ -1,5 +1,6 @@
-// Dequantisation per core: elements/s out of the caches on every instruction set, then bytes/s out of memory beside what this
-// machine's one core can read. Per element 4 bytes are written (to a row that stays in L1) and 0.53 to 4 read.
+// Dequantisation per core: elements/s out of the caches on every instruction set, then bytes/s out of
+// memory beside what this machine's one core can read. Per element 4 bytes are written (to a row that stays
+// in L1) and 0.53 to 4 read.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -22,7 +23,8 @@ std::vector<std::byte> random_rows(int64_t bytes) {
   return memory;
 }
 
-void dequantize(benchmark::State& state, Isa isa, DType dtype, const std::vector<std::byte>& memory, double roof) {
+void dequantize(benchmark::State& state, Isa isa, DType dtype, const std::vector<std::byte>& memory,
+                double roof) {
   const int64_t bytes = row_bytes(dtype, kCols), rows = static_cast<int64_t>(memory.size()) / bytes;
   std::vector<float> out(kCols);
   int64_t r = 0;
@@ -37,7 +39,9 @@ void dequantize(benchmark::State& state, Isa isa, DType dtype, const std::vector
   };
   state.counters["elements"] = per_second(static_cast<double>(kCols), benchmark::Counter::kDefaults);
   state.counters["read_bytes"] = per_second(static_cast<double>(bytes), benchmark::Counter::kDefaults);
-  if (roof > 0) state.counters["of_read_roof"] = per_second(static_cast<double>(bytes) / roof, benchmark::Counter::kDefaults);
+  if (roof > 0)
+    state.counters["of_read_roof"] =
+        per_second(static_cast<double>(bytes) / roof, benchmark::Counter::kDefaults);
 }
 
 void register_all(const std::vector<std::byte>& memory, const std::vector<std::byte>& cached, double roof) {
@@ -46,12 +50,13 @@ void register_all(const std::vector<std::byte>& memory, const std::vector<std::b
     if (!dtype_info(dtype).computable) continue;
     for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
       if (isa > detect_isa()) continue;
-      benchmark::RegisterBenchmark(fmt::format("{}/cached/{}", dtype_name(dtype), isa_name(isa)).c_str(),
-                                   [=, &cached](benchmark::State& s) { dequantize(s, isa, dtype, cached, 0); });
+      benchmark::RegisterBenchmark(
+          fmt::format("{}/cached/{}", dtype_name(dtype), isa_name(isa)).c_str(),
+          [=, &cached](benchmark::State& s) { dequantize(s, isa, dtype, cached, 0); });
     }
-    benchmark::RegisterBenchmark(fmt::format("{}/memory", dtype_name(dtype)).c_str(), [=, &memory](benchmark::State& s) {
-      dequantize(s, detect_isa(), dtype, memory, roof);
-    });
+    benchmark::RegisterBenchmark(
+        fmt::format("{}/memory", dtype_name(dtype)).c_str(),
+        [=, &memory](benchmark::State& s) { dequantize(s, detect_isa(), dtype, memory, roof); });
   }
 }
 

@@ -1,9 +1,10 @@
-// Writes models of real shapes with random weights, for benchmarks and load tests where no real checkpoint is at hand.
+// Writes models of real shapes with random weights, for benchmarks and load tests where no real checkpoint
+// is at hand.
 //
-// Nothing is held in memory: a list of tensors is made from the shape, the file's head from the list, and the data is
-// generated piece by piece while it is written. Element weights are drawn from a table of 4096 normal samples; block
-// formats are random bytes with scales put in so that the dequantised weights have mean 0 and standard deviation
-// kSigma. A byte depends on the seed, the tensor and its place only.
+// Nothing is held in memory: a list of tensors is made from the shape, the file's head from the list, and
+// the data is generated piece by piece while it is written. Element weights are drawn from a table of 4096
+// normal samples; block formats are random bytes with scales put in so that the dequantised weights have
+// mean 0 and standard deviation kSigma. A byte depends on the seed, the tensor and its place only.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -58,10 +59,12 @@ struct Shape {
 
   bool is_moe_layer(int64_t layer) const { return n_routed_experts > 0 && layer >= first_k_dense_replace; }
   int64_t head_dim() const {
-    return family == Family::kQwen2 ? hidden_size / num_attention_heads : qk_nope_head_dim + qk_rope_head_dim;
+    return family == Family::kQwen2 ? hidden_size / num_attention_heads
+                                    : qk_nope_head_dim + qk_rope_head_dim;
   }
 };
 
+// clang-format off
 const std::vector<Shape>& presets() {
   static const std::vector<Shape> list = {
       {.name = "tiny", .family = Family::kDeepseekV3, .vocab_size = 512, .hidden_size = 256,
@@ -89,10 +92,12 @@ const std::vector<Shape>& presets() {
   };
   return list;
 }
+// clang-format on
 
 // ---- the tensors of a model ----
 
-enum class Kind { kMatrix, kExact, kNorm, kScales };  // kExact: never quantised (router, biases); kScales: of FP8
+// kExact is never quantised (router, biases); kScales belong to an FP8 weight.
+enum class Kind { kMatrix, kExact, kNorm, kScales };
 
 struct TensorPlan {
   std::string name;
@@ -100,7 +105,9 @@ struct TensorPlan {
   Kind kind;
   DType dtype;
   int64_t cols() const { return shape.back(); }
-  int64_t elements() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
+  int64_t elements() const {
+    return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  }
   int64_t bytes() const { return elements() / cols() * row_bytes(dtype, cols()); }
 };
 
@@ -110,8 +117,10 @@ using Add = std::function<void(std::string hf, std::string gguf, std::vector<int
 void add_attention(const Shape& s, const std::string& hf, const std::string& gguf, const Add& add) {
   const int64_t d = s.hidden_size, heads = s.num_attention_heads, head = s.head_dim();
   if (s.family == Family::kQwen2) {
-    for (const auto& [letter, n] : {std::pair{"q", heads}, {"k", s.num_key_value_heads}, {"v", s.num_key_value_heads}}) {
-      const std::string h = fmt::format("{}self_attn.{}_proj.", hf, letter), g = fmt::format("{}attn_{}.", gguf, letter);
+    for (const auto& [letter, n] :
+         {std::pair{"q", heads}, {"k", s.num_key_value_heads}, {"v", s.num_key_value_heads}}) {
+      const std::string h = fmt::format("{}self_attn.{}_proj.", hf, letter),
+                        g = fmt::format("{}attn_{}.", gguf, letter);
       add(h + "weight", g + "weight", {n * head, d}, Kind::kMatrix);
       add(h + "bias", g + "bias", {n * head}, Kind::kExact);
     }
@@ -124,10 +133,11 @@ void add_attention(const Shape& s, const std::string& hf, const std::string& ggu
   } else {
     add(hf + "self_attn.q_a_proj.weight", gguf + "attn_q_a.weight", {s.q_lora_rank, d}, Kind::kMatrix);
     add(hf + "self_attn.q_a_layernorm.weight", gguf + "attn_q_a_norm.weight", {s.q_lora_rank}, Kind::kNorm);
-    add(hf + "self_attn.q_b_proj.weight", gguf + "attn_q_b.weight", {heads * head, s.q_lora_rank}, Kind::kMatrix);
+    add(hf + "self_attn.q_b_proj.weight", gguf + "attn_q_b.weight", {heads * head, s.q_lora_rank},
+        Kind::kMatrix);
   }
-  add(hf + "self_attn.kv_a_proj_with_mqa.weight", gguf + "attn_kv_a_mqa.weight", {rank + s.qk_rope_head_dim, d},
-      Kind::kMatrix);
+  add(hf + "self_attn.kv_a_proj_with_mqa.weight", gguf + "attn_kv_a_mqa.weight",
+      {rank + s.qk_rope_head_dim, d}, Kind::kMatrix);
   add(hf + "self_attn.kv_a_layernorm.weight", gguf + "attn_kv_a_norm.weight", {rank}, Kind::kNorm);
   add(hf + "self_attn.kv_b_proj.weight", "", {heads * (nope + v), rank}, Kind::kMatrix);
   add("", gguf + "attn_k_b.weight", {heads, rank, nope}, Kind::kMatrix);
@@ -136,8 +146,8 @@ void add_attention(const Shape& s, const std::string& hf, const std::string& ggu
 }
 
 // gate, up [width, d] and down [d, width] under the given prefixes; `suffix` ends the GGUF name.
-void add_mlp(const std::string& hf, const std::string& gguf, const std::string& suffix, int64_t d, int64_t width,
-             int64_t experts, const Add& add) {
+void add_mlp(const std::string& hf, const std::string& gguf, const std::string& suffix, int64_t d,
+             int64_t width, int64_t experts, const Add& add) {
   const auto stacked = [&](int64_t rows, int64_t cols) {
     return experts > 0 ? std::vector{experts, rows, cols} : std::vector{rows, cols};
   };
@@ -164,7 +174,8 @@ void add_layer(const Shape& s, int64_t layer, const Add& add) {
     add_mlp(fmt::format("{}mlp.experts.{}.", hf, e), "", "", d, s.moe_intermediate_size, 0, add);
   }
   add_mlp("", gguf, "_exps", d, s.moe_intermediate_size, experts, add);
-  add_mlp(hf + "mlp.shared_experts.", gguf, "_shexp", d, s.moe_intermediate_size * s.n_shared_experts, 0, add);
+  add_mlp(hf + "mlp.shared_experts.", gguf, "_shexp", d, s.moe_intermediate_size * s.n_shared_experts, 0,
+          add);
 }
 
 void add_all(const Shape& s, const Add& add) {
@@ -184,11 +195,12 @@ std::optional<DType> find_dtype(std::string_view name) {
   return std::nullopt;
 }
 
-// A row that is no multiple of the block gets the type llama.cpp's quantiser falls back to (models.md §8.3).
+// A row that is no multiple of the block gets llama.cpp's fallback (models.md §8.3).
 DType fallback(DType dtype, int64_t cols) {
   if (cols % dtype_info(dtype).block_elements == 0) return dtype;
   switch (dtype) {
-    case DType::kQ2_K: case DType::kQ3_K: return fallback(DType::kQ4_0, cols);
+    case DType::kQ2_K:
+    case DType::kQ3_K: return fallback(DType::kQ4_0, cols);
     case DType::kQ4_K: return fallback(DType::kQ5_0, cols);
     case DType::kQ5_K: return fallback(DType::kQ5_1, cols);
     case DType::kQ6_K: return fallback(DType::kQ8_0, cols);
@@ -197,7 +209,7 @@ DType fallback(DType dtype, int64_t cols) {
   }
 }
 
-// `type`: a dtype for all matrices, or Q4_K_M: Q6_K for the values and down projections of about half of the layers.
+// `type`: a dtype for all matrices, or Q4_K_M: Q6_K for values and down projections of about half the layers.
 DType gguf_dtype(const Shape& s, const std::string& type, const std::string& name, int64_t cols) {
   const bool q4_k_m = type == "Q4_K_M";
   const DType base = q4_k_m ? DType::kQ4_K : *find_dtype(type);
@@ -207,7 +219,8 @@ DType gguf_dtype(const Shape& s, const std::string& type, const std::string& nam
     const int64_t n = s.num_hidden_layers, eighth = n / 8;
     int64_t layer = 0;
     std::from_chars(name.data() + 4, name.data() + name.size(), layer);  // blk.N.
-    if (layer < eighth || layer >= n - eighth || (layer - eighth) % 3 == 2) return fallback(DType::kQ6_K, cols);
+    if (layer < eighth || layer >= n - eighth || (layer - eighth) % 3 == 2)
+      return fallback(DType::kQ6_K, cols);
   }
   return fallback(base, cols);
 }
@@ -231,7 +244,8 @@ std::vector<TensorPlan> plan_hf(const Shape& s, DType type) {
     if (type == DType::kF8E4M3 && kind == Kind::kMatrix && !outside) {
       const auto blocks = [](int64_t n) { return (n + kFp8Block - 1) / kFp8Block; };
       plans.push_back({name, shape, kind, type});
-      plans.push_back({name + "_scale_inv", {blocks(shape[0]), blocks(shape[1])}, Kind::kScales, DType::kF32});
+      plans.push_back(
+          {name + "_scale_inv", {blocks(shape[0]), blocks(shape[1])}, Kind::kScales, DType::kF32});
     } else {
       const bool router_bias = name.ends_with("e_score_correction_bias");
       plans.push_back({std::move(name), std::move(shape), kind, router_bias ? DType::kF32 : plain});
@@ -254,7 +268,8 @@ struct Vocabulary {
       append_utf8(prints ? byte : next++, tokens.emplace_back());
     }
     for (std::string merge : merges) tokens.push_back(merge.erase(merge.find(' '), 1));
-    while (static_cast<int64_t>(tokens.size()) < size) tokens.push_back(fmt::format("<unused_{}>", tokens.size()));
+    while (static_cast<int64_t>(tokens.size()) < size)
+      tokens.push_back(fmt::format("<unused_{}>", tokens.size()));
   }
 };
 
@@ -266,47 +281,95 @@ Json tokenizer_json(const Vocabulary& vocabulary) {
       vocab[token] = id;
       continue;
     }
-    added.push_back({{"id", id}, {"content", token}, {"single_word", false}, {"lstrip", false},
-                     {"rstrip", false}, {"normalized", false}, {"special", true}});
+    added.push_back({{"id", id},
+                     {"content", token},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
   }
-  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  return {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added},
-          {"normalizer", nullptr}, {"pre_tokenizer", byte_level}, {"post_processor", nullptr}, {"decoder", byte_level},
-          {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr},
-                     {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}, {"fuse_unk", false},
-                     {"byte_fallback", false}, {"vocab", vocab}, {"merges", vocabulary.merges}}}};
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+  return {{"version", "1.0"},
+          {"truncation", nullptr},
+          {"padding", nullptr},
+          {"added_tokens", added},
+          {"normalizer", nullptr},
+          {"pre_tokenizer", byte_level},
+          {"post_processor", nullptr},
+          {"decoder", byte_level},
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", nullptr},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", false},
+            {"byte_fallback", false},
+            {"vocab", vocab},
+            {"merges", vocabulary.merges}}}};
 }
 
 // ---- what the files say about the model ----
 
 Json config_json(const Shape& s, DType type) {
-  Json c = {{"vocab_size", s.vocab_size}, {"hidden_size", s.hidden_size}, {"intermediate_size", s.intermediate_size},
-            {"num_hidden_layers", s.num_hidden_layers}, {"num_attention_heads", s.num_attention_heads},
-            {"hidden_act", "silu"}, {"rms_norm_eps", 1e-6}, {"rope_theta", 10000.0}, {"tie_word_embeddings", false},
-            {"bos_token_id", 0}, {"eos_token_id", 1}, {"initializer_range", kSigma},
+  Json c = {{"vocab_size", s.vocab_size},
+            {"hidden_size", s.hidden_size},
+            {"intermediate_size", s.intermediate_size},
+            {"num_hidden_layers", s.num_hidden_layers},
+            {"num_attention_heads", s.num_attention_heads},
+            {"hidden_act", "silu"},
+            {"rms_norm_eps", 1e-6},
+            {"rope_theta", 10000.0},
+            {"tie_word_embeddings", false},
+            {"bos_token_id", 0},
+            {"eos_token_id", 1},
+            {"initializer_range", kSigma},
             {"torch_dtype", type == DType::kF32 ? "float32" : "bfloat16"}};
   if (s.family == Family::kQwen2) {
-    c.update({{"architectures", {"Qwen2ForCausalLM"}}, {"model_type", "qwen2"}, {"max_position_embeddings", 131072},
-              {"num_key_value_heads", s.num_key_value_heads}, {"use_sliding_window", false}});
+    c.update({{"architectures", {"Qwen2ForCausalLM"}},
+              {"model_type", "qwen2"},
+              {"max_position_embeddings", 131072},
+              {"num_key_value_heads", s.num_key_value_heads},
+              {"use_sliding_window", false}});
   } else {
     const bool v3 = s.family == Family::kDeepseekV3;
     c.update({{"architectures", {v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM"}},
-              {"model_type", v3 ? "deepseek_v3" : "deepseek_v2"}, {"max_position_embeddings", 163840},
-              {"num_key_value_heads", s.num_attention_heads}, {"attention_bias", false},
-              {"q_lora_rank", s.q_lora_rank > 0 ? Json(s.q_lora_rank) : Json()}, {"kv_lora_rank", s.kv_lora_rank},
-              {"qk_nope_head_dim", s.qk_nope_head_dim}, {"qk_rope_head_dim", s.qk_rope_head_dim},
-              {"v_head_dim", s.v_head_dim}, {"moe_intermediate_size", s.moe_intermediate_size},
-              {"n_routed_experts", s.n_routed_experts}, {"n_shared_experts", s.n_shared_experts},
-              {"num_experts_per_tok", s.num_experts_per_tok}, {"first_k_dense_replace", s.first_k_dense_replace},
-              {"moe_layer_freq", 1}, {"n_group", s.n_group}, {"topk_group", s.topk_group},
-              {"topk_method", v3 ? "noaux_tc" : "greedy"}, {"scoring_func", v3 ? "sigmoid" : "softmax"},
-              {"norm_topk_prob", v3}, {"routed_scaling_factor", s.routed_scaling_factor},
-              {"rope_scaling", {{"type", "yarn"}, {"factor", 40}, {"original_max_position_embeddings", 4096},
-                                {"beta_fast", 32}, {"beta_slow", 1}, {"mscale", s.mscale},
-                                {"mscale_all_dim", s.mscale}}}});
+              {"model_type", v3 ? "deepseek_v3" : "deepseek_v2"},
+              {"max_position_embeddings", 163840},
+              {"num_key_value_heads", s.num_attention_heads},
+              {"attention_bias", false},
+              {"q_lora_rank", s.q_lora_rank > 0 ? Json(s.q_lora_rank) : Json()},
+              {"kv_lora_rank", s.kv_lora_rank},
+              {"qk_nope_head_dim", s.qk_nope_head_dim},
+              {"qk_rope_head_dim", s.qk_rope_head_dim},
+              {"v_head_dim", s.v_head_dim},
+              {"moe_intermediate_size", s.moe_intermediate_size},
+              {"n_routed_experts", s.n_routed_experts},
+              {"n_shared_experts", s.n_shared_experts},
+              {"num_experts_per_tok", s.num_experts_per_tok},
+              {"first_k_dense_replace", s.first_k_dense_replace},
+              {"moe_layer_freq", 1},
+              {"n_group", s.n_group},
+              {"topk_group", s.topk_group},
+              {"topk_method", v3 ? "noaux_tc" : "greedy"},
+              {"scoring_func", v3 ? "sigmoid" : "softmax"},
+              {"norm_topk_prob", v3},
+              {"routed_scaling_factor", s.routed_scaling_factor},
+              {"rope_scaling",
+               {{"type", "yarn"},
+                {"factor", 40},
+                {"original_max_position_embeddings", 4096},
+                {"beta_fast", 32},
+                {"beta_slow", 1},
+                {"mscale", s.mscale},
+                {"mscale_all_dim", s.mscale}}}});
   }
   if (type == DType::kF8E4M3) {
-    c["quantization_config"] = {{"quant_method", "fp8"}, {"fmt", "e4m3"}, {"activation_scheme", "dynamic"},
+    c["quantization_config"] = {{"quant_method", "fp8"},
+                                {"fmt", "e4m3"},
+                                {"activation_scheme", "dynamic"},
                                 {"weight_block_size", {kFp8Block, kFp8Block}}};
   }
   return c;
@@ -316,7 +379,9 @@ Json config_json(const Shape& s, DType type) {
 class GgufHead {
  public:
   template <class T>
-  void raw(T value) { bytes_.append(reinterpret_cast<const char*>(&value), sizeof value); }
+  void raw(T value) {
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
   void string(std::string_view text) {
     raw<uint64_t>(text.size());
     bytes_ += text;
@@ -355,7 +420,9 @@ class GgufHead {
 void put_metadata(const Shape& s, GgufHead& head) {
   const bool qwen2 = s.family == Family::kQwen2;
   const std::string arch = qwen2 ? "qwen2" : "deepseek2";
-  const auto put = [&](std::string_view key, auto value) { head.put(fmt::format("{}.{}", arch, key), value); };
+  const auto put = [&](std::string_view key, auto value) {
+    head.put(fmt::format("{}.{}", arch, key), value);
+  };
   head.put("general.architecture", arch);
   head.put("general.name", fmt::format("{} with random weights", s.name));
   head.put("general.quantization_version", int64_t{2});
@@ -400,7 +467,9 @@ void put_metadata(const Shape& s, GgufHead& head) {
   std::fill_n(kinds.begin(), Vocabulary::kUsed, 1);         // normal
   std::fill_n(kinds.begin(), Vocabulary::kSpecial, 3);      // control
   head.put("tokenizer.ggml.model", "gpt2");
-  head.put("tokenizer.ggml.pre", qwen2 ? "qwen2" : s.family == Family::kDeepseekV3 ? "deepseek-v3" : "deepseek-llm");
+  head.put("tokenizer.ggml.pre", qwen2                             ? "qwen2"
+                                 : s.family == Family::kDeepseekV3 ? "deepseek-v3"
+                                                                   : "deepseek-llm");
   head.put("tokenizer.ggml.tokens", vocabulary.tokens);
   head.put("tokenizer.ggml.token_type", kinds);
   head.put("tokenizer.ggml.merges", vocabulary.merges);
@@ -445,7 +514,9 @@ std::vector<uint32_t> sample_table(DType dtype, double mean, double sigma, uint6
       case DType::kF8E4M3: {
         uint32_t best = 0;
         for (uint32_t code = 0; code < 256; ++code) {  // NaN is never nearer
-          const auto distance = [&](uint32_t c) { return std::fabs(f8e4m3_to_f32(static_cast<uint8_t>(c)) - x); };
+          const auto distance = [&](uint32_t c) {
+            return std::fabs(f8e4m3_to_f32(static_cast<uint8_t>(c)) - x);
+          };
           if (distance(code) < distance(best)) best = code;
         }
         table.push_back(best);
@@ -507,7 +578,8 @@ float unit_deviation(DType dtype) {
   double sum = 0;
   constexpr int kBlocks = 512;
   for (uint64_t i = 0; i < kBlocks; ++i) {
-    for (size_t k = 0; k < block.size(); ++k) block[k] = static_cast<std::byte>(random_bits({1, RandomPurpose::kInit, i}, k));
+    for (size_t k = 0; k < block.size(); ++k)
+      block[k] = static_cast<std::byte>(random_bits({1, RandomPurpose::kInit, i}, k));
     finish_block(dtype, block_fields(dtype), 1, block.data());
     dequantize_row(Isa::kPortable, dtype, block.data(), info.block_elements, values.data());
     for (float v : values) sum += double{v} * v;
@@ -517,7 +589,10 @@ float unit_deviation(DType dtype) {
 
 class DataWriter {
  public:
-  explicit DataWriter(const std::filesystem::path& path) : path_(path.string()), out_(path, std::ios::binary) { check(); }
+  explicit DataWriter(const std::filesystem::path& path)
+      : path_(path.string()), out_(path, std::ios::binary) {
+    check();
+  }
   void bytes(const void* data, int64_t n) {
     out_.write(static_cast<const char*>(data), n);
     check();
@@ -579,7 +654,8 @@ class Generator {
 
  private:
   void fill_blocks(DType dtype, uint64_t key, int64_t first, int64_t n) {
-    const int64_t bytes = dtype_info(dtype).block_bytes, start = first * bytes / 8;  // first is a multiple of 8
+    const int64_t bytes = dtype_info(dtype).block_bytes,
+                  start = first * bytes / 8;  // first is a multiple of 8
     for (int64_t i = 0; i < (n * bytes + 7) / 8; ++i) {
       const uint64_t bits = mix_bits(key ^ static_cast<uint64_t>(start + i));
       std::memcpy(buffer_.data() + 8 * i, &bits, sizeof bits);
@@ -596,7 +672,8 @@ class Generator {
     // FP8 fills its range to about 4.5 deviations, as a quantiser by the largest of 16384 values does.
     const double fp8_sigma = 100;
     if (kind == Kind::kNorm) return samples = sample_table(dtype, 1, kSigma, seed_);
-    if (kind == Kind::kScales) return samples = sample_table(dtype, kSigma / fp8_sigma, kSigma / fp8_sigma / 10, seed_);
+    if (kind == Kind::kScales)
+      return samples = sample_table(dtype, kSigma / fp8_sigma, kSigma / fp8_sigma / 10, seed_);
     return samples = sample_table(dtype, 0, dtype == DType::kF8E4M3 ? fp8_sigma : kSigma, seed_);
   }
 
@@ -607,14 +684,15 @@ class Generator {
 };
 
 int64_t total_bytes(const std::vector<TensorPlan>& plans) {
-  return std::accumulate(plans.begin(), plans.end(), int64_t{0}, [](int64_t sum, const TensorPlan& t) { return sum + t.bytes(); });
+  return std::accumulate(plans.begin(), plans.end(), int64_t{0},
+                         [](int64_t sum, const TensorPlan& t) { return sum + t.bytes(); });
 }
 
 void check_space(const std::filesystem::path& folder, int64_t bytes) {
   const auto free = std::filesystem::space(folder).available;
   if (free < static_cast<uint64_t>(bytes)) {
-    fail_resource("{}: {:.1f} GB free, expected {:.1f} GB", folder.string(), static_cast<double>(free) * 1e-9,
-                  static_cast<double>(bytes) * 1e-9);
+    fail_resource("{}: {:.1f} GB free, expected {:.1f} GB", folder.string(),
+                  static_cast<double>(free) * 1e-9, static_cast<double>(bytes) * 1e-9);
   }
 }
 
@@ -634,7 +712,8 @@ void write_gguf(const Shape& s, const std::string& type, uint64_t seed, const st
   for (const TensorPlan& t : plans) {
     tensors.string(t.name);
     tensors.raw(static_cast<uint32_t>(t.shape.size()));
-    for (size_t i = t.shape.size(); i > 0; --i) tensors.raw<uint64_t>(static_cast<uint64_t>(t.shape[i - 1]));
+    for (size_t i = t.shape.size(); i > 0; --i)
+      tensors.raw<uint64_t>(static_cast<uint64_t>(t.shape[i - 1]));
     tensors.raw(ggml_type(t.dtype));
     tensors.raw<uint64_t>(static_cast<uint64_t>(offset));
     offset += (t.bytes() + kAlignment - 1) / kAlignment * kAlignment;
@@ -667,7 +746,8 @@ void write_safetensors(std::span<const TensorPlan> plans, uint64_t first_index, 
   Json header = {{"__metadata__", {{"format", "pt"}}}};
   int64_t offset = 0;
   for (const TensorPlan& t : plans) {
-    header[t.name] = {{"dtype", dtype_name(t.dtype)}, {"shape", t.shape}, {"data_offsets", {offset, offset + t.bytes()}}};
+    header[t.name] = {
+        {"dtype", dtype_name(t.dtype)}, {"shape", t.shape}, {"data_offsets", {offset, offset + t.bytes()}}};
     offset += t.bytes();
   }
   std::string text = header.dump();
@@ -686,9 +766,10 @@ void write_hf(const Shape& s, DType type, uint64_t seed, const std::filesystem::
   check_space(folder, total_bytes(plans));
   write_text(folder / "config.json", config_json(s, type));
   write_text(folder / "tokenizer.json", tokenizer_json(Vocabulary(s.vocab_size)));
-  write_text(folder / "tokenizer_config.json",
-             {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"bos_token", "<bos>"}, {"eos_token", "<eos>"},
-              {"add_bos_token", s.family != Family::kQwen2}});
+  write_text(folder / "tokenizer_config.json", {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                                                {"bos_token", "<bos>"},
+                                                {"eos_token", "<eos>"},
+                                                {"add_bos_token", s.family != Family::kQwen2}});
   std::vector<size_t> shards = {0};  // first tensor of each
   uint64_t size = 0;
   for (size_t i = 0; i < plans.size(); ++i) {
@@ -716,21 +797,25 @@ void write_hf(const Shape& s, DType type, uint64_t seed, const std::filesystem::
 }
 
 void list_presets() {
-  fmt::print("{:<12} {:>10} {:>9} {:>9} {:>9} {:>9}\n", "preset", "parameters", "BF16", "FP8", "Q8_0", "Q4_K_M");
+  fmt::print("{:<12} {:>10} {:>9} {:>9} {:>9} {:>9}\n", "preset", "parameters", "BF16", "FP8", "Q8_0",
+             "Q4_K_M");
   for (const Shape& s : presets()) {
     int64_t parameters = 0;
     for (const TensorPlan& t : plan_hf(s, DType::kBF16)) parameters += t.elements();
     const auto gb = [](const std::vector<TensorPlan>& plans) {
       return fmt::format("{:.3f} GB", static_cast<double>(total_bytes(plans)) * 1e-9);
     };
-    fmt::print("{:<12} {:>10} {:>9} {:>9} {:>9} {:>9}\n", s.name, fmt::format("{:.3f} B", static_cast<double>(parameters) * 1e-9),
+    fmt::print("{:<12} {:>10} {:>9} {:>9} {:>9} {:>9}\n", s.name,
+               fmt::format("{:.3f} B", static_cast<double>(parameters) * 1e-9),
                gb(plan_hf(s, DType::kBF16)), gb(plan_hf(s, DType::kF8E4M3)), gb(plan_gguf(s, "Q8_0")),
                gb(plan_gguf(s, "Q4_K_M")));
   }
 }
 
-void make_model(const std::string& preset, int64_t layers, std::string type, uint64_t seed, const std::string& out) {
-  const auto found = std::find_if(presets().begin(), presets().end(), [&](const Shape& s) { return s.name == preset; });
+void make_model(const std::string& preset, int64_t layers, std::string type, uint64_t seed,
+                const std::string& out) {
+  const auto found =
+      std::find_if(presets().begin(), presets().end(), [&](const Shape& s) { return s.name == preset; });
   if (found == presets().end()) fail("PRESET: {}, expected one of those of --list", quoted(preset));
   Shape shape = *found;
   if (layers > 0) shape.num_hidden_layers = layers;
@@ -746,12 +831,15 @@ void make_model(const std::string& preset, int64_t layers, std::string type, uin
     write_gguf(shape, type, seed, out);
   } else {
     if (!dtype || (*dtype != DType::kF32 && *dtype != DType::kBF16 && *dtype != DType::kF8E4M3)) {
-      fail("--type: {}, expected F32, BF16 or FP8 (Hugging Face folder; name OUT *.gguf for the others)", quoted(type));
+      fail("--type: {}, expected F32, BF16 or FP8 (Hugging Face folder; name OUT *.gguf for the others)",
+           quoted(type));
     }
     write_hf(shape, *dtype, seed, out);
   }
-  const auto bytes = static_cast<double>(total_bytes(gguf ? plan_gguf(shape, type) : plan_hf(shape, *dtype)));
-  fmt::print("{}: {} {}, {:.3f} GB, {:.0f} MB/s\n", out, preset, type, bytes * 1e-9, bytes * 1e-6 / (seconds_now() - start));
+  const auto bytes =
+      static_cast<double>(total_bytes(gguf ? plan_gguf(shape, type) : plan_hf(shape, *dtype)));
+  fmt::print("{}: {} {}, {:.3f} GB, {:.0f} MB/s\n", out, preset, type, bytes * 1e-9,
+             bytes * 1e-6 / (seconds_now() - start));
 }
 
 }  // namespace

@@ -10,11 +10,11 @@ namespace fathom {
 
 // All of quantize.simd.cc: one function per dtype, and the scaling of one FP8 block row.
 using DequantizeRow = void(const uint8_t* row, int64_t cols, float* out);
-FATHOM_SIMD_DECLARE(
-    DequantizeRow dequantize_f16, dequantize_bf16, dequantize_f8e4m3, dequantize_q8_0, dequantize_q4_0, dequantize_q4_1,
-    dequantize_q5_0, dequantize_q5_1, dequantize_q2_k, dequantize_q3_k, dequantize_q4_k, dequantize_q5_k,
-    dequantize_q6_k, dequantize_iq4_nl, dequantize_iq4_xs, dequantize_mxfp4;
-    void multiply(float* inout, int64_t n, float factor))
+FATHOM_SIMD_DECLARE(DequantizeRow dequantize_f16, dequantize_bf16, dequantize_f8e4m3, dequantize_q8_0,
+                    dequantize_q4_0, dequantize_q4_1, dequantize_q5_0, dequantize_q5_1, dequantize_q2_k,
+                    dequantize_q3_k, dequantize_q4_k, dequantize_q5_k, dequantize_q6_k, dequantize_iq4_nl,
+                    dequantize_iq4_xs, dequantize_mxfp4;
+                    void multiply(float* inout, int64_t n, float factor))
 
 namespace {
 constexpr int64_t kScaleBlock = 128;  // F8_E4M3: one scale per 128 x 128 weights

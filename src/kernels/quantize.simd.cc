@@ -1,7 +1,7 @@
 // Block formats to f32, one body per format for every instruction set. A block is taken 16 bytes at a time
-// (U8x16), its integers are put together in bytes, widened to f32 and scaled. All products are exact in f32 (11 bits
-// of an f16 scale times at most 13 bits of integers), so only the last operation rounds, and an FMA gives the bits of
-// a multiplication and an addition.
+// (U8x16), its integers are put together in bytes, widened to f32 and scaled. All products are exact in f32
+// (11 bits of an f16 scale times at most 13 bits of integers), so only the last operation rounds, and an
+// FMA gives the bits of a multiplication and an addition.
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -271,8 +271,8 @@ void elements(const uint8_t* row, int64_t cols, float* out) {
   store_n(widened(tail), out + whole, cols - whole);
 }
 
-// E4M3 is an f16 without one exponent bit and seven mantissa bits, 2^8 times as large. Going through f16 keeps
-// subnormals off the slow path of f32 arithmetic. Code 127 is NaN.
+// E4M3 is an f16 without one exponent bit and seven mantissa bits, 2^8 times as large. Going through f16
+// keeps subnormals off the slow path of f32 arithmetic. Code 127 is NaN.
 F32x16 load_f8e4m3(const uint8_t* p) {
   const U16x16 code = widen_u16(load_bytes(p));
   const U16x16 nan = reinterpret_cast<U16x16>((code & 0x7f) == 0x7f) & 0x7c00;
@@ -281,8 +281,10 @@ F32x16 load_f8e4m3(const uint8_t* p) {
 
 }  // namespace
 
-#define FATHOM_ELEMENTS(name, type) \
-  void dequantize_##name(const uint8_t* row, int64_t cols, float* out) { elements<type, load_##name>(row, cols, out); }
+#define FATHOM_ELEMENTS(name, type)                                      \
+  void dequantize_##name(const uint8_t* row, int64_t cols, float* out) { \
+    elements<type, load_##name>(row, cols, out);                         \
+  }
 #define FATHOM_BLOCKS(name, count, bytes)                                \
   void dequantize_##name(const uint8_t* row, int64_t cols, float* out) { \
     blocks<count, bytes, block_##name>(row, cols, out);                  \

@@ -1,5 +1,5 @@
-// Stored formats to f32, on every instruction set of this machine: against gguf-py's bits (tests/golden/quant, made by
-// tools/make_quant_golden.py) and against the plain twin.
+// Stored formats to f32, on every instruction set of this machine: against gguf-py's bits
+// (tests/golden/quant, made by tools/make_quant_golden.py) and against the plain twin.
 #include "kernels/quantize.h"
 
 #include <fmt/format.h>
@@ -46,18 +46,21 @@ std::vector<std::byte> random_bytes(int64_t n, uint64_t sequence) {
   return bytes;
 }
 
-// A weight of random values; the bytes of scales are thinned so that no NaN or Inf (whose payload is nobody's promise) appears.
+// A weight of random values; the bytes of scales are thinned so that no NaN or Inf (whose payload is
+// nobody's promise) appears.
 struct Weight {
   std::vector<std::byte> bytes;
   std::vector<float> scales;
   WeightView view;
   Weight(DType dtype, int64_t rows, int64_t cols)
       : bytes(random_bytes(rows * row_bytes(dtype, cols), static_cast<uint64_t>(dtype))) {
-    for (std::byte& b : bytes) b &= std::byte{0xbb};  // clears an exponent bit of every format, whichever byte holds it
+    for (std::byte& b : bytes)
+      b &= std::byte{0xbb};  // clears an exponent bit of every format, whichever byte holds it
     view = {.dtype = dtype, .rows = rows, .cols = cols, .data = bytes.data()};
     if (dtype != DType::kF8E4M3) return;
     view.scale_cols = (cols + 127) / 128;
-    for (int64_t i = 0; i < (rows + 127) / 128 * view.scale_cols; ++i) scales.push_back(0.37f + static_cast<float>(i));
+    for (int64_t i = 0; i < (rows + 127) / 128 * view.scale_cols; ++i)
+      scales.push_back(0.37f + static_cast<float>(i));
     view.block_scales = scales.data();
   }
 };
@@ -69,8 +72,8 @@ std::vector<float> expected_values(const WeightView& w, int64_t r, int64_t begin
 }
 
 struct GoldenType {
-  DType dtype;
-  int64_t blocks;
+  DType dtype = DType::kF32;
+  int64_t blocks = 0;
   std::vector<std::byte> bytes;
   std::vector<float> values;
 };
@@ -111,7 +114,8 @@ TEST(Quantize, BlocksDecodeToTheBitsOfGgufPyAtAnyAlignment) {
         std::vector<std::byte> row(type.bytes.size() + shift);
         std::memcpy(row.data() + shift, type.bytes.data(), type.bytes.size());
         std::vector<float> actual(type.values.size());
-        dequantize_row(isa, type.dtype, row.data() + shift, static_cast<int64_t>(actual.size()), actual.data());
+        dequantize_row(isa, type.dtype, row.data() + shift, static_cast<int64_t>(actual.size()),
+                       actual.data());
         expect_same_bits(actual, type.values);
       }
     }
@@ -123,7 +127,8 @@ TEST(Quantize, TheTwinDecodesToTheBitsOfGgufPy) {
     SCOPED_TRACE(dtype_name(type.dtype));
     std::vector<float> actual;
     for (size_t i = 0; i < type.values.size(); ++i) {
-      actual.push_back(reference::dequantize_element(type.dtype, type.bytes.data(), static_cast<int64_t>(i)));
+      actual.push_back(
+          reference::dequantize_element(type.dtype, type.bytes.data(), static_cast<int64_t>(i)));
     }
     expect_same_bits(actual, type.values);
   }
@@ -168,7 +173,8 @@ TEST(Quantize, EveryLengthIsWrittenWholeAndNothingBehindIt) {
         const std::vector<std::byte> row(w.bytes.begin(), w.bytes.begin() + row_bytes(dtype, cols));
         std::vector<float> actual(static_cast<size_t>(cols) + 1, kGuard), expected;
         dequantize_row(isa, dtype, row.data(), cols, actual.data());
-        for (int64_t i = 0; i < cols; ++i) expected.push_back(reference::dequantize_element(dtype, row.data(), i));
+        for (int64_t i = 0; i < cols; ++i)
+          expected.push_back(reference::dequantize_element(dtype, row.data(), i));
         expected.push_back(kGuard);
         expect_same_bits(actual, expected);
       }
@@ -192,13 +198,15 @@ TEST(Quantize, ScalesThatAreNotFiniteGiveNoFiniteValues) {
 TEST(Quantize, AnyColumnsOfAWeightAreThoseOfItsTwin) {
   for (DType dtype : computable_dtypes()) {
     const int64_t step = std::max<int64_t>(128, dtype_info(dtype).block_elements);
-    const int64_t cols = dtype_info(dtype).block_elements == 1 ? 3 * step + 44 : 4 * step;  // 44: a ragged scale block
+    const int64_t cols =
+        dtype_info(dtype).block_elements == 1 ? 3 * step + 44 : 4 * step;  // 44: a ragged scale block
     const Weight w(dtype, 131, cols);  // 131: a ragged row of scale blocks
     for (Isa isa : isas()) {
       for (int64_t r : {0, 1, 127, 128, 130}) {
         for (int64_t begin = 0; begin < cols; begin += step) {
           for (int64_t end : {std::min(begin + step, cols), cols}) {
-            SCOPED_TRACE(fmt::format("{} {} row {} [{}, {})", dtype_name(dtype), isa_name(isa), r, begin, end));
+            SCOPED_TRACE(
+                fmt::format("{} {} row {} [{}, {})", dtype_name(dtype), isa_name(isa), r, begin, end));
             std::vector<float> actual(static_cast<size_t>(end - begin));
             dequantize_weight(isa, w.view, r, begin, end - begin, actual.data());
             expect_same_bits(actual, expected_values(w.view, r, begin, end - begin));

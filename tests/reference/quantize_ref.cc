@@ -9,7 +9,8 @@ namespace fathom::reference {
 namespace {
 
 constexpr int kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-constexpr float kE2m1[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6};  // GGUF has no -0
+constexpr float kE2m1[16] = {0, 0.5,  1,  1.5,  2,  3,  4,  6,
+                             0, -0.5, -1, -1.5, -2, -3, -4, -6};  // GGUF has no -0
 
 // One block; offsets and bits as the format tables name them.
 struct Block {
@@ -78,7 +79,8 @@ float dequantize_element(DType dtype, const std::byte* row, int64_t i) {
     case DType::kQ3_K: return q3k(b, i);
     case DType::kQ4_K: return k4(b, i / 32, b.nibble(16 + i / 64 * 32, i % 64, 32));
     case DType::kQ5_K:
-      return k4(b, i / 32, b.nibble(48 + i / 64 * 32, i % 64, 32) + 16 * (b.u8(16 + i % 32) >> (i / 32) & 1));
+      return k4(b, i / 32,
+                b.nibble(48 + i / 64 * 32, i % 64, 32) + 16 * (b.u8(16 + i % 32) >> (i / 32) & 1));
     case DType::kQ6_K: return q6k(b, i);
     case DType::kIQ4_NL: return scaled(kIq4[b.nibble(2, i, 16)]);
     case DType::kIQ4_XS: {

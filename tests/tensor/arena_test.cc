@@ -41,6 +41,20 @@ TEST(Arena, LeavingAScopeFreesWhatWasAllocatedInIt) {
   EXPECT_EQ(*kept, 42);
 }
 
+TEST(Arena, AScopeThatBeginsInALaterBlockEndsWhereItBegan) {
+  Arena arena;
+  ArenaScope outer(arena);
+  outer.array<float>(1 << 18);
+  outer.array<float>(1 << 19);  // does not fit into the first block
+  void* first;
+  {
+    ArenaScope inner(arena);
+    first = inner.array<float>(100);
+  }
+  ArenaScope again(arena);
+  EXPECT_EQ(again.array<float>(100), first);
+}
+
 TEST(Arena, TheSecondStepOfTheSameSizeAllocatesNothing) {
   Arena arena;
   const auto step = [&] {

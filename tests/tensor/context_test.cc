@@ -37,7 +37,8 @@ TEST(Context, TheInstructionSetIsTheStrongestWhoseFeaturesTheSystemLists) {
 
 TEST(Context, EachInstructionSetHasAName) {
   std::set<std::string_view> names;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) EXPECT_TRUE(names.insert(isa_name(isa)).second);
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512})
+    EXPECT_TRUE(names.insert(isa_name(isa)).second);
   EXPECT_FALSE(names.contains("?"));
 }
 

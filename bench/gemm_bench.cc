@@ -1,0 +1,150 @@
+// Linear layers against the roofs of this machine: usage gemm_bench [threads] [part of a case's name]
+//
+// Hosts are shared, so a run counts only with the roof seen next to it: each sample is probe, run, probe, and its share is the run over the
+// mean of its two probes. Printed are medians and the middle half of the samples. GEMV-like cases walk through more weights than any
+// cache holds, as a decode step does; their roof is reading w once.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/random.h"
+#include "kernels/gemm.h"
+#include "kernels/roofline.h"
+
+namespace fathom {
+namespace {
+
+constexpr double kSecondsPerCase = 0.5;
+constexpr int64_t kColdBytes = int64_t{640} << 20;
+constexpr int64_t kFewRows = 32;  // up to here a case is judged by bytes as well
+
+struct Spread {
+  double low, median, high;  // quartiles
+};
+
+Spread spread(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return {v[v.size() / 4], v[v.size() / 2], v[v.size() * 3 / 4]};
+}
+
+// Several weights of one shape, `bytes` of them together at least, filled with bytes that are finite in every dtype.
+std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, int64_t count, std::vector<std::byte>& memory) {
+  const int64_t bytes = row_bytes(dtype, cols) * rows;
+  memory.resize(static_cast<size_t>(bytes * count + 64));
+  std::vector<uint64_t> pattern(1 << 16);
+  for (size_t i = 0; i < pattern.size(); ++i) pattern[i] = random_bits({.seed = 1}, i) & 0x3b3b3b3b3b3b3b3b;
+  for (size_t i = 0; i < memory.size(); i += pattern.size() * 8) {
+    std::memcpy(memory.data() + i, pattern.data(), std::min(memory.size() - i, pattern.size() * 8));
+  }
+  std::byte* const data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  std::vector<WeightView> weights;
+  for (int64_t i = 0; i < count; ++i) weights.push_back({dtype, rows, cols, data + i * bytes});
+  return weights;
+}
+
+struct Case {
+  std::string name;
+  double flops;
+  double weight_bytes;
+  bool bf16;
+  bool by_bytes;
+  std::function<void(int64_t sample)> run;
+};
+
+void measure(RoofProbe& probe, const Case& c) {
+  const auto roof = [&] { return c.by_bytes ? probe.read_bytes() : c.bf16 ? probe.bf16_flops() : probe.f32_flops(); };
+  const double work = c.by_bytes ? c.weight_bytes : c.flops;
+  c.run(0);  // arenas grow, pages appear
+  std::vector<double> seconds, shares;
+  int64_t sample = 0;
+  const double end = seconds_now() + kSecondsPerCase;
+  double before = roof();
+  while (shares.size() < 7 || seconds_now() < end) {
+    const int64_t runs = std::clamp<int64_t>(static_cast<int64_t>(2e8 / c.flops), 1, 64);
+    const double begin = seconds_now();
+    for (int64_t r = 0; r < runs; ++r) c.run(++sample);
+    seconds.push_back((seconds_now() - begin) / static_cast<double>(runs));
+    const double after = roof();
+    shares.push_back(work / seconds.back() / ((before + after) / 2));
+    before = after;
+  }
+  const Spread time = spread(seconds), share = spread(shares);
+  fmt::print("{:34} {:9.1f} GFLOP/s {:7.2f} GB/s of w   {:5.1f} % of {} ({:.0f}-{:.0f}), {} samples\n", c.name,
+             c.flops / time.median / 1e9, c.weight_bytes / time.median / 1e9, 100 * share.median,
+             c.by_bytes ? "read" : c.bf16 ? "bf16" : "f32 ", 100 * share.low, 100 * share.high, shares.size());
+  std::fflush(stdout);
+}
+
+void linear_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t m, int64_t n, int64_t k, const std::string& filter) {
+  const std::string name = fmt::format("{} {}x{}x{}", dtype_name(dtype), m, n, k);
+  if (name.find(filter) == std::string::npos) return;
+  const int64_t bytes = row_bytes(dtype, k) * n;
+  std::vector<std::byte> memory;
+  const auto weights = make_weights(dtype, n, k, m <= kFewRows ? (kColdBytes + bytes - 1) / bytes : 1, memory);
+  ArenaScope scope(ctx.scratch());
+  const Rows x = scope.rows(m, k), y = scope.rows(m, n);
+  for (int64_t i = 0; i < m * k; ++i) x.data[i] = static_cast<float>(random_uniform({.seed = 2}, static_cast<uint64_t>(i)) - 0.5);
+  measure(probe, {name, 2.0 * static_cast<double>(m * n * k), static_cast<double>(bytes), dtype == DType::kBF16, m <= 2,
+                  [&](int64_t sample) { linear(ctx, x, weights[static_cast<size_t>(sample) % weights.size()], nullptr, y); }});
+}
+
+// 512 tokens, top 6 of 64 experts, drawn evenly.
+void grouped_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t n, int64_t k, const std::string& filter) {
+  constexpr int64_t kExperts = 64, kRows = 512 * 6;
+  const std::string name = fmt::format("{} grouped 3072x{}x{}", dtype_name(dtype), n, k);
+  if (name.find(filter) == std::string::npos) return;
+  std::vector<std::byte> memory;
+  const auto experts = make_weights(dtype, n, k, kExperts, memory);
+  std::vector<int64_t> offsets(kExperts + 1, 0);
+  for (uint64_t i = 0; i < kRows; ++i) ++offsets[1 + random_bits({.seed = 3}, i) % kExperts];
+  for (size_t e = 0; e < kExperts; ++e) offsets[e + 1] += offsets[e];
+  ArenaScope scope(ctx.scratch());
+  const Rows x = scope.rows(kRows, k), y = scope.rows(kRows, n);
+  std::fill(x.data, x.data + kRows * k, 0.01f);
+  measure(probe, {name, 2.0 * static_cast<double>(kRows * n * k), static_cast<double>(row_bytes(dtype, k) * n * kExperts),
+                  dtype == DType::kBF16, false, [&](int64_t) { grouped_linear(ctx, x, offsets, experts, y); }});
+}
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown CPU";
+}
+
+int bench(int threads, const std::string& filter) {
+  Context ctx(threads);
+  const Roofs roofs = measure_roofs(ctx, 2);
+  fmt::print("{}, {} threads, {}, {}\n", cpu_name(), threads, isa_name(ctx.isa()), __VERSION__);
+  fmt::print("roofs: f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, read {:.1f} GB/s\n", roofs.f32_flops / 1e9,
+             roofs.bf16_flops / 1e9, roofs.int8_ops / 1e9, roofs.read_bytes / 1e9);
+  RoofProbe probe(ctx);
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    for (int64_t m : {1, 2, 4, 8, 16, 32, 128, 512}) linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
+    for (int64_t n : {1408, 10944, 102400}) linear_case(ctx, probe, dtype, 1, n, 2048, filter);
+    grouped_case(ctx, probe, dtype, 1408, 2048, filter);
+  }
+  for (DType dtype : {DType::kQ8_0, DType::kQ4_K, DType::kQ4_1, DType::kF16}) {
+    for (int64_t m : {1, 8, 512}) linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
+    grouped_case(ctx, probe, dtype, 1408, 2048, filter);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace fathom
+
+int main(int argc, char** argv) {
+  int threads = fathom::available_cores();
+  if (argc > 1) threads = std::clamp(static_cast<int>(std::strtol(argv[1], nullptr, 10)), 1, 256);
+  return fathom::bench(threads, argc > 2 ? argv[2] : "");
+}

@@ -241,7 +241,7 @@ std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format, 
       const std::optional<int32_t> id = tokenizer.find(piece.text);
       if (!id) {
         fail("chat format {}: token {}: not in the tokenizer, expected it there (--template chooses another format)",
-             chat_format_name(format), fathom::quoted(piece.text));
+             chat_format_name(format), quoted(piece.text));
       }
       ids.push_back(*id);
     } else {
@@ -263,7 +263,7 @@ std::string_view chat_format_name(ChatFormat format) { return rules_of(format).n
 
 ChatFormat chat_format_by_name(std::string_view name) {
   const auto found = std::ranges::find(kRules, name, &Rules::name);
-  if (found == kRules.end()) fail("chat format: {}, expected one of {}", fathom::quoted(name), format_names());
+  if (found == kRules.end()) fail("chat format: {}, expected one of {}", quoted(name), format_names());
   return found->format;
 }
 

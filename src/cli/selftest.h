@@ -9,8 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "tensor/context.h"
-
 namespace fathom {
 
 struct SelftestOptions {
@@ -31,7 +29,7 @@ struct SelftestResult {
 };
 
 // All comparisons of one folder. Throws fathom::Error when the folder cannot be read.
-std::vector<SelftestResult> selftest_folder(const std::string& folder, Context& ctx);
+std::vector<SelftestResult> selftest_folder(const std::string& folder, int threads);
 
 // Prints green or red lines to stdout; 0 if all passed, 1 if not.
 int run_selftest(const SelftestOptions& options);

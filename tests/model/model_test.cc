@@ -148,6 +148,25 @@ TEST_P(Bf16Model, F32PrecisionKeepsTheExactTwinsLogits) {
   }
 }
 
+TEST(GgufMtp, IsTheRecordedOne) {
+  const Model model = Model::load(golden_path("gguf/v3-BF16.gguf"));
+  ASSERT_TRUE(model.has_mtp());
+  const auto ids = golden_ids("v3");
+  const ModelConfig& c = model.config();
+  Context ctx(2, detect_isa(), Precision::kF32);
+  Feeder feeder(model, ctx, 96, DType::kF32, MlaForm::kAbsorbed);
+  std::vector<float> logits(static_cast<size_t>(96 * c.vocab_size)), hidden(static_cast<size_t>(96 * c.hidden_size)), mtp(static_cast<size_t>(95 * c.vocab_size));
+  Rows hidden_rows{hidden.data(), 96, c.hidden_size, c.hidden_size};
+  feeder.feed(ids, {logits.data(), 96, c.vocab_size, c.vocab_size}, &hidden_rows);
+  feeder.feed_mtp(std::span(ids).subspan(1), hidden_rows.slice(0, 95), {mtp.data(), 95, c.vocab_size, c.vocab_size});
+  const Safetensors golden = Safetensors::open(golden_path("gguf/golden.safetensors"));
+  std::vector<float> recorded(mtp.size());
+  __builtin_memcpy(recorded.data(), golden.find("v3-BF16.mtp_logits")->data, recorded.size() * 4);
+  double scale = 0;
+  for (const float v : recorded) scale = std::max(scale, std::abs(static_cast<double>(v)));
+  expect_close(mtp, recorded, 2e-5 * scale);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, Bf16Model, testing::Values("v3-BF16", "llama3-BF16"), [](const auto& test) { return test.param.substr(0, test.param.find('-')); });
 
 }  // namespace

@@ -1,151 +1,43 @@
-// The engine against solo runs: whatever else is going on, a request's tokens and log-probabilities are the same bits.
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <limits>
-#include <map>
+#include <new>
 #include <numeric>
 
 #include "base/error.h"
-#include "base/random.h"
 #include "formats/safetensors.h"
 #include "kernels/softmax.h"
-#include "tests/engine/tiny_model.h"
+#include "tests/engine/traces.h"
 
 namespace fathom {
 namespace {
 
 namespace fs = std::filesystem;
 
-uint64_t random_below(uint64_t stream, uint64_t i, uint64_t n) { return random_bits({.seed = 11, .sequence = stream}, i) % n; }
+std::atomic<int64_t> allocations = 0;
 
-std::vector<Isa> instruction_sets() {
-  std::vector<Isa> sets;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    if (isa <= detect_isa()) sets.push_back(isa);
-  }
-  return sets;
+}  // namespace
+}  // namespace fathom
+
+// Not inline, or the compiler sees free() meet new.
+[[gnu::noinline]] void* operator new(size_t bytes) {
+  ++fathom::allocations;
+  if (void* memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
 }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
-// All that came out for one request.
-struct Outcome {
-  std::vector<int32_t> tokens;
-  std::vector<uint32_t> logprob_bits;  // of each token, then of its alternatives
-  std::vector<int32_t> alternatives;
-  FinishReason finish = FinishReason::kNone;
-  bool operator==(const Outcome&) const = default;
-};
-
-void add(Outcome& outcome, const TokenEvent& event) {
-  ASSERT_EQ(outcome.finish, FinishReason::kNone) << "an event after the last";
-  outcome.finish = event.finish;
-  if (event.token < 0) {
-    ASSERT_TRUE(event.finish == FinishReason::kCancelled || event.finish == FinishReason::kNumericalError);
-    return;
-  }
-  outcome.tokens.push_back(event.token);
-  outcome.logprob_bits.push_back(std::bit_cast<uint32_t>(event.logprob));
-  for (const TokenLogprob& top : event.top_logprobs) {
-    outcome.alternatives.push_back(top.token);
-    outcome.logprob_bits.push_back(std::bit_cast<uint32_t>(top.logprob));
-  }
-}
-
-bool is_beginning(const Outcome& part, const Outcome& whole) {
-  return part.tokens.size() <= whole.tokens.size() && std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin()) &&
-         std::equal(part.logprob_bits.begin(), part.logprob_bits.end(), whole.logprob_bits.begin());
-}
-
-std::vector<int32_t> some_tokens(uint64_t stream, int64_t count) {
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>(2 + random_below(stream, static_cast<uint64_t>(i), 200)));
-  return ids;
-}
-
-// A request of any shape: one token or several key blocks, greedy or sampled, with and without penalties and log-probabilities.
-Request some_request(uint64_t i) {
-  const auto pick = [&](uint64_t what, uint64_t n) { return random_below(1000 + what, i, n); };
-  Request request;
-  const uint64_t longest[] = {4, 30, 90, 290};
-  request.prompt = some_tokens(i, static_cast<int64_t>(1 + pick(0, longest[pick(1, 4)])));
-  request.max_tokens = static_cast<int64_t>(1 + pick(2, 24));
-  request.sampling.seed = i;
-  if (pick(3, 3) > 0) request.sampling.temperature = 1;
-  if (pick(4, 3) == 0) request.sampling.top_k = 20;
-  if (pick(5, 3) == 0) request.sampling.top_p = 0.9;
-  if (pick(6, 4) == 0) request.sampling.repetition_penalty = 1.2;
-  if (pick(7, 4) == 0) request.sampling.frequency_penalty = 0.5;
-  request.sampling.top_logprobs = static_cast<int>(pick(8, 4)) - 1;
-  if (pick(9, 3) == 0) request.stop_ids = some_tokens(5000 + i, 20);
-  return request;
-}
-
-constexpr int64_t kContext = 320;  // room for any of them
-
-Outcome run_alone(Engine& engine, const Request& request) {
-  Outcome outcome;
-  engine.submit(request);
-  std::vector<TokenEvent> events;
-  while (engine.step(events)) {}
-  for (const TokenEvent& event : events) add(outcome, event);
-  EXPECT_NE(outcome.finish, FinishReason::kNone);
-  return outcome;
-}
-
-Outcome run_alone(const Model& model, Context& ctx, EngineOptions options, const Request& request) {
-  Engine engine(model, ctx, options);
-  return run_alone(engine, request);
-}
-
-// One guest of a trace: comes before step `arrival`, is cancelled before step `cancel` unless it has finished.
-struct Guest {
-  Request request;
-  int64_t arrival = 0;
-  int64_t cancel = -1;
-};
-
-std::vector<Outcome> run_trace(Engine& engine, const std::vector<Guest>& guests) {
-  std::vector<Outcome> outcomes(guests.size());
-  std::map<uint64_t, size_t> guest_of;
-  std::vector<TokenEvent> events;
-  int64_t step = 0;
-  const auto arrived = [&] { return guest_of.size() == guests.size(); };
-  for (bool busy = true; busy || !arrived(); ++step) {
-    if (step > 20'000) {
-      ADD_FAILURE() << "the engine does not come to an end";
-      break;
-    }
-    for (size_t g = 0; g < guests.size(); ++g) {
-      if (guests[g].arrival == step) guest_of[engine.submit(guests[g].request)] = g;
-    }
-    for (const auto& [id, g] : guest_of) {
-      if (guests[g].cancel == step) engine.cancel(id);
-    }
-    events.clear();
-    busy = engine.step(events);
-    EXPECT_EQ(engine.idle(), !busy || engine.idle());
-    for (const TokenEvent& event : events) add(outcomes[guest_of.at(event.request)], event);
-  }
-  EXPECT_TRUE(engine.idle());
-  EXPECT_EQ(engine.cache().free_blocks(), engine.cache().total_blocks()) << "a block was lost";
-  return outcomes;
-}
-
-void expect_solo_results(const std::vector<Guest>& guests, const std::vector<Outcome>& found, const std::vector<Outcome>& solo) {
-  for (size_t g = 0; g < guests.size(); ++g) {
-    if (found[g].finish == FinishReason::kCancelled) {
-      EXPECT_GE(guests[g].cancel, 0);
-      EXPECT_TRUE(is_beginning(found[g], solo[g])) << "guest " << g;
-    } else {
-      EXPECT_EQ(found[g], solo[g]) << "guest " << g << ", prompt of " << guests[g].request.prompt.size();
-    }
-  }
-}
+namespace fathom {
+namespace {
 
 class EveryModel : public testing::TestWithParam<const char*> {};
 
@@ -155,39 +47,18 @@ INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), [](co
   return name;
 });
 
-// Eight requests, each compared with itself alone, for each instruction set, prefill chunk, thread count, form and cache type.
-TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
+// One busy trace; engine_traces_test.cc has the rest.
+TEST_P(EveryModel, NeighboursAndChunksChangeNoBit) {
   const Model model = load_tiny(GetParam());
-  for (const Isa isa : instruction_sets()) {
-    std::vector<std::unique_ptr<Context>> contexts;
-    for (int threads = 1; threads <= 3; ++threads) contexts.push_back(std::make_unique<Context>(threads, isa));
-    uint64_t round = 0;
-    for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
-      if (form == MlaForm::kExpanded && !model.config().is_mla()) continue;
-      for (const DType cache_dtype : {DType::kF32, DType::kBF16}) {
-        const EngineOptions options{kContext, 0, 512, 1, cache_dtype, form};
-        std::vector<Guest> guests;
-        std::vector<Outcome> solo;
-        for (uint64_t g = 0; g < 8; ++g) {
-          guests.push_back({some_request(100 * round + g)});
-          solo.push_back(run_alone(model, *contexts[0], options, guests.back().request));
-        }
-        for (const int64_t chunk : {1, 3, 7, 64, 512}) {
-          EngineOptions shared = options;
-          shared.prefill_chunk = chunk;
-          shared.max_sequences = 8;
-          shared.cache_tokens = 8 * (kContext + 64);
-          for (Guest& guest : guests) {
-            guest.arrival = static_cast<int64_t>(random_below(1, ++round, 12));
-            guest.cancel = random_below(2, round, 4) == 0 ? guest.arrival + static_cast<int64_t>(random_below(3, round, 20)) : -1;
-          }
-          Engine engine(model, *contexts[round / 8 % 3], shared);
-          expect_solo_results(guests, run_trace(engine, guests), solo);
-          ++round;
-        }
-      }
-    }
+  Context ctx(1), shared_ctx(2);
+  std::vector<Guest> guests;
+  std::vector<Outcome> solo;
+  for (uint64_t g = 0; g < 8; ++g) {
+    guests.push_back({some_request(300 + g), static_cast<int64_t>(2 * g), g % 3 == 1 ? 20 : -1});
+    solo.push_back(run_alone(model, ctx, {kContext}, guests.back().request));
   }
+  Engine engine(model, shared_ctx, {kContext, 3 * kContext, 37, 5});
+  expect_solo_results(guests, run_trace(engine, guests), solo);
 }
 
 // Positions one by one through the cache, against all of them in one batch.
@@ -236,38 +107,6 @@ TEST_P(EveryModel, ASeededSampleIsReproducible) {
   EXPECT_NE(run_alone(model, ctx, {kContext}, request).tokens, first.tokens);
   request.sampling = {.temperature = 1, .seed = 4, .top_logprobs = 0};
   EXPECT_NE(run_alone(model, ctx, {kContext}, request).tokens, first.tokens);
-}
-
-// Engines with little room: few places, few blocks, so that requests wait, and blocks go from hand to hand with what they held.
-TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
-  for (const char* name : {"v3", "qwen2"}) {
-    const Model model = load_tiny(name);
-    Context one(1), two(2);
-    std::vector<Request> requests;
-    std::vector<Outcome> solo;
-    Engine alone(model, one, {kContext});
-    for (uint64_t i = 0; i < 40; ++i) {
-      requests.push_back(some_request(7000 + i));
-      solo.push_back(run_alone(alone, requests.back()));
-    }
-    for (uint64_t trace = 0; trace < 150; ++trace) {
-      const auto pick = [&](uint64_t what, uint64_t n) { return random_below(20 + what, trace, n); };
-      const EngineOptions options{kContext, static_cast<int64_t>(kContext + pick(0, 600)), static_cast<int64_t>(1 + pick(1, 100)),
-                                  static_cast<int64_t>(1 + pick(2, 6))};
-      std::vector<Guest> guests;
-      std::vector<Outcome> expected;
-      for (uint64_t g = 0; g < 1 + pick(3, 10); ++g) {
-        const uint64_t i = random_below(30 + g, trace, requests.size());
-        const auto arrival = static_cast<int64_t>(random_below(50 + g, trace, 40));
-        const bool cancelled = random_below(70 + g, trace, 3) == 0;
-        guests.push_back({requests[i], arrival, cancelled ? arrival + static_cast<int64_t>(random_below(90 + g, trace, 30)) : -1});
-        expected.push_back(solo[i]);
-      }
-      Engine engine(model, trace % 2 == 0 ? one : two, options);
-      expect_solo_results(guests, run_trace(engine, guests), expected);
-      if (HasFailure()) FAIL() << name << ", trace " << trace;
-    }
-  }
 }
 
 TEST(Engine, EndsWithTheStopTokenOrAtTheLength) {
@@ -421,6 +260,22 @@ TEST(Engine, CancelEndsAWaitingAPrefillingAndADecodingRequestAtTheNextStep) {
   EXPECT_FALSE(engine.step(events));
 }
 
+TEST_P(EveryModel, DecodingAllocatesNothing) {
+  const Model model = load_tiny(GetParam());
+  Context ctx(2);
+  Engine engine(model, ctx, {.context_tokens = kContext, .cache_tokens = 3 * kContext});
+  for (uint64_t i = 0; i < 3; ++i) {
+    engine.submit({some_tokens(i, 70), 100, {}, {.temperature = 1, .top_k = i == 1 ? 5 : 0, .top_p = i == 2 ? 0.9 : 1}});
+  }
+  std::vector<TokenEvent> events;
+  events.reserve(1000);
+  for (int step = 0; step < 20; ++step) engine.step(events);
+  const int64_t before = allocations;
+  for (int step = 0; step < 30; ++step) engine.step(events);
+  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(events.size(), 150u);
+}
+
 // A copy of `name` whose embedding of token 250 is `value`.
 class PoisonedModel {
  public:
@@ -449,27 +304,26 @@ class PoisonedModel {
 };
 
 TEST(Engine, ANumericalErrorEndsItsOwnRequestAlone) {
-  for (const char* name : {"v3", "v2", "qwen2"}) {
-    for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-      const PoisonedModel poisoned(name, value);
-      const Model model = poisoned.load();
-      for (const Isa isa : instruction_sets()) {
-        Context ctx(2, isa);
-        for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
-          std::vector<Guest> guests;
-          std::vector<Outcome> solo;
-          for (uint64_t g = 0; g < 7; ++g) {
-            guests.push_back({some_request(900 + g), static_cast<int64_t>(g)});
-            solo.push_back(run_alone(model, ctx, {.context_tokens = kContext, .form = form}, guests.back().request));
-            EXPECT_NE(solo.back().finish, FinishReason::kNumericalError);
-          }
-          guests[2].request.prompt.push_back(250);
-          guests[4].request.prompt.insert(guests[4].request.prompt.begin(), 250);
-          for (const size_t bad : {2, 4}) solo[bad] = {{}, {}, {}, FinishReason::kNumericalError};
-          // Two requests' worth of blocks: those that held NaN are used again.
-          Engine engine(model, ctx, {kContext, 2 * kContext, 50, 3, DType::kF32, form});
-          expect_solo_results(guests, run_trace(engine, guests), solo);
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+  for (const auto& [name, value] : {std::pair{"v3", kNan}, {"v2", kInf}, {"qwen2", kNan}}) {
+    const PoisonedModel poisoned(name, value);
+    const Model model = poisoned.load();
+    for (const Isa isa : instruction_sets()) {
+      Context ctx(1, isa);
+      for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
+        std::vector<Guest> guests;
+        std::vector<Outcome> solo;
+        for (uint64_t g = 0; g < 7; ++g) {
+          guests.push_back({some_request(900 + g), static_cast<int64_t>(g)});
+          solo.push_back(run_alone(model, ctx, {.context_tokens = kContext, .form = form}, guests.back().request));
+          EXPECT_NE(solo.back().finish, FinishReason::kNumericalError);
         }
+        guests[2].request.prompt.push_back(250);
+        guests[4].request.prompt.insert(guests[4].request.prompt.begin(), 250);
+        for (const size_t bad : {2, 4}) solo[bad] = {{}, {}, {}, FinishReason::kNumericalError};
+        // Two requests' worth of blocks: those that held NaN are used again.
+        Engine engine(model, ctx, {kContext, 2 * kContext, 50, 3, DType::kF32, form});
+        expect_solo_results(guests, run_trace(engine, guests), solo);
       }
     }
   }

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
-#include <unordered_map>
 #include <utility>
 
 #include "base/error.h"
@@ -17,6 +16,7 @@
 #include "text/added_tokens.h"
 #include "text/bpe.h"
 #include "text/pretokenizer.h"
+#include "text/token_index.h"
 #include "text/unicode.h"
 
 namespace fathom {
@@ -46,16 +46,15 @@ constexpr std::array<int32_t, 0x144> kByteOfChar = [] {
   return bytes;
 }();
 
-// The bytes that a vocabulary entry spells; absent if some character stands for no byte.
-std::optional<std::string> bytes_of(std::string_view text) {
-  std::string bytes;
+// The bytes that a vocabulary entry spells. False if some character stands for no byte.
+bool append_bytes_of(std::string_view text, std::string& bytes) {
   while (!text.empty()) {
     const Utf8Char c = decode_utf8(text);
-    if (!c.valid || c.code_point >= kByteOfChar.size() || kByteOfChar[c.code_point] < 0) return std::nullopt;
+    if (!c.valid || c.code_point >= kByteOfChar.size() || kByteOfChar[c.code_point] < 0) return false;
     bytes += static_cast<char>(kByteOfChar[c.code_point]);
     text.remove_prefix(c.bytes);
   }
-  return bytes;
+  return true;
 }
 
 // Plain text that may be cut out of anyone's words (tokenizer.h, encode).
@@ -86,18 +85,13 @@ struct Lists {
   std::vector<std::pair<std::string_view, std::string_view>> merges;
 };
 
-struct StringHash {
-  using is_transparent = void;
-  size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
-};
-
 }  // namespace
 
 struct Tokenizer::Impl {
   std::vector<std::string> bytes;  // by id; empty if the id has no token
   std::vector<bool> special;       // by id
-  std::unordered_map<std::string_view, int32_t> vocabulary;  // by bytes, which view `bytes`; all that encode may yield for plain text
-  std::unordered_map<std::string, int32_t, StringHash, std::equal_to<>> added;
+  TokenIndex vocabulary;           // by `bytes`: all that plain text can become
+  TokenIndex added;                // by `bytes` too
   // [parse_special][0: looked for in raw text, 1: in normalised text]
   AddedTokenMatcher matchers[2][2];
   bool nfc = false;
@@ -111,6 +105,7 @@ struct Tokenizer::Impl {
   std::string chat_template;
 
   void build(const Lists& lists);
+  std::optional<int32_t> find(std::string_view token) const;
   int32_t named(std::string_view token, std::string_view place, std::string_view key) const;
   void add_eos(int32_t id);
   void encode_plain(std::string_view text, Bpe::Scratch& scratch, std::vector<int32_t>& ids) const;
@@ -137,45 +132,50 @@ void Tokenizer::Impl::build(const Lists& lists) {
   bytes.resize(static_cast<size_t>(last + 1));
   special.resize(bytes.size());
 
-  std::unordered_map<std::string_view, int32_t> by_text;  // everything, as the file spells it
-  by_text.reserve(lists.entries.size() + lists.added.size());
+  TokenIndex by_text(lists.entries.size() + lists.added.size());  // everything, as the file spells it
   const auto claim = [&](int32_t id, std::string_view text) -> std::string& {
     if (!bytes[id].empty()) fail("{}: token {}: id {} belongs to another token", place, quoted(text), id);
-    if (!by_text.emplace(text, id).second) fail("{}: token {}: listed twice", place, quoted(text));
+    if (!by_text.insert(text, id)) fail("{}: token {}: listed twice", place, quoted(text));
     return bytes[id];
   };
+  std::vector<bool> mergeable(bytes.size());  // spelled in bytes, and not an added token that plain text must not become
   for (const Entry& entry : lists.entries) {
-    claim(entry.id, entry.text) = bytes_of(entry.text).value_or(std::string(entry.text));
+    std::string& token = claim(entry.id, entry.text);
+    const bool spelled = append_bytes_of(entry.text, token);
+    if (!spelled) token = entry.text;
+    mergeable[entry.id] = spelled;
   }
-  std::vector<bool> reserved(bytes.size());  // added tokens that plain text must not become
+  added = TokenIndex(lists.added.size());
   for (const AddedToken& token : lists.added) {
-    const auto known = by_text.find(token.content);
-    const bool repeats = known != by_text.end() && known->second == token.id;  // also in the vocabulary, as itself
-    (repeats ? bytes[token.id] : claim(token.id, token.content)) = token.content;
-    if (!added.emplace(token.content, token.id).second) {
+    if (by_text.find(token.content) != token.id) {
+      claim(token.id, token.content) = token.content;
+    } else if (bytes[token.id] != token.content) {
+      fail("{}: added token {}: also spells {} in the vocabulary", place, quoted(token.content), quoted(bytes[token.id]));
+    }
+    if (!added.insert(bytes[token.id], token.id)) {
       fail("{}: added token {}: listed twice", place, quoted(token.content));
     }
     special[token.id] = token.special;
-    reserved[token.id] = !is_plain(token);
+    if (!is_plain(token)) mergeable[token.id] = false;
   }
 
-  vocabulary.reserve(lists.entries.size());
-  for (const Entry& entry : lists.entries) {
-    if (!reserved[entry.id] && bytes_of(entry.text)) vocabulary.emplace(bytes[entry.id], entry.id);
-  }
   std::array<int32_t, 256> byte_ids;
   byte_ids.fill(Bpe::kNoToken);
   for (const auto& [id, byte] : lists.byte_tokens) {
-    if (!bytes[id].empty()) fail("{}: byte token {:#04x}: id {} belongs to another token", place, byte, id);
+    if (!bytes[id].empty()) fail("{}: byte token {}: id {} belongs to another token", place, byte, id);
     bytes[id] = static_cast<char>(byte);
     byte_ids[byte] = id;
   }
-  for (const auto& [text, id] : vocabulary) {
-    if (text.size() == 1) byte_ids[static_cast<unsigned char>(text[0])] = id;
+  vocabulary = TokenIndex(lists.entries.size());
+  for (const Entry& entry : lists.entries) {
+    if (!mergeable[entry.id]) continue;
+    const std::string& token = bytes[entry.id];
+    vocabulary.insert(token, entry.id);
+    if (token.size() == 1) byte_ids[static_cast<unsigned char>(token[0])] = entry.id;
   }
   for (const unsigned char byte : {0xef, 0xbf, 0xbd}) {
     if (byte_ids[byte] == Bpe::kNoToken) {
-      fail("{}: vocabulary: no token for byte {:#04x} (expected byte-level BPE, where bytes are tokens)", place, byte);
+      fail("{}: vocabulary: no token for byte {} (expected byte-level BPE, where bytes are tokens)", place, byte);
     }
   }
 
@@ -184,14 +184,15 @@ void Tokenizer::Impl::build(const Lists& lists) {
   for (size_t rank = 0; rank < lists.merges.size(); ++rank) {
     const auto& [left, right] = lists.merges[rank];
     const auto id_of = [&](std::string_view text) {
-      const auto it = by_text.find(text);
-      if (it == by_text.end() || reserved[it->second]) {
+      const auto id = by_text.find(text);
+      if (!id || !mergeable[*id]) {
         fail("{}: merge {} of {} and {}: {} is no ordinary token", place, rank, quoted(left), quoted(right), quoted(text));
       }
-      return it->second;
+      return *id;
     };
     joined.assign(left).append(right);
-    if (!bpe.add_merge(id_of(left), id_of(right), id_of(joined))) {
+    const int32_t left_id = id_of(left), right_id = id_of(right);
+    if (!bpe.add_merge(left_id, right_id, id_of(joined))) {
       fail("{}: merge {} of {} and {}: listed twice", place, rank, quoted(left), quoted(right));
     }
   }
@@ -208,10 +209,14 @@ void Tokenizer::Impl::build(const Lists& lists) {
   }
 }
 
+std::optional<int32_t> Tokenizer::Impl::find(std::string_view token) const {
+  const auto id = added.find(token);
+  return id ? id : vocabulary.find(token);
+}
+
 // The id of a token that a config names.
 int32_t Tokenizer::Impl::named(std::string_view token, std::string_view place, std::string_view key) const {
-  if (const auto it = added.find(token); it != added.end()) return it->second;
-  if (const auto it = vocabulary.find(token); it != vocabulary.end()) return it->second;
+  if (const auto id = find(token)) return *id;
   fail("{}: {}: found {}, which is no token of this tokenizer", place, key, quoted(token));
 }
 
@@ -221,9 +226,8 @@ void Tokenizer::Impl::add_eos(int32_t id) {
 
 void Tokenizer::Impl::encode_plain(std::string_view text, Bpe::Scratch& scratch, std::vector<int32_t>& ids) const {
   for (const std::string_view piece : split(text, splitters)) {
-    const auto whole = ignore_merges ? vocabulary.find(piece) : vocabulary.end();
-    if (whole != vocabulary.end()) {
-      ids.push_back(whole->second);
+    if (const auto whole = ignore_merges ? vocabulary.find(piece) : std::nullopt) {
+      ids.push_back(*whole);
     } else {
       bpe.encode(piece, scratch, ids);
     }
@@ -266,9 +270,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
 }
 
 std::optional<int32_t> Tokenizer::find(std::string_view token) const {
-  if (const auto it = impl_->added.find(token); it != impl_->added.end()) return it->second;
-  if (const auto it = impl_->vocabulary.find(token); it != impl_->vocabulary.end()) return it->second;
-  return std::nullopt;
+  return impl_->find(token);
 }
 
 bool Tokenizer::is_special(int32_t id) const { return id >= 0 && id < vocab_size() && impl_->special[id]; }
@@ -506,15 +508,17 @@ Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view
 Tokenizer Tokenizer::from_checkpoint(const Checkpoint& checkpoint) {
   if (const Gguf* gguf = checkpoint.gguf()) return from_gguf(*gguf);
   const Limits limits;
+  const bool is_file = checkpoint.kind() == Checkpoint::Kind::kSafetensors;
+  const std::filesystem::path folder = is_file ? checkpoint.path().parent_path() : checkpoint.path();
   const auto text = checkpoint.side_file("tokenizer.json", limits.tokenizer_file_bytes);
-  if (!text) fail("{}: no tokenizer.json", checkpoint.path().string());
+  if (!text) fail("{}: no tokenizer.json", folder.string());
   const auto config = checkpoint.side_file("tokenizer_config.json", limits.config_file_bytes);
-  Tokenizer tokenizer = from_json(*text, (checkpoint.path() / "tokenizer.json").string(), config);
+  Tokenizer tokenizer = from_json(*text, (folder / "tokenizer.json").string(), config);
   if (tokenizer.impl_->chat_template.empty()) {
     tokenizer.impl_->chat_template = checkpoint.side_file("chat_template.jinja", limits.config_file_bytes).value_or("");
   }
   if (const auto generation = checkpoint.side_file("generation_config.json", limits.config_file_bytes)) {
-    const std::string place = (checkpoint.path() / "generation_config.json").string();
+    const std::string place = (folder / "generation_config.json").string();
     const json root = parse_json(*generation, place);
     const JsonObject object(root, place);
     if (object.has("eos_token_id")) {

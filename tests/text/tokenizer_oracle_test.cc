@@ -37,7 +37,7 @@ class TokenizerOracle : public testing::TestWithParam<const char*> {};
 TEST_P(TokenizerOracle, GivesTheSameIds) {
   const std::string name = GetParam();
   const fs::path file = folder() / (name + ".json");
-  const Tokenizer tokenizer = Tokenizer::from_json(name == "published-v3" ? published_v3() : read_file(file, 1 << 20), name);
+  const Tokenizer tokenizer = Tokenizer::from_json(name == "published-v3" ? published_v3() : read_file(file, 1 << 28), name);
   const auto strings = nlohmann::json::parse(read_file(folder() / "strings.json", 1 << 28));
   std::ifstream hashes(folder() / (name + ".hashes"));
   size_t mismatches = 0;

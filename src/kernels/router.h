@@ -30,9 +30,11 @@ struct RouterRule {
 //                        then the largest c. The bias chooses, it never weighs.
 //   w = s of the chosen; softmax: if k > 1 and norm_topk_prob w /= sum w + 1e-20, else w *= routed_scaling_factor;
 //                        sigmoid: if norm_topk_prob w /= sum w + 1e-20; then w *= routed_scaling_factor.
-// Ties: lower index first. Result rows are sorted by expert id: experts [T, k], weights [T, k].
-// e_score_correction_bias: [n_routed_experts], only for kNoauxTc, else null. A NaN logit gives NaN weights and
-// valid expert ids. Each row depends on nothing but itself.
+// Scores, choice and weights are formed in double from the f32 logits and each weight is rounded once, so only what is equal by
+// definition ties. Ties: lower index first. Result rows are sorted by expert id: experts [T, k], weights [T, k].
+// e_score_correction_bias: [n_routed_experts], only for kNoauxTc, else null. A NaN logit (or +inf under softmax) gives NaN
+// weights and valid expert ids. Each row depends on nothing but itself.
+// REQUIRES: n_group divides n_routed_experts, topk_group <= n_group, num_experts_per_tok <= n_routed_experts.
 void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias,
            int32_t* experts, float* weights);
 

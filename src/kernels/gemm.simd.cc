@@ -198,7 +198,7 @@ inline void fetch_next(const GemmBlock& b, int64_t m0) {
   const int64_t lines = (b.next_bytes + 63) / 64;
   const int64_t begin = lines * b.next_rows * m0 / b.m, end = lines * b.next_rows * (m0 + kTileRows) / b.m;
   for (int64_t i = begin; i < end; ++i) {
-    __builtin_prefetch(static_cast<const char*>(b.next) + i / lines * b.next_stride + i % lines * 64, 0, 2);
+    __builtin_prefetch(static_cast<const char*>(b.next) + i / lines * b.next_stride + i % lines * 64, 0, 3);
   }
 }
 

@@ -13,6 +13,9 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+// So many tokens are nearly always enough for top_p; up to here picking them with a heap beats selecting first.
+constexpr size_t kFew = 256;
+
 bool likelier(const TokenLogprob& a, const TokenLogprob& b) {
   return a.logprob != b.logprob ? a.logprob > b.logprob : a.token < b.token;
 }
@@ -109,28 +112,41 @@ void Sampler::fill_candidates(std::span<const float> logits, float smallest) {
 // In the order of likelier() every filter keeps a beginning, so the shortest beginning is what all of them leave.
 int32_t Sampler::draw_filtered(std::span<const float> logits, float max, double uniform) {
   const auto weight = [&](float x) { return std::exp((static_cast<double>(x) - max) / params_.temperature); };  // 1 for the likeliest
-  double total = 0;  // weight that top_p refers to: all, or what top_k leaves
+  size_t sorted = 0;
+  const auto sort_until = [&](size_t end) {  // candidates_[0 : end] become the likeliest, in order
+    const auto from = candidates_.begin() + static_cast<ptrdiff_t>(sorted), to = candidates_.begin() + static_cast<ptrdiff_t>(end);
+    if (end - sorted <= kFew) {
+      std::partial_sort(from, to, candidates_.end(), likelier);
+    } else {
+      std::nth_element(from, to, candidates_.end(), likelier);
+      std::sort(from, to, likelier);
+    }
+    sorted = end;
+  };
+
+  size_t limit;      // tokens that top_k leaves
+  double total = 0;  // their weight, what top_p refers to
   if (params_.top_k > 0) {
     fill_candidates(logits, -kInfinity);
-    const auto end = candidates_.begin() + std::min<ptrdiff_t>(params_.top_k, std::ssize(candidates_));
-    std::partial_sort(candidates_.begin(), end, candidates_.end(), likelier);
-    candidates_.erase(end, candidates_.end());
-    for (const TokenLogprob& c : candidates_) total += weight(c.logprob);
+    limit = std::min(static_cast<size_t>(params_.top_k), candidates_.size());
+    sort_until(limit);
+    for (size_t i = 0; i < limit; ++i) total += weight(candidates_[i].logprob);
   } else {
     for (const float x : logits) total += weight(x);
-    // Only what can pass is sorted: a token below (1 - top_p) of the average has, with all behind it, less than 1 - top_p.
+    // Only what can pass is looked at: a token below (1 - top_p) of the average has, with all behind it, less than 1 - top_p.
     const double smallest = std::max(params_.min_p, (1 - params_.top_p) * total / static_cast<double>(logits.size()));
     fill_candidates(logits, std::nextafter(static_cast<float>(max + params_.temperature * std::log(smallest)), -kInfinity));
-    std::sort(candidates_.begin(), candidates_.end(), likelier);
+    limit = candidates_.size();
   }
 
   const double enough = params_.top_p < 1 ? params_.top_p * total : kInfinity;
   double kept = 0;
-  size_t count = 0;
-  do {
-    kept += weight(candidates_[count++].logprob);
-  } while (count < candidates_.size() && kept < enough && weight(candidates_[count].logprob) >= params_.min_p);
-
+  for (size_t count = 0; count < limit; ++count) {
+    if (count == sorted) sort_until(std::min(limit, std::max(kFew, 4 * sorted)));
+    const double w = weight(candidates_[count].logprob);
+    if (count > 0 && (kept >= enough || w < params_.min_p)) break;
+    kept += w;
+  }
   double sum = 0;
   size_t i = 0;
   while ((sum += weight(candidates_[i].logprob)) <= uniform * kept) ++i;

@@ -206,6 +206,29 @@ TEST(Sampler, DrawsTheDistributionOfItsFilters) {
   expect_distribution({.temperature = 1, .top_k = 6, .top_p = 0.99, .min_p = std::exp(-0.6), .seed = 10}, {10, 3, 8});
 }
 
+// A vocabulary of real size, where only a beginning is sorted, piece by piece.
+TEST(Sampler, EqualsThePlainTwinOnALargeVocabulary) {
+  int compared = 0;
+  for (const SamplingParams& params :
+       {SamplingParams{.temperature = 1}, SamplingParams{.temperature = 1, .top_k = 40}, SamplingParams{.temperature = 1, .top_k = 3000, .top_p = 0.9},
+        SamplingParams{.temperature = 0.6, .top_p = 0.95}, SamplingParams{.temperature = 3, .top_p = 0.99}, SamplingParams{.temperature = 1, .min_p = 0.01}}) {
+    for (uint64_t round = 0; round < 3; ++round) {
+      const std::vector<float> logits = random_logits(50'000, 40 + round, round == 1);
+      SamplingParams keyed = params;
+      keyed.seed = round;
+      Twin twin(keyed, logits, {}, {});
+      const int32_t expected = twin.draw(random_uniform({round, RandomPurpose::kSampling, 0}, 9));
+      Sampler sampler(keyed, {});
+      const auto sampled = sample(sampler, logits, 9);
+      ASSERT_TRUE(sampled);
+      if (twin.doubtful) continue;
+      EXPECT_EQ(sampled->token, expected) << "T " << params.temperature << " k " << params.top_k << " p " << params.top_p;
+      ++compared;
+    }
+  }
+  EXPECT_GE(compared, 15);
+}
+
 TEST(Sampler, GreedyTakesTheLowestIdOfEqualLogits) {
   Sampler sampler({}, {});
   EXPECT_EQ(sample(sampler, {1, 3, 3, 2})->token, 1);

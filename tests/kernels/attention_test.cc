@@ -144,7 +144,7 @@ TEST(Attention, AQueryHasTheSameBitsAloneInAnyChunkAndOnAnyNumberOfThreads) {
       PaddedRows whole(kTokens, form.heads * form.value_dim);
       Context one(1, isa), three(3, isa);
       run(one, form, cache, q.view, 0, whole.view);
-      for (const Chunks chunks : {Chunks{500, 1}, {420, 7}, {0, 64}, {0, 129}, {0, 530}}) {
+      for (const Chunks chunks : {Chunks{500, 1}, Chunks{420, 7}, Chunks{0, 64}, Chunks{0, 129}, Chunks{0, 530}}) {
         PaddedRows out(kTokens, form.heads * form.value_dim);
         for (int64_t begin = chunks.begin; begin < kTokens; begin += chunks.size) {
           const int64_t count = std::min(chunks.size, kTokens - begin);

@@ -1,5 +1,5 @@
-// Three families: turns named in plain text (V2), turns opened by tokens (V2.5 and later, the distills), ChatML. What else
-// differs is one row per format in kRules.
+// Three families: turns named in plain text (V2), turns opened by tokens (V2.5 and later, the distills),
+// ChatML. What else differs is one row per format in kRules.
 #include "text/chat_template.h"
 
 #include <algorithm>
@@ -77,13 +77,18 @@ void check_messages(const Rules& rules, std::span<const ChatMessage> messages) {
     const ChatMessage& message = messages[i];
     const bool calls = !message.tool_calls.empty();
     if (calls && message.role != Role::kAssistant) {
-      fail("message {}: tool calls in role '{}', expected in role 'assistant' only", i, role_name(message.role));
+      fail("message {}: tool calls in role '{}', expected in role 'assistant' only", i,
+           role_name(message.role));
     }
     if (rules.family == Family::kTokenTurns) continue;
     if (message.role == Role::kTool) {
-      fail("message {}: role 'tool', expected system, user or assistant (format {} has no tool results)", i, rules.name);
+      fail("message {}: role 'tool', expected system, user or assistant (format {} has no tool results)", i,
+           rules.name);
     }
-    if (calls) fail("message {}: {} tool calls, expected none (format {} has none)", i, message.tool_calls.size(), rules.name);
+    if (calls) {
+      fail("message {}: {} tool calls, expected none (format {} has none)", i, message.tool_calls.size(),
+           rules.name);
+    }
   }
 }
 
@@ -116,7 +121,8 @@ void plain_turns(std::span<const ChatMessage> messages, const ChatOptions& optio
 // What the history keeps of an assistant turn. R1's own file cuts at the last end mark, V3.1's at the first.
 std::string_view without_thought(const Rules& rules, std::string_view content) {
   if (rules.thinking == Thinking::kNone) return content;
-  const size_t end = rules.thinking == Thinking::kSwitched ? content.find(kThinkEnd) : content.rfind(kThinkEnd);
+  const size_t end =
+      rules.thinking == Thinking::kSwitched ? content.find(kThinkEnd) : content.rfind(kThinkEnd);
   return end == std::string_view::npos ? content : content.substr(end + kThinkEnd.size());
 }
 
@@ -140,8 +146,10 @@ void tool_calls(const std::vector<ToolCall>& calls, bool fenced, Prompt& prompt)
   prompt.token("<｜tool▁calls▁end｜>");
 }
 
-void token_turns(const Rules& rules, std::span<const ChatMessage> messages, const ChatOptions& options, Prompt& prompt) {
-  const bool v31 = rules.thinking == Thinking::kSwitched;  // bare calls and results, a </think> before every past answer
+void token_turns(const Rules& rules, std::span<const ChatMessage> messages, const ChatOptions& options,
+                 Prompt& prompt) {
+  // V3.1: calls and results without wrapping, a </think> before every past answer.
+  const bool v31 = rules.thinking == Thinking::kSwitched;
   prompt.token(kBos);
   bool first_system = true;
   for (const ChatMessage& message : messages) {
@@ -188,7 +196,8 @@ void token_turns(const Rules& rules, std::span<const ChatMessage> messages, cons
   }
 }
 
-void chat_ml(const Rules& rules, std::span<const ChatMessage> messages, const ChatOptions& options, Prompt& prompt) {
+void chat_ml(const Rules& rules, std::span<const ChatMessage> messages, const ChatOptions& options,
+             Prompt& prompt) {
   const auto turn = [&](std::string_view role, std::string_view content) {
     prompt.token("<|im_start|>");
     prompt.text(role);
@@ -221,7 +230,8 @@ std::optional<int32_t> deepseek_bos(const Tokenizer& tokenizer) { return tokeniz
 
 }  // namespace
 
-std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages, const ChatOptions& options) {
+std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages,
+                                     const ChatOptions& options) {
   const Rules& rules = rules_of(format);
   check_messages(rules, messages);
   Prompt prompt;
@@ -233,14 +243,14 @@ std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMess
   return prompt.take();
 }
 
-std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format, std::span<const ChatMessage> messages,
-                                 const ChatOptions& options) {
+std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format,
+                                 std::span<const ChatMessage> messages, const ChatOptions& options) {
   std::vector<int32_t> ids;
   for (const PromptPiece& piece : render_chat(format, messages, options)) {
     if (piece.special) {
       const std::optional<int32_t> id = tokenizer.find(piece.text);
       if (!id) {
-        fail("chat format {}: token {}: not in the tokenizer, expected it there (--template chooses another format)",
+        fail("chat format {}: token {}: not in the tokenizer (--template chooses another format)",
              chat_format_name(format), quoted(piece.text));
       }
       ids.push_back(*id);
@@ -252,9 +262,12 @@ std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format, 
   return ids;
 }
 
-std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options, bool after_tool_result) {
+std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options,
+                                            bool after_tool_result) {
   const Thinking thinking = rules_of(format).thinking;
-  if (thinking == Thinking::kNone || (thinking == Thinking::kSwitched && !options.thinking)) return std::nullopt;
+  if (thinking == Thinking::kNone || (thinking == Thinking::kSwitched && !options.thinking)) {
+    return std::nullopt;
+  }
   const bool opens = thinking != Thinking::kByModel && options.add_generation_prompt && !after_tool_result;
   return ThinkingMarks{kThinkBegin, kThinkEnd, opens};
 }
@@ -267,7 +280,8 @@ ChatFormat chat_format_by_name(std::string_view name) {
   return found->format;
 }
 
-std::optional<ChatFormat> detect_chat_format(std::string_view template_source, std::optional<int32_t> bos_id) {
+std::optional<ChatFormat> detect_chat_format(std::string_view template_source,
+                                             std::optional<int32_t> bos_id) {
   const std::string source = squeezed(template_source);
   const auto has = [&](std::string_view part) { return source.find(part) != std::string::npos; };
   if (has("｜DSML｜")) return std::nullopt;  // V3.2 and V4: another format
@@ -278,7 +292,9 @@ std::optional<ChatFormat> detect_chat_format(std::string_view template_source, s
     if (bos_id == 151646) return ChatFormat::kR1DistillQwen;
     return bos_id == 128000 ? ChatFormat::kR1DistillLlama : ChatFormat::kDeepseekR1;
   }
-  if (has("'User:'+message['content']+") && has("'Assistant:'+message['content']+eos_token")) return ChatFormat::kDeepseekV2;
+  if (has("'User:'+message['content']+") && has("'Assistant:'+message['content']+eos_token")) {
+    return ChatFormat::kDeepseekV2;
+  }
   if (!has("'<|im_start|>'+message['role']+''+message['content']+'<|im_end|>'")) return std::nullopt;
   for (const Rules& rules : kRules) {
     if (rules.default_system.empty()) continue;

@@ -1,7 +1,8 @@
-// Prompt encoders: messages to token ids, in code, for each published format (models.md §9.5). No template language is run.
+// Prompt encoders: messages to token ids, in code, for each published format (models.md §9.5). No
+// template language is run.
 //
-// Special tokens come only from here; message contents are encoded with special tokens off. The format is chosen by the
-// model's own files, or by name.
+// Special tokens come only from here; message contents are encoded with special tokens off. The format is
+// chosen by the model's own files, or by name.
 #pragma once
 
 #include <cstdint>
@@ -39,32 +40,35 @@ struct ChatOptions {
   bool thinking = true;  // V3.1 has the switch; formats without one ignore it
 };
 
-// A rendered prompt: literal special tokens and plain text, kept apart so that contents can never forge a token.
-// Neighbouring plain pieces are already joined (one text, one tokenisation); no piece is empty.
+// A rendered prompt: literal special tokens and plain text, kept apart so that contents can never forge a
+// token. Neighbouring plain pieces are already joined (one text, one tokenisation); no piece is empty.
 struct PromptPiece {
   bool special = false;
   std::string text;
 };
 
 // Throws on messages the format cannot express ("message 2: role 'tool', expected ...").
-std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages, const ChatOptions& options);
+std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages,
+                                     const ChatOptions& options);
 // The pieces' ids. Throws if the tokenizer lacks a special token.
-std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format, std::span<const ChatMessage> messages,
-                                 const ChatOptions& options);
+std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format,
+                                 std::span<const ChatMessage> messages, const ChatOptions& options);
 
 // Whether the format has a thinking phase, and the literal marks around it.
 struct ThinkingMarks {
   std::string_view begin, end;
   bool prompt_opens;  // the generation prompt already contains `begin`; never so after a tool result
 };
-std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options, bool after_tool_result = false);
+std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options,
+                                            bool after_tool_result = false);
 
 std::string_view chat_format_name(ChatFormat format);           // "deepseek-v3", ...
 ChatFormat chat_format_by_name(std::string_view name);          // throws, naming the choices
-// From the model's own template source and tokens; throws, naming the choices and --template, if it is none that we know.
+// From the model's own template source and tokens; throws, naming the choices and --template, if it is
+// none that we know.
 ChatFormat detect_chat_format(const Tokenizer& tokenizer);
-// The same on the source itself; `bos_id` is the id of the token <｜begin▁of▁sentence｜>, which tells apart formats that share
-// one template. Absent if it is none that we know.
+// The same on the source itself; `bos_id` is the id of the token <｜begin▁of▁sentence｜>, which tells apart
+// formats that share one template. Absent if it is none that we know.
 std::optional<ChatFormat> detect_chat_format(std::string_view template_source, std::optional<int32_t> bos_id);
 // Whether detect_chat_format would succeed (base models have no template).
 bool has_chat_format(const Tokenizer& tokenizer);

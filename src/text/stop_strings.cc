@@ -18,12 +18,14 @@ size_t advance(std::string_view stop, const std::vector<size_t>& border, size_t 
 }  // namespace
 
 StopStrings::StopStrings(std::vector<std::string> stops) {
-  if (stops.size() > Limits{}.stop_strings) fail("stop: {} strings, expected at most {}", stops.size(), Limits{}.stop_strings);
+  const uint64_t most = Limits{}.stop_strings;
+  if (stops.size() > most) fail("stop: {} strings, expected at most {}", stops.size(), most);
   for (size_t i = 0; i < stops.size(); ++i) {
     if (stops[i].empty()) fail("stop: string {}: empty, expected at least one byte", i);
     Automaton automaton{std::move(stops[i]), {0}, 0};
     for (size_t k = 1; k < automaton.stop.size(); ++k) {
-      automaton.border.push_back(advance(automaton.stop, automaton.border, automaton.border.back(), automaton.stop[k]));
+      automaton.border.push_back(
+          advance(automaton.stop, automaton.border, automaton.border.back(), automaton.stop[k]));
     }
     automata_.push_back(std::move(automaton));
   }
@@ -53,7 +55,7 @@ std::string StopStrings::finish() { return stopped_ ? std::string() : take(held_
 std::string StopStrings::take(size_t bytes) {
   std::string taken = held_.substr(begin_, bytes);
   begin_ += bytes;
-  if (begin_ > held_.size() / 2) {  // not every time: a long held suffix must not be moved for each byte before it
+  if (begin_ > held_.size() / 2) {  // not each time: a long held suffix must not move for every byte before it
     held_.erase(0, begin_);
     begin_ = 0;
   }

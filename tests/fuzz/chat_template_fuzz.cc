@@ -1,4 +1,5 @@
-// Any bytes as a conversation: rendering never fails but by fathom::Error, and what is special does not depend on contents.
+// Any bytes as a conversation: rendering never fails but by fathom::Error, and what is special does not
+// depend on contents.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

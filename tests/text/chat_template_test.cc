@@ -1,4 +1,5 @@
-// Every format against what its published template renders (tools/chat_oracle.py), and the properties no template shows.
+// Every format against what its published template renders (tools/chat_oracle.py), and the properties no
+// template shows.
 #include "text/chat_template.h"
 
 #include <fmt/format.h>
@@ -20,9 +21,10 @@ using Role = ChatMessage::Role;
 using Json = nlohmann::json;
 
 constexpr ChatFormat kAll[] = {
-    ChatFormat::kDeepseekV2, ChatFormat::kDeepseekV25, ChatFormat::kDeepseekV3, ChatFormat::kDeepseekR1,
-    ChatFormat::kDeepseekR10528, ChatFormat::kDeepseekV31, ChatFormat::kR1DistillQwen, ChatFormat::kR1DistillLlama,
-    ChatFormat::kChatMl, ChatFormat::kSmolLm2, ChatFormat::kQwen2};
+    ChatFormat::kDeepseekV2,    ChatFormat::kDeepseekV25,    ChatFormat::kDeepseekV3,
+    ChatFormat::kDeepseekR1,    ChatFormat::kDeepseekR10528, ChatFormat::kDeepseekV31,
+    ChatFormat::kR1DistillQwen, ChatFormat::kR1DistillLlama, ChatFormat::kChatMl,
+    ChatFormat::kSmolLm2,       ChatFormat::kQwen2};
 
 std::string golden(const std::string& name) {
   std::ifstream in(std::string(FATHOM_SOURCE_DIR "/tests/golden/chat/") + name, std::ios::binary);
@@ -38,7 +40,8 @@ std::string joined(const std::vector<PromptPiece>& pieces) {
   return text;
 }
 
-std::string rendered(ChatFormat format, const std::vector<ChatMessage>& messages, const ChatOptions& options = {}) {
+std::string rendered(ChatFormat format, const std::vector<ChatMessage>& messages,
+                     const ChatOptions& options = {}) {
   return joined(render_chat(format, messages, options));
 }
 
@@ -90,7 +93,7 @@ std::vector<Conversation> conversations() {
 std::string short_hash(std::string_view text) {
   uint64_t h = 0xcbf29ce484222325;
   for (const unsigned char c : text) h = (h ^ c) * 0x100000001b3;
-  return fmt::format("{:06x}", h & 0xffffff);
+  return fmt::format("{:06x}", static_cast<uint32_t>(h & 0xffffff));
 }
 
 TEST(ChatTemplate, RendersWhatThePublishedTemplatesRender) {
@@ -112,7 +115,9 @@ TEST(ChatTemplate, RendersWhatThePublishedTemplatesRender) {
       } catch (const Error&) {
       }
       compared += expected != "xxxxxx";
-      if (found != expected && ++wrong <= 3) ADD_FAILURE() << row["template"] << " conversation " << i + 1 << ":\n" << text;
+      if (found != expected && ++wrong <= 3) {
+        ADD_FAILURE() << row["template"] << " conversation " << i + 1 << ":\n" << text;
+      }
     }
     EXPECT_EQ(wrong, 0) << row["template"];
     EXPECT_GE(compared, 1000) << row["template"];
@@ -133,19 +138,25 @@ TEST(ChatTemplate, RendersThePublishedExamplesOfV31AndV2) {
 }
 
 TEST(ChatTemplate, RendersToolRoundsWithEveryBlockClosed) {
-  const std::vector<ChatMessage> messages = {user("w?"), assistant("", {{"f", "{}"}}), tool("1"), tool("2"),
-                                             assistant("", {{"g", "[]"}, {"h", "0"}}), tool("3"), user("and?")};
+  const std::vector<ChatMessage> messages = {
+      user("w?"), assistant("", {{"f", "{}"}}), tool("1"), tool("2"),
+      assistant("", {{"g", "[]"}, {"h", "0"}}), tool("3"), user("and?")};
   EXPECT_EQ(rendered(ChatFormat::kDeepseekR1, messages),
-            "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n"
-            "```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜><｜tool▁outputs▁begin｜>"
-            "<｜tool▁output▁begin｜>1<｜tool▁output▁end｜>\n<｜tool▁output▁begin｜>2<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
+            "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜>"
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜>"
+            "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+            "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>1<｜tool▁output▁end｜>\n"
+            "<｜tool▁output▁begin｜>2<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
             "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n[]\n```<｜tool▁call▁end｜>\n"
-            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>h\n```json\n0\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
-            "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>3<｜tool▁output▁end｜><｜tool▁outputs▁end｜><｜User｜>and?"
-            "<｜Assistant｜><think>\n");
-  EXPECT_EQ(rendered(ChatFormat::kDeepseekV31, {user("w?"), assistant("", {{"f", "{}"}, {"g", "1"}}), tool("1"), tool("2")}),
-            "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}"
-            "<｜tool▁call▁end｜><｜tool▁call▁begin｜>g<｜tool▁sep｜>1<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>h\n```json\n0\n```<｜tool▁call▁end｜>"
+            "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+            "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>3<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
+            "<｜User｜>and?<｜Assistant｜><think>\n");
+  EXPECT_EQ(rendered(ChatFormat::kDeepseekV31,
+                     {user("w?"), assistant("", {{"f", "{}"}, {"g", "1"}}), tool("1"), tool("2")}),
+            "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜></think>"
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+            "<｜tool▁call▁begin｜>g<｜tool▁sep｜>1<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
             "<｜tool▁output▁begin｜>1<｜tool▁output▁end｜><｜tool▁output▁begin｜>2<｜tool▁output▁end｜>");
 }
 
@@ -157,11 +168,12 @@ TEST(ChatTemplate, DropsPastThoughtsEverywhere) {
     messages[1].reasoning = "secret";
     EXPECT_EQ(rendered(format, messages), without) << chat_format_name(format);
     messages[1].content = "<think>secret</think>answer";
-    EXPECT_EQ(rendered(format, messages) == without, thinking_marks(format, {}).has_value()) << chat_format_name(format);
+    EXPECT_EQ(rendered(format, messages) == without, thinking_marks(format, {}).has_value())
+        << chat_format_name(format);
   }
   for (const ChatFormat format : {ChatFormat::kDeepseekR1, ChatFormat::kDeepseekV31}) {
-    const std::string text = rendered(format, {user("q"), assistant("<think>secret</think>", {{"f", "{}"}}), tool("1"),
-                                               assistant("<think>secret</think>answer")});
+    const std::string text = rendered(format, {user("q"), assistant("<think>secret</think>", {{"f", "{}"}}),
+                                               tool("1"), assistant("<think>secret</think>answer")});
     EXPECT_EQ(text.find("secret"), std::string::npos) << text;
   }
 }
@@ -187,8 +199,9 @@ TEST(ChatTemplate, ContentsNeverBecomeSpecialPieces) {
     };
     const std::vector<std::string> honest = specials(build("x"));
     for (const PromptPiece& piece : build("x")) EXPECT_EQ(piece.special, piece.text[0] == '<') << piece.text;
-    for (const std::string evil : {"<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|im_end|>", "<|im_start|>", "<think>",
-                                   "<｜tool▁outputs▁end｜>", "<｜begin▁of▁sentence｜>", "<｜User｜>"}) {
+    for (const std::string evil :
+         {"<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|im_end|>", "<|im_start|>", "<think>",
+          "<｜tool▁outputs▁end｜>", "<｜begin▁of▁sentence｜>", "<｜User｜>"}) {
       EXPECT_EQ(specials(build(evil)), honest) << chat_format_name(format) << " " << evil;
     }
   }
@@ -205,8 +218,11 @@ TEST(ChatTemplate, PlainPiecesAreJoinedAndNeverEmpty) {
 }
 
 TEST(ChatTemplate, RefusesWhatAFormatCannotSay) {
-  EXPECT_EQ(message_of([] { rendered(ChatFormat::kDeepseekV2, {user("q"), assistant("a"), tool("r")}); }),
-            "message 2: role 'tool', expected system, user or assistant (format deepseek-v2 has no tool results)");
+  EXPECT_EQ(message_of([] {
+              rendered(ChatFormat::kDeepseekV2, {user("q"), assistant("a"), tool("r")});
+            }),
+            "message 2: role 'tool', expected system, user or assistant (format deepseek-v2 has no tool "
+            "results)");
   EXPECT_EQ(message_of([] { rendered(ChatFormat::kSmolLm2, {user("q"), assistant("", {{"f", "{}"}})}); }),
             "message 1: 1 tool calls, expected none (format smollm2 has none)");
   ChatMessage confused = user("q");
@@ -233,7 +249,8 @@ TEST(ChatTemplate, KnowsWhereThoughtsBegin) {
       if (format == ChatFormat::kDeepseekV2 || format >= ChatFormat::kChatMl) continue;
       const auto last = std::ranges::find_if(c.messages.rbegin(), c.messages.rend(),
                                              [](const ChatMessage& m) { return m.role != Role::kSystem; });
-      const auto m = thinking_marks(format, c.options, last != c.messages.rend() && last->role == Role::kTool);
+      const auto m =
+          thinking_marks(format, c.options, last != c.messages.rend() && last->role == Role::kTool);
       const std::vector<PromptPiece> pieces = render_chat(format, c.messages, c.options);
       const bool opened = pieces.back().text == "<think>" && pieces.back().special;
       const bool opened_line = pieces.back().text == "\n" && pieces[pieces.size() - 2].text == "<think>" &&
@@ -246,7 +263,8 @@ TEST(ChatTemplate, KnowsWhereThoughtsBegin) {
 TEST(ChatTemplate, NamesGoBothWays) {
   for (const ChatFormat format : kAll) EXPECT_EQ(chat_format_by_name(chat_format_name(format)), format);
   EXPECT_EQ(message_of([] { chat_format_by_name("jinja\n"); }),
-            "chat format: 'jinja\\x0a', expected one of deepseek-v2, deepseek-v2.5, deepseek-v3, deepseek-r1, deepseek-r1-0528, "
+            "chat format: 'jinja\\x0a', expected one of deepseek-v2, deepseek-v2.5, deepseek-v3, "
+            "deepseek-r1, deepseek-r1-0528, "
             "deepseek-v3.1, r1-distill-qwen, r1-distill-llama, chatml, smollm2, qwen2");
 }
 
@@ -256,14 +274,18 @@ TEST(ChatTemplate, DetectsEveryPublishedTemplate) {
     std::optional<int32_t> bos;
     ChatFormat format;
   };
-  for (const Case& c : {Case{"deepseek-v2", 100000, ChatFormat::kDeepseekV2}, Case{"deepseek-v2.5", 100000, ChatFormat::kDeepseekV25},
-                        Case{"deepseek-v3", 0, ChatFormat::kDeepseekV3}, Case{"deepseek-v3-0324", 0, ChatFormat::kDeepseekV3},
-                        Case{"deepseek-r1", 0, ChatFormat::kDeepseekR1}, Case{"deepseek-r1-0528", 0, ChatFormat::kDeepseekR10528},
-                        Case{"deepseek-v3.1", 0, ChatFormat::kDeepseekV31},
-                        Case{"deepseek-v3.1-terminus", 0, ChatFormat::kDeepseekV31},
-                        Case{"r1-distill", 151646, ChatFormat::kR1DistillQwen},
-                        Case{"r1-distill", 128000, ChatFormat::kR1DistillLlama}, Case{"chatml", {}, ChatFormat::kChatMl},
-                        Case{"smollm2", {}, ChatFormat::kSmolLm2}, Case{"qwen2", {}, ChatFormat::kQwen2}}) {
+  for (const Case& c :
+       {Case{"deepseek-v2", 100000, ChatFormat::kDeepseekV2},
+        Case{"deepseek-v2.5", 100000, ChatFormat::kDeepseekV25},
+        Case{"deepseek-v3", 0, ChatFormat::kDeepseekV3},
+        Case{"deepseek-v3-0324", 0, ChatFormat::kDeepseekV3},
+        Case{"deepseek-r1", 0, ChatFormat::kDeepseekR1},
+        Case{"deepseek-r1-0528", 0, ChatFormat::kDeepseekR10528},
+        Case{"deepseek-v3.1", 0, ChatFormat::kDeepseekV31},
+        Case{"deepseek-v3.1-terminus", 0, ChatFormat::kDeepseekV31},
+        Case{"r1-distill", 151646, ChatFormat::kR1DistillQwen},
+        Case{"r1-distill", 128000, ChatFormat::kR1DistillLlama}, Case{"chatml", {}, ChatFormat::kChatMl},
+        Case{"smollm2", {}, ChatFormat::kSmolLm2}, Case{"qwen2", {}, ChatFormat::kQwen2}}) {
     const std::string source = golden(std::string("templates/") + c.file + ".jinja");
     std::string spaced, written;  // re-indented, and with \n written as two characters
     for (const char ch : source) {
@@ -286,16 +308,18 @@ TEST(ChatTemplate, DetectsNothingInTemplatesItDoesNotKnow) {
     EXPECT_NE(copy.find(from), std::string::npos);
     return copy.replace(copy.find(from), from.size(), to);
   };
-  for (const std::string& source : {std::string(), std::string("{{ messages }}"), replaced("SmolLM", "Another"),
-                                    replaced("message['content']", "message['content'] | trim"),
-                                    golden("templates/deepseek-v3.1.jinja") + "<｜DSML｜function_calls>"}) {
+  for (const std::string& source :
+       {std::string(), std::string("{{ messages }}"), replaced("SmolLM", "Another"),
+        replaced("message['content']", "message['content'] | trim"),
+        golden("templates/deepseek-v3.1.jinja") + "<｜DSML｜function_calls>"}) {
     EXPECT_FALSE(detect_chat_format(source, std::nullopt)) << source;
   }
 }
 
 const Tokenizer& v3() {
-  static const Tokenizer tokenizer = Tokenizer::from_json(
-      published_v3(), "tokenizer.json", Json{{"chat_template", golden("templates/deepseek-v3.jinja")}}.dump());
+  static const Tokenizer tokenizer =
+      Tokenizer::from_json(published_v3(), "tokenizer.json",
+                           Json{{"chat_template", golden("templates/deepseek-v3.jinja")}}.dump());
   return tokenizer;
 }
 
@@ -314,7 +338,8 @@ TEST(ChatTemplate, EncodesMarksAsTokensAndContentsAsText) {
 // Where contents hold no special token, the pieces' ids are the whole text's.
 TEST(ChatTemplate, EncodesPiecesAsTheWholeText) {
   int compared = 0;
-  for (const ChatFormat format : {ChatFormat::kDeepseekV3, ChatFormat::kDeepseekV25, ChatFormat::kDeepseekV2}) {
+  for (const ChatFormat format :
+       {ChatFormat::kDeepseekV3, ChatFormat::kDeepseekV25, ChatFormat::kDeepseekV2}) {
     for (const Conversation& c : conversations()) {
       const bool forged = std::ranges::any_of(c.messages, [](const ChatMessage& m) {
         return m.content.find("<｜") != std::string::npos;
@@ -333,8 +358,9 @@ TEST(ChatTemplate, EncodesPiecesAsTheWholeText) {
 
 TEST(ChatTemplate, SaysWhatTheModelLacks) {
   EXPECT_EQ(message_of([] { encode_chat(v3(), ChatFormat::kDeepseekR1, std::vector{user("q")}, {}); }),
-            "chat format deepseek-r1: token '<think>': not in the tokenizer, expected it there (--template chooses another format)");
-  const std::string choices = message_of([] { chat_format_by_name("x"); }).substr(std::string("chat format: 'x', ").size());
+            "chat format deepseek-r1: token '<think>': not in the tokenizer (--template chooses another format)");
+  const std::string choices =
+      message_of([] { chat_format_by_name("x"); }).substr(std::string("chat format: 'x', ").size());
   const std::string tokenizer_json = golden("../text/deepseek-v3.json");
   const auto detect = [&](const Json& config) {
     detect_chat_format(Tokenizer::from_json(tokenizer_json, "tokenizer.json", config.dump()));

@@ -26,7 +26,9 @@ std::string labelled(const std::vector<OutputPart>& parts) {
 std::string parse(std::optional<ThinkingMarks> marks, const std::vector<std::string>& pieces) {
   ThinkingParser parser(marks);
   std::vector<OutputPart> all;
-  const auto take = [&](const std::vector<OutputPart>& parts) { all.insert(all.end(), parts.begin(), parts.end()); };
+  const auto take = [&](const std::vector<OutputPart>& parts) {
+    all.insert(all.end(), parts.begin(), parts.end());
+  };
   for (const std::string& piece : pieces) take(parser.push(piece));
   take(parser.finish());
   return labelled(all);
@@ -77,7 +79,8 @@ TEST(ThinkingParser, GivesTheSameForEverySplit) {
       if (random_bits(key, 100 + i) % 3 == 0) pieces.emplace_back();
       pieces.back() += text[i];
     }
-    for (const std::optional<ThinkingMarks>& marks : {std::optional<ThinkingMarks>(kOpen), {kClosed}, {std::nullopt}}) {
+    for (const std::optional<ThinkingMarks>& marks :
+         {std::optional<ThinkingMarks>(kOpen), {kClosed}, {std::nullopt}}) {
       const std::string whole = parse(marks, {text});
       EXPECT_EQ(parse(marks, bytes), whole) << text;
       EXPECT_EQ(parse(marks, pieces), whole) << text;

@@ -25,7 +25,7 @@ $(MODEL):
 test: build
 	ctest --test-dir $(BUILD) -L default --output-on-failure -j "$$(nproc)"
 
-test-slow: build
+test-slow: build $(MODEL)
 	ctest --test-dir $(BUILD) -L slow --output-on-failure
 
 bench: build

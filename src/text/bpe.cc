@@ -31,7 +31,8 @@ bool Bpe::add_merge(int32_t left, int32_t right, int32_t merged) {
 }
 
 void Bpe::encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const {
-  auto& [symbols, heap] = scratch;
+  std::vector<Scratch::Symbol>& symbols = scratch.symbols;
+  std::vector<uint64_t>& heap = scratch.heap;
   symbols.clear();
   heap.clear();
   const auto append = [&](int32_t id) {

@@ -182,7 +182,7 @@ void Tokenizer::Impl::build(const Lists& lists) {
   bpe = Bpe(byte_ids, lists.merges.size());
   std::string joined;
   for (size_t rank = 0; rank < lists.merges.size(); ++rank) {
-    const auto& [left, right] = lists.merges[rank];
+    const std::string_view left = lists.merges[rank].first, right = lists.merges[rank].second;
     const auto id_of = [&](std::string_view text) {
       const auto id = by_text.find(text);
       if (!id || !mergeable[*id]) {

@@ -23,14 +23,17 @@ std::optional<uint64_t> number_after(const fs::path& path, std::string_view key)
   return std::nullopt;
 }
 
-// The smallest room left in the group and all above it. A container may not see its own group's folder, only the mount.
-uint64_t room_in_groups(const fs::path& mount, fs::path group, const char* limit_file, const char* usage_file) {
+// The smallest room left in the group and all above it. A container may not see its own group's folder, only
+// the mount.
+uint64_t room_in_groups(const fs::path& mount, fs::path group, const char* limit_file,
+                        const char* usage_file) {
   uint64_t room = UINT64_MAX;
   while (true) {
     if (const auto limit = number_after(mount / group / limit_file, "")) {
       const fs::path stat = mount / group / "memory.stat";
       const uint64_t usage = number_after(mount / group / usage_file, "").value_or(0);
-      const uint64_t droppable = number_after(stat, "inactive_file ").value_or(0) + number_after(stat, "active_file ").value_or(0);
+      const uint64_t droppable =
+          number_after(stat, "inactive_file ").value_or(0) + number_after(stat, "active_file ").value_or(0);
       const uint64_t held = usage - std::min(usage, droppable);
       room = std::min(room, *limit - std::min(*limit, held));
     }
@@ -52,8 +55,8 @@ std::optional<uint64_t> available_memory(const fs::path& root) {
     if (line.starts_with("0::")) {
       available = std::min(available, room_in_groups(mount, path_from(3), "memory.max", "memory.current"));
     } else if (const size_t at = line.find(":memory:"); at != line.npos) {
-      available = std::min(available, room_in_groups(mount / "memory", path_from(at + 8), "memory.limit_in_bytes",
-                                                     "memory.usage_in_bytes"));
+      available = std::min(available, room_in_groups(mount / "memory", path_from(at + 8),
+                                                     "memory.limit_in_bytes", "memory.usage_in_bytes"));
     }
   }
   return available;

@@ -10,7 +10,8 @@
 namespace fathom {
 
 struct Engine::Sequence {
-  Sequence(uint64_t id_, Request request_) : id(id_), request(std::move(request_)), sampler(request.sampling, request.prompt) {}
+  Sequence(uint64_t id_, Request request_)
+      : id(id_), request(std::move(request_)), sampler(request.sampling, request.prompt) {}
 
   int64_t prompt_tokens() const { return std::ssize(request.prompt); }
   // The last token of the answer is never fed back, so it needs no row.
@@ -20,7 +21,7 @@ struct Engine::Sequence {
   Request request;
   Sampler sampler;
   std::vector<int64_t> block_rows;
-  int64_t computed = 0;   // rows in the cache
+  int64_t computed = 0;  // rows in the cache
   int64_t generated = 0;
   int32_t last_token = -1;  // generated, not yet in the cache
   bool cancelled = false;
@@ -30,14 +31,18 @@ struct Engine::Sequence {
 namespace {
 
 void check_option(const char* name, int64_t found, int64_t low, int64_t high, const char* why) {
-  if (found < low || found > high) fail("engine: {}: found {}, expected {} to {}{}", name, found, low, high, why);
+  if (found < low || found > high)
+    fail("engine: {}: found {}, expected {} to {}{}", name, found, low, high, why);
 }
 
 EngineOptions with_defaults(const ModelConfig& config, EngineOptions options) {
-  if (options.context_tokens == 0) options.context_tokens = std::min<int64_t>(config.max_position_embeddings, 4096);
+  if (options.context_tokens == 0)
+    options.context_tokens = std::min<int64_t>(config.max_position_embeddings, 4096);
   if (options.cache_tokens == 0) options.cache_tokens = options.context_tokens;
-  check_option("context_tokens", options.context_tokens, 1, config.max_position_embeddings, " (max_position_embeddings)");
-  check_option("cache_tokens", options.cache_tokens, options.context_tokens, INT64_MAX, " (at least context_tokens)");
+  check_option("context_tokens", options.context_tokens, 1, config.max_position_embeddings,
+               " (max_position_embeddings)");
+  check_option("cache_tokens", options.cache_tokens, options.context_tokens, INT64_MAX,
+               " (at least context_tokens)");
   check_option("prefill_chunk", options.prefill_chunk, 1, INT32_MAX, "");
   check_option("max_sequences", options.max_sequences, 1, INT32_MAX, "");
   if (options.cache_dtype != DType::kF32 && options.cache_dtype != DType::kBF16) {
@@ -50,7 +55,10 @@ EngineOptions with_defaults(const ModelConfig& config, EngineOptions options) {
 
 DType default_cache_dtype(const Model& model) {
   const auto& tensors = model.checkpoint().tensors();
-  return std::all_of(tensors.begin(), tensors.end(), [](const TensorInfo* t) { return t->dtype == DType::kF32; }) ? DType::kF32 : DType::kBF16;
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [](const TensorInfo* t) { return t->dtype == DType::kF32; })
+             ? DType::kF32
+             : DType::kBF16;
 }
 
 Engine::Engine(const Model& model, Context& ctx, const EngineOptions& options)
@@ -65,15 +73,17 @@ uint64_t Engine::submit(Request request) {
   const int64_t vocab_size = model_.config().vocab_size;
   const int64_t prompt_tokens = std::ssize(request.prompt);
   const auto check_id = [&](const char* field, int32_t id) {
-    if (id < 0 || id >= vocab_size) fail("request: {}: found token {}, expected 0 to {} (vocab_size)", field, id, vocab_size - 1);
+    if (id < 0 || id >= vocab_size)
+      fail("request: {}: found token {}, expected 0 to {} (vocab_size)", field, id, vocab_size - 1);
   };
   if (prompt_tokens == 0) fail("request: prompt: found no token, expected at least 1");
   for (const int32_t id : request.prompt) check_id("prompt", id);
   for (const int32_t id : request.stop_ids) check_id("stop_ids", id);
   if (request.max_tokens < 1) fail("request: max_tokens: found {}, expected at least 1", request.max_tokens);
-  if (prompt_tokens > options_.context_tokens || request.max_tokens > options_.context_tokens - prompt_tokens) {
-    fail("request: prompt of {} tokens + max_tokens {}: expected at most {} together (the context)", prompt_tokens, request.max_tokens,
-         options_.context_tokens);
+  if (prompt_tokens > options_.context_tokens ||
+      request.max_tokens > options_.context_tokens - prompt_tokens) {
+    fail("request: prompt of {} tokens + max_tokens {}: expected at most {} together (the context)",
+         prompt_tokens, request.max_tokens, options_.context_tokens);
   }
   validate_sampling(request.sampling, vocab_size);
   waiting_.push_back(std::make_unique<Sequence>(next_id_, std::move(request)));
@@ -122,8 +132,8 @@ void Engine::admit() {
   }
 }
 
-// Fills the batch: one row of every decoding sequence, and prompt rows, oldest request first, up to prefill_chunk. Returns the number of
-// prompt rows.
+// Fills the batch: one row of every decoding sequence, and prompt rows, oldest request first, up to
+// prefill_chunk. Returns the number of prompt rows.
 int64_t Engine::plan() {
   tokens_.clear();
   rows_.clear();
@@ -158,7 +168,8 @@ void Engine::run_batch() {
   const Rows logits{logits_.data(), std::ssize(logit_rows_), vocab_size, vocab_size};
   model_.forward_infer(ctx_, {tokens_, rows_, logit_rows_, &cache_.view(), options_.form}, logits);
   log_sum_exp_.resize(logit_rows_.size());
-  if (std::any_of(sampling_.begin(), sampling_.end(), [](const Sequence* s) { return s->sampler.wants_logprobs(); })) {
+  if (std::any_of(sampling_.begin(), sampling_.end(),
+                  [](const Sequence* s) { return s->sampler.wants_logprobs(); })) {
     log_sum_exp(ctx_, logits, log_sum_exp_);
   }
 }
@@ -169,7 +180,8 @@ void Engine::sample() {
   ctx_.pool().run(std::ssize(sampling_), [&](int64_t item, int) {
     const auto i = static_cast<size_t>(item);
     Sequence& s = *sampling_[i];
-    sampled_[i] = s.sampler.sample(std::span(logits_).subspan(i * vocab_size, vocab_size), s.prompt_tokens() + s.generated, log_sum_exp_[i]);
+    sampled_[i] = s.sampler.sample(std::span(logits_).subspan(i * vocab_size, vocab_size),
+                                   s.prompt_tokens() + s.generated, log_sum_exp_[i]);
   });
 }
 

@@ -21,22 +21,26 @@ KvCache::KvCache(const Model& model, DType dtype, int64_t tokens) {
   FATHOM_CHECK(tokens >= 1, tokens);
   const int64_t token_bytes = bytes_per_token(model.config(), model.cache_layers(), dtype);
   const auto rows = Checked(static_cast<uint64_t>(tokens)).align_up(kKeyBlock).value();
-  const auto bytes = rows ? (Checked(*rows) * Checked(static_cast<uint64_t>(token_bytes))).value() : std::nullopt;
+  const auto bytes =
+      rows ? (Checked(*rows) * Checked(static_cast<uint64_t>(token_bytes))).value() : std::nullopt;
   const auto available = available_memory();
   if (!bytes || *bytes > INT64_MAX || (available && *bytes > *available)) {
-    fail_resource("cache: {} tokens of {} bytes ({}): found {} bytes of memory available, expected {}; ask for a shorter context", tokens,
-                  token_bytes, dtype_name(dtype), available ? fmt::to_string(*available) : "an unknown number of",
+    fail_resource("cache: {} tokens of {} bytes ({}): found {} bytes available, expected {}",
+                  tokens, token_bytes, dtype_name(dtype), available ? fmt::to_string(*available) : "an unknown number of",
                   bytes ? fmt::format("at least {}", *bytes) : "more than 64 bits count");
   }
-  void* memory = mmap(nullptr, *bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, *bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) fail_resource("cache: {} tokens: found no {} bytes of address space", tokens, *bytes);
-  madvise(memory, *bytes, MADV_HUGEPAGE);  // decode reads at memory speed only without a TLB miss per row; refusal is harmless
+  madvise(memory, *bytes, MADV_HUGEPAGE);  // spares decode a TLB miss per row; a refusal is harmless
   memory_ = {static_cast<std::byte*>(memory), Unmap{*bytes}};
 
   view_.dtype = dtype;
   view_.row_width = model.config().cache_width();
   const int64_t layer_bytes = static_cast<int64_t>(*rows) * row_bytes(dtype, view_.row_width);
-  for (int64_t layer = 0; layer < model.cache_layers(); ++layer) view_.layers.push_back(memory_.get() + layer * layer_bytes);
+  for (int64_t layer = 0; layer < model.cache_layers(); ++layer) {
+    view_.layers.push_back(memory_.get() + layer * layer_bytes);
+  }
   total_blocks_ = static_cast<int64_t>(*rows) / kKeyBlock;
   for (int64_t block = total_blocks_; block-- > 0;) free_.push_back(block * kKeyBlock);
 }

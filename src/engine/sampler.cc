@@ -13,7 +13,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// So many tokens are nearly always enough for top_p; up to here picking them with a heap beats selecting first.
+// So many tokens are nearly always enough for top_p; up to here a heap picks them faster than nth_element.
 constexpr size_t kFew = 256;
 
 bool likelier(const TokenLogprob& a, const TokenLogprob& b) {
@@ -54,7 +54,8 @@ std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t pos
   adjust(logits);
   std::optional<int32_t> token = argmax(logits);
   if (token && params_.temperature > 0) {
-    const double uniform = random_uniform({params_.seed, RandomPurpose::kSampling, params_.choice}, static_cast<uint64_t>(position));
+    const double uniform = random_uniform({params_.seed, RandomPurpose::kSampling, params_.choice},
+                                          static_cast<uint64_t>(position));
     token = draw(logits, logits[static_cast<size_t>(*token)], uniform);
   }
   for (size_t i = adjusted_.size(); i-- > 0;) logits[static_cast<size_t>(adjusted_[i].token)] = adjusted_[i].logprob;
@@ -67,7 +68,8 @@ std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t pos
     sampled.logprob = logprob(logits[static_cast<size_t>(*token)]);
     sampled.top_logprobs.resize(std::min(static_cast<size_t>(params_.top_logprobs), logits.size()));
     fill_candidates(logits, -kInfinity);
-    std::partial_sort_copy(candidates_.begin(), candidates_.end(), sampled.top_logprobs.begin(), sampled.top_logprobs.end(), likelier);
+    std::partial_sort_copy(candidates_.begin(), candidates_.end(), sampled.top_logprobs.begin(),
+                           sampled.top_logprobs.end(), likelier);
     for (TokenLogprob& top : sampled.top_logprobs) top.logprob = logprob(top.logprob);
   }
   return sampled;
@@ -94,7 +96,7 @@ int32_t Sampler::draw(std::span<const float> logits, float max, double uniform) 
   const auto weight = [&](float x) { return std::exp((static_cast<double>(x) - max) / params_.temperature); };
   double total = 0;
   for (const float x : logits) total += weight(x);
-  // The same sums again: they reach total, which is above uniform * total, so the walk ends at a token with weight.
+  // The same sums again: they reach total, which is above uniform * total, so the walk ends in range.
   double sum = 0;
   size_t id = 0;
   while ((sum += weight(logits[id])) <= uniform * total) ++id;
@@ -109,12 +111,14 @@ void Sampler::fill_candidates(std::span<const float> logits, float smallest) {
   }
 }
 
-// In the order of likelier() every filter keeps a beginning, so the shortest beginning is what all of them leave.
+// In the order of likelier() every filter keeps a beginning; the shortest beginning is what all of them leave.
 int32_t Sampler::draw_filtered(std::span<const float> logits, float max, double uniform) {
-  const auto weight = [&](float x) { return std::exp((static_cast<double>(x) - max) / params_.temperature); };  // 1 for the likeliest
+  // 1 for the likeliest.
+  const auto weight = [&](float x) { return std::exp((static_cast<double>(x) - max) / params_.temperature); };
   size_t sorted = 0;
   const auto sort_until = [&](size_t end) {  // candidates_[0 : end] become the likeliest, in order
-    const auto from = candidates_.begin() + static_cast<ptrdiff_t>(sorted), to = candidates_.begin() + static_cast<ptrdiff_t>(end);
+    const auto from = candidates_.begin() + static_cast<ptrdiff_t>(sorted);
+    const auto to = candidates_.begin() + static_cast<ptrdiff_t>(end);
     if (end - sorted <= kFew) {
       std::partial_sort(from, to, candidates_.end(), likelier);
     } else {
@@ -133,9 +137,12 @@ int32_t Sampler::draw_filtered(std::span<const float> logits, float max, double 
     for (size_t i = 0; i < limit; ++i) total += weight(candidates_[i].logprob);
   } else {
     for (const float x : logits) total += weight(x);
-    // Only what can pass is looked at: a token below (1 - top_p) of the average has, with all behind it, less than 1 - top_p.
-    const double smallest = std::max(params_.min_p, (1 - params_.top_p) * total / static_cast<double>(logits.size()));
-    fill_candidates(logits, std::nextafter(static_cast<float>(max + params_.temperature * std::log(smallest)), -kInfinity));
+    // Only what can pass is kept: a token below (1 - top_p) of the average has, with all behind it, less than
+    // 1 - top_p, so top_p was reached before it.
+    const double smallest =
+        std::max(params_.min_p, (1 - params_.top_p) * total / static_cast<double>(logits.size()));
+    fill_candidates(logits, std::nextafter(static_cast<float>(max + params_.temperature * std::log(smallest)),
+                                           -kInfinity));
     limit = candidates_.size();
   }
 
@@ -163,7 +170,9 @@ void validate_sampling(const SamplingParams& params, int64_t vocab_size) {
   check_range("frequency_penalty", params.frequency_penalty, -2, 2);
   check_range("top_logprobs", params.top_logprobs, -1, static_cast<double>(Limits{}.top_logprobs));
   for (const auto& [id, bias] : params.logit_bias) {
-    if (id < 0 || id >= vocab_size) fail("request: logit_bias: found token {}, expected 0 to {} (vocab_size)", id, vocab_size - 1);
+    if (id < 0 || id >= vocab_size) {
+      fail("request: logit_bias: found token {}, expected 0 to {} (vocab_size)", id, vocab_size - 1);
+    }
     check_range("logit_bias", bias, -100, 100);
   }
 }

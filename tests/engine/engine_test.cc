@@ -124,7 +124,8 @@ TEST(Engine, EndsWithTheStopTokenOrAtTheLength) {
   EXPECT_EQ(std::count(stopped.tokens.begin(), stopped.tokens.end(), stop), 1);
   EXPECT_TRUE(is_beginning(stopped, whole));
   request.max_tokens = std::ssize(stopped.tokens);
-  EXPECT_EQ(run_alone(model, ctx, {kContext}, request).finish, FinishReason::kStop);  // both at once: it did stop by itself
+  EXPECT_EQ(run_alone(model, ctx, {kContext}, request).finish,
+            FinishReason::kStop);  // both at once: it did stop by itself
 }
 
 TEST(Engine, ARequestMayFillTheContextToTheLastToken) {
@@ -134,6 +135,11 @@ TEST(Engine, ARequestMayFillTheContextToTheLastToken) {
   const Outcome outcome = run_alone(engine, {some_tokens(1, 33), 32, {}, {}});
   EXPECT_EQ(outcome.tokens.size(), 32u);
   EXPECT_EQ(run_alone(engine, {some_tokens(2, 64), 1, {}, {}}).tokens.size(), 1u);
+  // The last token needs no row: 64 rows, one block of the two.
+  engine.submit({some_tokens(3, 33), 32, {}, {}});
+  std::vector<TokenEvent> events;
+  engine.step(events);
+  EXPECT_EQ(engine.cache().free_blocks(), 1);
 }
 
 TEST(Engine, RefusesImpossibleRequestsWithBothNumbers) {
@@ -150,13 +156,17 @@ TEST(Engine, RefusesImpossibleRequestsWithBothNumbers) {
     return "";
   };
   EXPECT_EQ(message({{}, 5, {}, {}}), "request: prompt: found no token, expected at least 1");
-  EXPECT_EQ(message({{3, 256}, 5, {}, {}}), "request: prompt: found token 256, expected 0 to 255 (vocab_size)");
+  EXPECT_EQ(message({{3, 256}, 5, {}, {}}),
+            "request: prompt: found token 256, expected 0 to 255 (vocab_size)");
   EXPECT_EQ(message({{-1}, 5, {}, {}}), "request: prompt: found token -1, expected 0 to 255 (vocab_size)");
-  EXPECT_EQ(message({{1}, 5, {256}, {}}), "request: stop_ids: found token 256, expected 0 to 255 (vocab_size)");
+  EXPECT_EQ(message({{1}, 5, {256}, {}}),
+            "request: stop_ids: found token 256, expected 0 to 255 (vocab_size)");
   EXPECT_EQ(message({{1}, 0, {}, {}}), "request: max_tokens: found 0, expected at least 1");
-  const std::string too_long = "request: prompt of {} tokens + max_tokens {}: expected at most 100 together (the context)";
+  const std::string too_long =
+      "request: prompt of {} tokens + max_tokens {}: expected at most 100 together (the context)";
   EXPECT_EQ(message({some_tokens(1, 60), 41, {}, {}}), fmt::format(fmt::runtime(too_long), 60, 41));
-  EXPECT_EQ(message({some_tokens(1, 60), INT64_MAX, {}, {}}), fmt::format(fmt::runtime(too_long), 60, INT64_MAX));
+  EXPECT_EQ(message({some_tokens(1, 60), INT64_MAX, {}, {}}),
+            fmt::format(fmt::runtime(too_long), 60, INT64_MAX));
   EXPECT_EQ(message({some_tokens(1, 101), 1, {}, {}}), fmt::format(fmt::runtime(too_long), 101, 1));
   EXPECT_EQ(message({{1}, 5, {}, {.temperature = -1}}), "request: temperature: found -1, expected 0 to 100");
   EXPECT_TRUE(engine.idle());
@@ -176,12 +186,17 @@ TEST(Engine, RefusesOptionsOutOfRange) {
     return "";
   };
   EXPECT_EQ(message({}), "");
-  EXPECT_EQ(message({.context_tokens = 513}), "engine: context_tokens: found 513, expected 1 to 512 (max_position_embeddings)");
-  EXPECT_EQ(message({.context_tokens = -1}), "engine: context_tokens: found -1, expected 1 to 512 (max_position_embeddings)");
-  EXPECT_EQ(message({.context_tokens = 100, .cache_tokens = 99}),
-            fmt::format("engine: cache_tokens: found 99, expected 100 to {} (at least context_tokens)", INT64_MAX));
-  EXPECT_EQ(message({.prefill_chunk = 0}), fmt::format("engine: prefill_chunk: found 0, expected 1 to {}", INT32_MAX));
-  EXPECT_EQ(message({.max_sequences = 0}), fmt::format("engine: max_sequences: found 0, expected 1 to {}", INT32_MAX));
+  EXPECT_EQ(message({.context_tokens = 513}),
+            "engine: context_tokens: found 513, expected 1 to 512 (max_position_embeddings)");
+  EXPECT_EQ(message({.context_tokens = -1}),
+            "engine: context_tokens: found -1, expected 1 to 512 (max_position_embeddings)");
+  EXPECT_EQ(
+      message({.context_tokens = 100, .cache_tokens = 99}),
+      fmt::format("engine: cache_tokens: found 99, expected 100 to {} (at least context_tokens)", INT64_MAX));
+  EXPECT_EQ(message({.prefill_chunk = 0}),
+            fmt::format("engine: prefill_chunk: found 0, expected 1 to {}", INT32_MAX));
+  EXPECT_EQ(message({.max_sequences = 0}),
+            fmt::format("engine: max_sequences: found 0, expected 1 to {}", INT32_MAX));
   EXPECT_EQ(message({.cache_dtype = DType::kF16}), "engine: cache_dtype: found F16, expected F32 or BF16");
   const Engine engine(model, ctx, {});
   EXPECT_EQ(engine.options().context_tokens, 512);
@@ -194,11 +209,12 @@ TEST(Engine, TheFirstToComeIsTheFirstToStart) {
   const Model model = load_tiny("v2-lite");
   Context ctx(1);
   Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 320});
-  const uint64_t first = engine.submit({some_tokens(1, 100), 5, {}, {}});   // two blocks
-  const uint64_t large = engine.submit({some_tokens(2, 250), 3, {}, {}});   // four: must wait for the first
-  const uint64_t small = engine.submit({some_tokens(3, 4), 3, {}, {}});     // one: would fit, but came later
+  const uint64_t first = engine.submit({some_tokens(1, 100), 5, {}, {}});  // two blocks
+  const uint64_t large = engine.submit({some_tokens(2, 250), 3, {}, {}});  // four: must wait for the first
+  const uint64_t small = engine.submit({some_tokens(3, 4), 3, {}, {}});    // one: would fit, but came later
   std::vector<TokenEvent> events;
-  while (engine.step(events)) {}
+  while (engine.step(events)) {
+  }
   std::vector<uint64_t> order;
   for (const TokenEvent& event : events) {
     if (std::find(order.begin(), order.end(), event.request) == order.end()) order.push_back(event.request);
@@ -236,7 +252,8 @@ TEST(Engine, ALongPromptDoesNotHoldUpRunningAnswers) {
 TEST(Engine, CancelEndsAWaitingAPrefillingAndADecodingRequestAtTheNextStep) {
   const Model model = load_tiny("moonlight");
   Context ctx(1);
-  Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 512, .prefill_chunk = 20, .max_sequences = 2});
+  Engine engine(model, ctx,
+                {.context_tokens = 256, .cache_tokens = 512, .prefill_chunk = 20, .max_sequences = 2});
   std::vector<TokenEvent> events;
   EXPECT_FALSE(engine.step(events));
   const uint64_t decoding = engine.submit({some_tokens(1, 20), 50, {}, {}});
@@ -265,7 +282,10 @@ TEST_P(EveryModel, DecodingAllocatesNothing) {
   Context ctx(2);
   Engine engine(model, ctx, {.context_tokens = kContext, .cache_tokens = 3 * kContext});
   for (uint64_t i = 0; i < 3; ++i) {
-    engine.submit({some_tokens(i, 70), 100, {}, {.temperature = 1, .top_k = i == 1 ? 5 : 0, .top_p = i == 2 ? 0.9 : 1}});
+    engine.submit({some_tokens(i, 70),
+                   100,
+                   {},
+                   {.temperature = 1, .top_k = i == 1 ? 5 : 0, .top_p = i == 2 ? 0.9 : 1}});
   }
   std::vector<TokenEvent> events;
   events.reserve(1000);
@@ -291,7 +311,8 @@ class PoisonedModel {
       tensors.push_back({t.name, t.dtype, t.shape, {t.data, t.bytes}});
       if (t.name != "model.embed_tokens.weight") continue;
       embedding.assign(t.data, t.data + t.bytes);
-      for (int64_t i = 0; i < t.shape[1]; ++i) std::memcpy(embedding.data() + (250 * t.shape[1] + i) * 4, &value, 4);
+      for (int64_t i = 0; i < t.shape[1]; ++i)
+        std::memcpy(embedding.data() + (250 * t.shape[1] + i) * 4, &value, 4);
       tensors.back().data = embedding;
     }
     write_safetensors(folder_ / "model.safetensors", tensors);
@@ -304,7 +325,8 @@ class PoisonedModel {
 };
 
 TEST(Engine, ANumericalErrorEndsItsOwnRequestAlone) {
-  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(),
+                  kInf = std::numeric_limits<float>::infinity();
   for (const auto& [name, value] : {std::pair{"v3", kNan}, {"v2", kInf}, {"qwen2", kNan}}) {
     const PoisonedModel poisoned(name, value);
     const Model model = poisoned.load();
@@ -315,7 +337,8 @@ TEST(Engine, ANumericalErrorEndsItsOwnRequestAlone) {
         std::vector<Outcome> solo;
         for (uint64_t g = 0; g < 7; ++g) {
           guests.push_back({some_request(900 + g), static_cast<int64_t>(g)});
-          solo.push_back(run_alone(model, ctx, {.context_tokens = kContext, .form = form}, guests.back().request));
+          solo.push_back(
+              run_alone(model, ctx, {.context_tokens = kContext, .form = form}, guests.back().request));
           EXPECT_NE(solo.back().finish, FinishReason::kNumericalError);
         }
         guests[2].request.prompt.push_back(250);

@@ -1,5 +1,6 @@
 // label: slow
-// The engine against solo runs: whatever else is going on, a request's tokens and log-probabilities are the same bits.
+// The engine against solo runs: whatever else is going on, a request's tokens and log-probabilities are the
+// same bits.
 #include <gtest/gtest.h>
 
 #include "tests/engine/traces.h"
@@ -15,7 +16,8 @@ INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), [](co
   return name;
 });
 
-// Eight requests, each compared with itself alone, for each instruction set, prefill chunk and number of threads, in all forms.
+// Eight requests, each compared with itself alone, for each instruction set, prefill chunk and number of
+// threads, in all forms.
 TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
   const Model model = load_tiny(GetParam());
   struct Kind {
@@ -44,21 +46,26 @@ TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
         shared.prefill_chunk = chunk;
         shared.cache_tokens = 8 * (kContext + 64);
         for (uint64_t g = 0; g < 8; ++g) {
-          const auto pick = [&](uint64_t what, uint64_t n) { return static_cast<int64_t>(random_below(8 * what + g, round, n)); };
+          const auto pick = [&](uint64_t what, uint64_t n) {
+            return static_cast<int64_t>(random_below(8 * what + g, round, n));
+          };
           Guest& guest = kind.guests[g];
           guest.arrival = pick(0, 12);
           guest.cancel = pick(1, 4) == 0 ? guest.arrival + pick(2, 20) : -1;
         }
         Engine engine(model, ctx, shared);
         expect_solo_results(kind.guests, run_trace(engine, kind.guests), kind.solo);
-        if (HasFailure()) FAIL() << isa_name(isa) << ", kind " << round % kinds.size() << ", " << threads << " threads, chunk " << chunk;
+        if (HasFailure())
+          FAIL() << isa_name(isa) << ", kind " << round % kinds.size() << ", " << threads
+                 << " threads, chunk " << chunk;
         ++round;
       }
     }
   }
 }
 
-// Engines with little room: few places, few blocks, so that requests wait, and blocks go from hand to hand with what they held.
+// Engines with little room: few places, few blocks, so that requests wait, and blocks go from hand to hand
+// with what they held.
 TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
   for (const char* name : {"v3", "qwen2"}) {
     const Model model = load_tiny(name);
@@ -72,7 +79,8 @@ TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
     }
     for (uint64_t trace = 0; trace < 150; ++trace) {
       const auto pick = [&](uint64_t what, uint64_t n) { return random_below(20 + what, trace, n); };
-      const EngineOptions options{kContext, static_cast<int64_t>(kContext + pick(0, 600)), static_cast<int64_t>(1 + pick(1, 100)),
+      const EngineOptions options{kContext, static_cast<int64_t>(kContext + pick(0, 600)),
+                                  static_cast<int64_t>(1 + pick(1, 100)),
                                   static_cast<int64_t>(1 + pick(2, 6))};
       std::vector<Guest> guests;
       std::vector<Outcome> expected;
@@ -80,7 +88,8 @@ TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
         const uint64_t i = random_below(30 + g, trace, requests.size());
         const auto arrival = static_cast<int64_t>(random_below(50 + g, trace, 40));
         const bool cancelled = random_below(70 + g, trace, 3) == 0;
-        guests.push_back({requests[i], arrival, cancelled ? arrival + static_cast<int64_t>(random_below(90 + g, trace, 30)) : -1});
+        guests.push_back({requests[i], arrival,
+                          cancelled ? arrival + static_cast<int64_t>(random_below(90 + g, trace, 30)) : -1});
         expected.push_back(solo[i]);
       }
       Engine engine(model, trace % 2 == 0 ? one : two, options);

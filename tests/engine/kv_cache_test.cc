@@ -26,7 +26,8 @@ TEST(KvCache, HoldsTheWidthsOfTheModel) {
   for (size_t layer = 1; layer < 4; ++layer) {
     EXPECT_EQ(cache.view().layers[layer] - cache.view().layers[layer - 1], 2 * kKeyBlock * 40 * 2);
   }
-  for (std::byte* layer : cache.view().layers) std::fill_n(layer, 2 * kKeyBlock * 40 * 2, std::byte{0xff});  // all of it is ours
+  for (std::byte* layer : cache.view().layers)
+    std::fill_n(layer, 2 * kKeyBlock * 40 * 2, std::byte{0xff});  // all of it is ours
 }
 
 TEST(KvCache, HandsEachBlockOutOnceAndTakesAllBack) {
@@ -52,7 +53,8 @@ TEST(KvCache, HandsEachBlockOutOnceAndTakesAllBack) {
       refused += !granted;
       if (granted) tokens[who] = std::max(tokens[who], want);
       ASSERT_EQ(cache.free_blocks(), free_before - (granted ? missing : 0));
-      ASSERT_TRUE(std::equal(before.begin(), before.end(), owners[who].begin()));  // what it had stays where it was
+      ASSERT_TRUE(
+          std::equal(before.begin(), before.end(), owners[who].begin()));  // what it had stays where it was
     }
     std::set<int64_t> out;
     int64_t count = 0;
@@ -73,13 +75,16 @@ TEST(KvCache, HandsEachBlockOutOnceAndTakesAllBack) {
 TEST(KvCache, RefusesWhatMemoryCannotHoldWithTheFigures) {
   const Model model = load_tiny("v3");
   // From far more than any machine has up to sizes that overflow 64 bits in rows, then in bytes.
-  for (const int64_t tokens : {int64_t{1} << 45, int64_t{1} << 53, int64_t{1} << 55, int64_t{1} << 62, INT64_MAX}) {
+  for (const int64_t tokens :
+       {int64_t{1} << 45, int64_t{1} << 53, int64_t{1} << 55, int64_t{1} << 62, INT64_MAX}) {
     try {
       const KvCache cache(model, DType::kF32, tokens);
       ADD_FAILURE() << tokens;
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ExitCode::kNoResources);
-      EXPECT_NE(std::string(error.what()).find(fmt::format("cache: {} tokens of 640 bytes (F32): found ", tokens)), std::string::npos)
+      EXPECT_NE(
+          std::string(error.what()).find(fmt::format("cache: {} tokens of 640 bytes (F32): found ", tokens)),
+          std::string::npos)
           << error.what();
     }
   }

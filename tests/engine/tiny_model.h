@@ -7,7 +7,8 @@
 
 namespace fathom {
 
-inline constexpr const char* kTinyModels[] = {"v3", "v2", "v2-lite", "moonlight", "qwen2", "llama3", "v3-fp8"};
+inline constexpr const char* kTinyModels[] = {"v3",    "v2",     "v2-lite", "moonlight",
+                                              "qwen2", "llama3", "v3-fp8"};
 
 inline Model load_tiny(const std::string& name) {
   return Model::load(std::string(FATHOM_SOURCE_DIR "/tests/golden/models/") + name);

@@ -1,4 +1,5 @@
-// Requests of every shape, what came out for them, and traces: requests that come and are cancelled while others run.
+// Requests of every shape, what came out for them, and traces: requests that come and are cancelled while
+// others run.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -13,7 +14,9 @@
 
 namespace fathom {
 
-inline uint64_t random_below(uint64_t stream, uint64_t i, uint64_t n) { return random_bits({.seed = 11, .sequence = stream}, i) % n; }
+inline uint64_t random_below(uint64_t stream, uint64_t i, uint64_t n) {
+  return random_bits({.seed = 11, .sequence = stream}, i) % n;
+}
 
 inline std::vector<Isa> instruction_sets() {
   std::vector<Isa> sets;
@@ -48,17 +51,20 @@ inline void add(Outcome& outcome, const TokenEvent& event) {
 }
 
 inline bool is_beginning(const Outcome& part, const Outcome& whole) {
-  return part.tokens.size() <= whole.tokens.size() && std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin()) &&
+  return part.tokens.size() <= whole.tokens.size() &&
+         std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin()) &&
          std::equal(part.logprob_bits.begin(), part.logprob_bits.end(), whole.logprob_bits.begin());
 }
 
 inline std::vector<int32_t> some_tokens(uint64_t stream, int64_t count) {
   std::vector<int32_t> ids;
-  for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>(2 + random_below(stream, static_cast<uint64_t>(i), 200)));
+  for (int64_t i = 0; i < count; ++i)
+    ids.push_back(static_cast<int32_t>(2 + random_below(stream, static_cast<uint64_t>(i), 200)));
   return ids;
 }
 
-// A request of any shape: one token or several key blocks, greedy or sampled, with and without penalties and log-probabilities.
+// A request of any shape: one token or several key blocks, greedy or sampled, with and without penalties and
+// log-probabilities.
 inline Request some_request(uint64_t i) {
   const auto pick = [&](uint64_t what, uint64_t n) { return random_below(1000 + what, i, n); };
   Request request;
@@ -82,7 +88,8 @@ inline Outcome run_alone(Engine& engine, const Request& request) {
   Outcome outcome;
   engine.submit(request);
   std::vector<TokenEvent> events;
-  while (engine.step(events)) {}
+  while (engine.step(events)) {
+  }
   for (const TokenEvent& event : events) add(outcome, event);
   EXPECT_NE(outcome.finish, FinishReason::kNone);
   return outcome;
@@ -93,7 +100,8 @@ inline Outcome run_alone(const Model& model, Context& ctx, EngineOptions options
   return run_alone(engine, request);
 }
 
-// One guest of a trace: comes before step `arrival`, is cancelled before step `cancel` unless it has finished.
+// One guest of a trace: comes before step `arrival`, is cancelled before step `cancel` unless it has
+// finished.
 struct Guest {
   Request request;
   int64_t arrival = 0;
@@ -127,7 +135,8 @@ inline std::vector<Outcome> run_trace(Engine& engine, const std::vector<Guest>& 
   return outcomes;
 }
 
-inline void expect_solo_results(const std::vector<Guest>& guests, const std::vector<Outcome>& found, const std::vector<Outcome>& solo) {
+inline void expect_solo_results(const std::vector<Guest>& guests, const std::vector<Outcome>& found,
+                                const std::vector<Outcome>& solo) {
   for (size_t g = 0; g < guests.size(); ++g) {
     if (found[g].finish == FinishReason::kCancelled) {
       EXPECT_GE(guests[g].cancel, 0);

@@ -112,10 +112,9 @@ class Chat {
   void greet() const {
     const EngineOptions& engine = session_.engine.options();
     const ModelConfig& config = session_.opened.model.config();
-    say("{} of weights, context of {} tokens ({} of cache; the model's own limit is {})", bytes_text(session_.opened.sizes.bytes),
-        engine.context_tokens,
-        bytes_text(static_cast<uint64_t>(engine.context_tokens * KvCache::bytes_per_token(config, session_.opened.model.cache_layers(), engine.cache_dtype))),
-        config.max_position_embeddings);
+    say("{} of weights; context {} of {} tokens, {}", bytes_text(session_.opened.sizes.bytes), engine.context_tokens,
+        config.max_position_embeddings,
+        bytes_text(static_cast<uint64_t>(engine.context_tokens * KvCache::bytes_per_token(config, session_.opened.model.cache_layers(), engine.cache_dtype))));
   }
 
   LineEditor::Result read_line() {
@@ -195,6 +194,7 @@ class Chat {
     SamplingParams sampling = session_.sampling;
     sampling.choice = static_cast<uint64_t>(turns_);  // the same question again may get another answer, yet a session can be repeated
     PartPrinter printer(session_.options.output, session_.options.hide_thinking);
+    const ConsoleTerminal silent(ConsoleTerminal::Mode::kSilent);
     InterruptScope scope;
     const Generation generation = generate(
         session_.engine, session_.opened,

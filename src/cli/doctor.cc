@@ -71,7 +71,9 @@ int run_doctor(const DoctorOptions& options) {
     out("fathom {}\n\n", FATHOM_VERSION);
     out("  CPU          {}\n", cpu_name());
     out("  cores        {} usable, {} threads used\n", available_cores(), ctx.pool().threads());
-    out("  instructions {}\n", fmt::join(flags, " "));
+    std::string instructions;
+    for (const std::string& flag : flags) instructions += " " + flag;
+    out("  instructions{}\n", instructions);
     out("  kernels      {}\n", isa_name(ctx.isa()));
     out("  memory       {} available of {}{}\n", bytes_text(memory.available), bytes_text(memory.total),
           memory.limited ? " (limit of this container)" : "");

@@ -30,6 +30,7 @@ int run_estimate(const EstimateOptions& options) {
   const Checkpoint checkpoint = Checkpoint::open(resolve_model(options.model));
   const ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
+  const std::vector<int64_t> contexts = context_ladder(options, config);
   const uint64_t rebuilt = rebuilt_bytes(checkpoint, config);
   const uint64_t work = activation_bytes(config, EngineOptions{}.prefill_chunk);
   const MemoryState memory = memory_state();
@@ -45,7 +46,7 @@ int run_estimate(const EstimateOptions& options) {
           memory.limited ? " (limit of this container)" : "");
     out("  {:>9}  {:<5}  {:>10}  {:>10}\n", "context", "cache", "cache", "total");
   }
-  for (const int64_t context : context_ladder(options, config)) {
+  for (const int64_t context : contexts) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       if (wanted && *wanted != dtype) continue;
       const auto cache = static_cast<uint64_t>(KvCache::bytes_per_token(config, layers, dtype) * context);

@@ -11,27 +11,35 @@
 namespace fathom {
 namespace {
 
-constexpr int kInterruptedCode = 130;
 // A signal handler can reach nothing but globals; lock-free atomics are the kind it may touch.
 std::atomic<bool> in_scope{false};
 std::atomic<bool> pressed{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
+std::atomic<void (*)()> exit_hook{nullptr};
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<void (*)()>::is_always_lock_free);
 
-extern "C" void on_interrupt(int) {
-  if (!in_scope.load() || pressed.exchange(true)) _exit(kInterruptedCode);
+extern "C" void on_signal(int signal) {
+  if (signal == SIGINT && in_scope.load() && !pressed.exchange(true)) return;
+  if (void (*restore)() = exit_hook.load()) restore();
+  _exit(128 + signal);
 }
 
 }  // namespace
 
 void install_signal_handlers() {
   struct sigaction action {};
-  action.sa_handler = on_interrupt;
-  action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
-  FATHOM_CHECK(sigaction(SIGINT, &action, nullptr) == 0);
   action.sa_handler = SIG_IGN;
   FATHOM_CHECK(sigaction(SIGPIPE, &action, nullptr) == 0);
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction inherited {};
+    FATHOM_CHECK(sigaction(signal, nullptr, &inherited) == 0);
+    if (inherited.sa_handler != SIG_IGN) FATHOM_CHECK(sigaction(signal, &action, nullptr) == 0);  // nohup, background jobs
+  }
 }
+
+void set_exit_hook(void (*restore)()) { exit_hook.store(restore); }
 
 InterruptScope::InterruptScope() {
   pressed.store(false);

@@ -4,8 +4,11 @@
 
 namespace fathom {
 
-// Call once at start; also ignores SIGPIPE, so that a closed pipe is an error of write().
+// Call once at start. SIGTERM and SIGHUP end the program at once; SIGPIPE is ignored, so that a closed pipe is an error of write().
 void install_signal_handlers();
+
+// Called before a signal ends the program: whoever changes the terminal sets it, and null again. Must be async-signal-safe.
+void set_exit_hook(void (*restore)());
 
 class InterruptScope {
  public:

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/utf8.h"
+#include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/text_width.h"
 
@@ -275,7 +276,7 @@ LineBuffer::State LineBuffer::apply(const Key& key) {
       cursor_ = text_.size();
       [[fallthrough]];
     case KeyCode::kNewline:
-      text_.insert(cursor_++, "\n");
+      text_.insert(cursor_++, 1, '\n');
       break;
     case KeyCode::kBackspace: erase(before(cursor_), cursor_); break;
     case KeyCode::kDelete: erase(cursor_, after(cursor_)); break;
@@ -408,49 +409,41 @@ LineEditor::Result LineEditor::read(const EditorPrompt& prompt) {
 
 namespace {
 
-// The terminal's own mode, for the signal handler: it can reach nothing but globals.
+// What leave_terminal() restores: a signal handler calls it too and can reach nothing but globals.
 termios saved_mode;
-std::atomic<bool> raw{false};
-constexpr std::string_view kPasteOn = "\x1b[?2004h", kPasteOff = "\x1b[?2004l";
+std::atomic<bool> changed{false};
 
-extern "C" void restore_and_die(int signal) {
-  if (raw.load()) {
-    tcsetattr(STDIN_FILENO, TCSANOW, &saved_mode);
-    [[maybe_unused]] const ssize_t n = ::write(STDOUT_FILENO, kPasteOff.data(), kPasteOff.size());
-  }
-  _exit(128 + signal);
+void leave_terminal() {
+  constexpr std::string_view kPasteOff = "\x1b[?2004l";
+  if (!changed.exchange(false)) return;
+  [[maybe_unused]] const ssize_t n = ::write(STDOUT_FILENO, kPasteOff.data(), kPasteOff.size());
+  tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_mode);
 }
 
 }  // namespace
 
-ConsoleTerminal::ConsoleTerminal() {
-  struct sigaction action {};
-  action.sa_handler = restore_and_die;
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGTERM, &action, nullptr);
-  sigaction(SIGHUP, &action, nullptr);
-  enter();
-}
+ConsoleTerminal::ConsoleTerminal(Mode mode) : mode_(mode) { enter(); }
 
-ConsoleTerminal::~ConsoleTerminal() { leave(); }
+ConsoleTerminal::~ConsoleTerminal() {
+  leave_terminal();
+  set_exit_hook(nullptr);
+}
 
 void ConsoleTerminal::enter() {
+  constexpr std::string_view kPasteOn = "\x1b[?2004h";
   if (tcgetattr(STDIN_FILENO, &saved_mode) != 0) return;
+  set_exit_hook(leave_terminal);
+  changed.store(true);
   termios mode = saved_mode;
-  mode.c_iflag &= ~static_cast<tcflag_t>(BRKINT | ICRNL | INPCK | ISTRIP | IXON);
-  mode.c_lflag &= ~static_cast<tcflag_t>(ECHO | ICANON | IEXTEN | ISIG);
-  mode.c_cc[VMIN] = 1;
-  mode.c_cc[VTIME] = 0;
-  raw.store(true);
+  mode.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+  if (mode_ == Mode::kEdit) {
+    mode.c_iflag &= ~static_cast<tcflag_t>(BRKINT | ICRNL | INPCK | ISTRIP | IXON);
+    mode.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
+    mode.c_cc[VMIN] = 1;
+    mode.c_cc[VTIME] = 0;
+  }
   tcsetattr(STDIN_FILENO, TCSADRAIN, &mode);
-  write_stdout(kPasteOn);
-}
-
-void ConsoleTerminal::leave() {
-  if (!raw.exchange(false)) return;
-  // Not write_stdout: nothing in a destructor may throw.
-  [[maybe_unused]] const ssize_t n = ::write(STDOUT_FILENO, kPasteOff.data(), kPasteOff.size());
-  tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_mode);
+  if (mode_ == Mode::kEdit) write_stdout(kPasteOn);
 }
 
 std::optional<char> ConsoleTerminal::read() {
@@ -471,7 +464,7 @@ int ConsoleTerminal::rows() const {
 }
 
 void ConsoleTerminal::suspend() {
-  leave();
+  leave_terminal();
   raise(SIGTSTP);
   enter();
 }

@@ -127,10 +127,12 @@ class LineEditor {
   size_t drawn_row_ = 0;  // of the cursor, below the first row drawn
 };
 
-// The real one: stdin and stdout, raw mode and bracketed paste while it lives. A signal that ends the program restores the terminal.
+// The real one, on stdin and stdout. While it lives the terminal is in raw mode with bracketed paste (kEdit), or only does not echo, so
+// that keys struck during an answer do not mix with it; they are kept for the next line (kSilent).
 class ConsoleTerminal : public EditorTerminal {
  public:
-  ConsoleTerminal();
+  enum class Mode { kEdit, kSilent };
+  explicit ConsoleTerminal(Mode mode = Mode::kEdit);
   ~ConsoleTerminal() override;
   ConsoleTerminal(const ConsoleTerminal&) = delete;
   ConsoleTerminal& operator=(const ConsoleTerminal&) = delete;
@@ -142,7 +144,7 @@ class ConsoleTerminal : public EditorTerminal {
 
  private:
   void enter();
-  void leave();
+  Mode mode_;
 };
 
 }  // namespace fathom

@@ -80,7 +80,8 @@ void apply_generation_config(const std::string& text, const std::string& place, 
   const nlohmann::json document = parse_json(text, place);
   const JsonObject json(document, place);
   if (json.optional_boolean("do_sample") == false) {
-    advice = {{}, "generation_config.json"};  // greedy
+    advice.params = SamplingParams();  // greedy
+    advice.source = "generation_config.json";
     return;
   }
   const auto temperature = json.optional_number("temperature");

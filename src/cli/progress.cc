@@ -41,7 +41,8 @@ void Progress::at(uint64_t done) {
   const double now = seconds_now();
   if (now - begin_ < kRedrawSeconds || now - drawn_ < kRedrawSeconds) return;  // quick work shows no bar at all
   drawn_ = now;
-  write_stderr("\r" + progress_line(stage_, unit_, done, total_, now - begin_, terminal_columns(STDERR_FILENO) - 1) + "\x1b[K");
+  const std::string line = progress_line(stage_, unit_, done, total_, now - begin_, terminal_columns(STDERR_FILENO) - 1);
+  write_stderr(fmt::format("\r{}\x1b[K", line));
 }
 
 }  // namespace fathom

@@ -1,0 +1,273 @@
+// The parts of the commands that can be asked without running the program.
+#include <gtest/gtest.h>
+#include <pty.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+#include "cli/bench.h"
+#include "cli/chat.h"
+#include "cli/eval.h"
+#include "cli/generation.h"
+#include "cli/ids.h"
+#include "cli/machine.h"
+#include "cli/models.h"
+#include "cli/progress.h"
+#include "cli/run.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(EvalWindows, ScoreEveryTokenOnceWithinTheWindow) {
+  for (const bool bos : {false, true}) {
+    for (int64_t tokens = 0; tokens < 40; ++tokens) {
+      for (int64_t window = 2; window < 12; ++window) {
+        for (int64_t stride = 1; stride <= window; ++stride) {
+          int64_t scored = bos ? 0 : 1;
+          for (const EvalWindow& w : eval_windows(tokens, window, stride, bos)) {
+            EXPECT_EQ(w.score, scored);
+            EXPECT_GT(w.end, w.score);
+            EXPECT_LE(w.end - w.begin, window);
+            EXPECT_LE(w.begin, bos ? w.score : w.score - 1);  // something before the first scored token predicts it
+            scored = w.end;
+          }
+          EXPECT_EQ(scored, std::max(tokens, int64_t{bos ? 0 : 1}));
+        }
+      }
+    }
+  }
+}
+
+TEST(EvalWindows, OverlapGivesTheContextPromised) {
+  const auto windows = eval_windows(100, 20, 5, true);
+  for (size_t i = 1; i < windows.size(); ++i) EXPECT_GE(windows[i].score - windows[i].begin, 15);
+  const auto apart = eval_windows(100, 20, 20, true);
+  ASSERT_EQ(apart.size(), 5u);
+  for (const EvalWindow& w : apart) EXPECT_EQ(w.begin, w.score);
+}
+
+TEST(NegativeLogLikelihood, IsExactForKnownDistributions) {
+  const std::vector<float> uniform(256, 3.5f);
+  EXPECT_NEAR(negative_log_likelihood(uniform, 7), std::log(256.0), 1e-12);
+  const std::vector<float> two = {0, std::log(3.0f)};
+  EXPECT_NEAR(negative_log_likelihood(two, 1), -std::log(0.75), 1e-7);
+  const std::vector<float> large = {1000, 0};
+  EXPECT_NEAR(negative_log_likelihood(large, 1), 1000, 1e-9);
+  EXPECT_FALSE(std::isfinite(negative_log_likelihood(std::vector<float>{NAN, 0}, 1)));
+}
+
+TEST(ParseIds, TakesListsAndRefusesTheRest) {
+  EXPECT_EQ(parse_ids(" 1, 2\n3\t4,,5 ", "x"), (std::vector<int32_t>{1, 2, 3, 4, 5}));
+  EXPECT_EQ(parse_ids("[1, 2]", "x"), (std::vector<int32_t>{1, 2}));
+  EXPECT_TRUE(parse_ids(" \n", "x").empty());
+  for (const char* bad : {"1 a", "+1", "-1", "1.5", "0x10", "99999999999", "[1, \"2\"]", "[1, 2.5]", "[-1]", "[4294967296]", "[1", "[[1]]"}) {
+    EXPECT_THROW(parse_ids(bad, "x"), Error) << bad;
+  }
+}
+
+TEST(Spread, IsByPositionInTheSortedList) {
+  std::vector<double> values;
+  for (int i = 100; i >= 0; --i) values.push_back(i);
+  const Spread s = spread_of(values);
+  EXPECT_EQ(s.low, 10);
+  EXPECT_EQ(s.median, 50);
+  EXPECT_EQ(s.high, 90);
+  EXPECT_EQ(spread_of({7}).median, 7);
+}
+
+TEST(ProgressLine, SaysShareRateAndTimeLeft) {
+  const std::string line = progress_line("reading", Progress::Unit::kBytes, uint64_t{1} << 30, uint64_t{2} << 30, 0.5, 200);
+  EXPECT_EQ(line, "reading ██████████░░░░░░░░░░  50 %  1.0 GiB of 2.0 GiB  2.1 GB/s  0.5 s left");
+  EXPECT_EQ(progress_line("scoring", Progress::Unit::kTokens, 100, 100, 2, 200), "scoring ████████████████████ 100 %  100 of 100 tokens  50 tok/s");
+  EXPECT_EQ(progress_line("reading", Progress::Unit::kBytes, 1, 2, 1, 20), "reading 50 %");
+}
+
+TEST(Texts, OfSizesAndTimes) {
+  EXPECT_EQ(bytes_text(0), "0 bytes");
+  EXPECT_EQ(bytes_text(1536), "1.5 KiB");
+  EXPECT_EQ(bytes_text(20u << 20), "20 MiB");
+  EXPECT_EQ(bytes_text(uint64_t{5} << 40), "5.0 TiB");
+  EXPECT_EQ(count_text(671e9), "671.0 B");
+  EXPECT_EQ(duration_text(4.25), "4.2 s");
+  EXPECT_EQ(duration_text(3700), "1 h 1 min");
+  EXPECT_EQ(without_controls("a\x1b[31mb\r\n\tc\x07\u009b2J日"), "a[31mb\n\tc2J日");
+}
+
+// A made-up machine.
+class FakeMachine {
+ public:
+  FakeMachine() : root_(fs::temp_directory_path() / ("fathom_machine_" + std::to_string(getpid()))) {
+    write("proc/meminfo", "MemTotal:       1000000 kB\nMemFree: 1 kB\nMemAvailable:    600000 kB\nHugePages_Total:       7\n");
+  }
+  ~FakeMachine() { fs::remove_all(root_); }
+  void write(const std::string& name, const std::string& text) {
+    fs::create_directories((root_ / name).parent_path());
+    std::ofstream(root_ / name) << text;
+  }
+  const fs::path& root() const { return root_; }
+
+ private:
+  fs::path root_;
+};
+
+TEST(Machine, MemoryIsThatOfTheContainer) {
+  FakeMachine machine;
+  EXPECT_EQ(memory_state(machine.root()).available, 600000u * 1024);
+  EXPECT_FALSE(memory_state(machine.root()).limited);
+  machine.write("proc/self/cgroup", "0::/a/b\n");
+  machine.write("sys/fs/cgroup/a/b/memory.max", "max\n");
+  EXPECT_FALSE(memory_state(machine.root()).limited);
+  machine.write("sys/fs/cgroup/a/memory.max", "100000000\n");  // a limit above binds too
+  machine.write("sys/fs/cgroup/a/memory.current", "70000000\n");
+  machine.write("sys/fs/cgroup/a/memory.stat", "anon 5\ninactive_file 20000000\nactive_file 10000000\n");
+  const MemoryState limited = memory_state(machine.root());
+  EXPECT_TRUE(limited.limited);
+  EXPECT_EQ(limited.total, 100000000u);
+  EXPECT_EQ(limited.available, 60000000u);  // file pages can be dropped
+  EXPECT_EQ(huge_pages(machine.root()).reserved, 7u);
+}
+
+TEST(Machine, MemoryOfAnOldContainer) {
+  FakeMachine machine;
+  machine.write("proc/self/cgroup", "5:cpu:/x\n4:memory:/x\n");
+  machine.write("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "50000000\n");
+  machine.write("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "60000000\n");
+  EXPECT_EQ(memory_state(machine.root()).total, 50000000u);
+  EXPECT_EQ(memory_state(machine.root()).available, 0u);
+}
+
+TEST(TensorKind, KnowsBothVocabularies) {
+  const auto kind = [](const char* name) { return tensor_kind(name, 4); };
+  EXPECT_EQ(kind("model.layers.0.self_attn.q_a_layernorm.weight"), TensorKind::kNormsAndRouter);
+  EXPECT_EQ(kind("model.layers.0.self_attn.kv_b_proj.weight"), TensorKind::kAttention);
+  EXPECT_EQ(kind("model.layers.1.mlp.experts.3.up_proj.weight"), TensorKind::kExperts);
+  EXPECT_EQ(kind("model.layers.1.mlp.shared_experts.up_proj.weight"), TensorKind::kSharedExperts);
+  EXPECT_EQ(kind("model.layers.1.mlp.gate.weight"), TensorKind::kNormsAndRouter);
+  EXPECT_EQ(kind("model.layers.1.mlp.gate_proj.weight"), TensorKind::kDenseMlp);
+  EXPECT_EQ(kind("model.layers.4.mlp.experts.3.up_proj.weight"), TensorKind::kMtp);
+  EXPECT_EQ(kind("model.embed_tokens.weight"), TensorKind::kEmbedding);
+  EXPECT_EQ(kind("lm_head.weight"), TensorKind::kEmbedding);
+  EXPECT_EQ(kind("blk.0.attn_q_a_norm.weight"), TensorKind::kNormsAndRouter);
+  EXPECT_EQ(kind("blk.0.attn_output.weight"), TensorKind::kAttention);
+  EXPECT_EQ(kind("blk.2.ffn_up_exps.weight"), TensorKind::kExperts);
+  EXPECT_EQ(kind("blk.2.ffn_up_shexp.weight"), TensorKind::kSharedExperts);
+  EXPECT_EQ(kind("blk.2.ffn_gate_inp.weight"), TensorKind::kNormsAndRouter);
+  EXPECT_EQ(kind("blk.2.ffn_gate.weight"), TensorKind::kDenseMlp);
+  EXPECT_EQ(kind("blk.5.attn_q.weight"), TensorKind::kMtp);
+  EXPECT_EQ(kind("output.weight"), TensorKind::kEmbedding);
+  EXPECT_EQ(kind("something.else"), TensorKind::kOther);
+}
+
+TEST(TrueName, ADistilledModelIsNotR1) {
+  const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/qwen2-256-Q4_K_M.gguf");
+  ModelConfig config = load_config(checkpoint);
+  const ModelSizes sizes = measure_model(checkpoint, &config);
+  config.name = "DeepSeek R1 Distill Qwen 7B";
+  EXPECT_NE(true_name(checkpoint, config, std::nullopt, sizes).find("R1 distilled into Qwen2"), std::string::npos);
+  config.name = "my-model";
+  EXPECT_NE(true_name(checkpoint, config, ChatFormat::kR1DistillQwen, sizes).find("R1 distilled into Qwen2"), std::string::npos);
+  EXPECT_NE(true_name(checkpoint, config, std::nullopt, sizes).find("my-model: Qwen2 architecture, 411 K parameters"), std::string::npos);
+}
+
+TEST(RebuiltBytes, AreWhatLoadingAllocates) {
+  for (const char* name : {"qwen2-256-Q4_K_M.gguf", "v2-lite-256-Q4_K_M.gguf", "v2-lite-256-Q2_K-kv_b.gguf"}) {
+    const std::string path = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/" + name;
+    const Checkpoint checkpoint = Checkpoint::open(path);
+    EXPECT_EQ(rebuilt_bytes(checkpoint, load_config(checkpoint)), Model::load(path).weights().owned_bytes) << name;
+  }
+  for (const char* name : {"v3", "v3-fp8", "v2", "v2-lite", "moonlight"}) {
+    const std::string path = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/models/" + name;
+    const Checkpoint checkpoint = Checkpoint::open(path);
+    EXPECT_EQ(rebuilt_bytes(checkpoint, load_config(checkpoint)), Model::load(path).weights().owned_bytes) << name;
+  }
+}
+
+// What PartPrinter writes to a terminal (both streams) or, with `piped`, to stdout alone while stderr is a terminal.
+std::string printed(const std::vector<OutputPart>& parts, bool hide, bool piped) {
+  int out[2] = {-1, -1}, terminal = -1;
+  EXPECT_EQ(pipe(out), 0);
+  const pid_t pid = forkpty(&terminal, nullptr, nullptr, nullptr);
+  if (pid == 0) {
+    if (piped) dup2(out[1], STDOUT_FILENO);
+    PartPrinter printer({.no_color = true}, hide);
+    for (const OutputPart& part : parts) printer.show(part);
+    printer.finish();
+    _exit(0);
+  }
+  close(out[1]);
+  std::string text;
+  char buffer[256];
+  for (ssize_t n = 0; (n = read(piped ? out[0] : terminal, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(n));
+  close(out[0]);
+  waitpid(pid, nullptr, 0);
+  close(terminal);
+  return text;
+}
+
+TEST(PartPrinter, MarksThoughtsOnTerminalsAndKeepsThemOutOfPipes) {
+  const std::vector<OutputPart> parts = {{true, "let me "}, {true, "see\x1b[31m\n"}, {false, "\n"}, {false, "\nfour\x1b[2J"}};
+  EXPECT_EQ(printed(parts, false, false), "⟨thinking⟩\r\nlet me see[31m\r\n\r\n⟨end of thought, 0.0 s⟩\r\n\r\nfour[2J\r\n");
+  EXPECT_EQ(printed(parts, true, false), "four[2J\r\n");
+  EXPECT_EQ(printed(parts, false, true), "four\x1b[2J\n");  // a pipe gets the very bytes of the answer
+  EXPECT_EQ(printed({{true, "cut off"}}, false, true), "");
+  EXPECT_EQ(printed({{false, "\n\nkept\n"}}, false, true), "\n\nkept\n");  // without a thought nothing is trimmed
+}
+
+TEST(Slash, AllSpellingsAreOneCommand) {
+  for (const char* spelled : {"/exit", "/bye", "/quit"}) EXPECT_EQ(parse_slash(spelled).name, "exit");
+  EXPECT_EQ(parse_slash("/?").name, "help");
+  EXPECT_EQ(parse_slash("/upload  a b.txt \n").name, "read");
+  EXPECT_EQ(parse_slash("/upload  a b.txt \n").argument, "a b.txt");
+  EXPECT_EQ(parse_slash("/ctx").name, parse_slash("/context").name);
+  for (const char* unknown : {"/", "/nosuch", "/EXIT", "/etc/passwd", "/exit2"}) EXPECT_EQ(parse_slash(unknown).name, "") << unknown;
+}
+
+TEST(Conversation, SurvivesSavingAndRefusesOtherFiles) {
+  using Role = ChatMessage::Role;
+  const std::vector<ChatMessage> messages = {
+      {Role::kSystem, "be brief", "", {}}, {Role::kUser, "q \"x\"\n", "", {}}, {Role::kAssistant, "a 日本", "thought", {}}};
+  const auto back = parse_conversation(conversation_text(messages), "x");
+  ASSERT_EQ(back.size(), 3u);
+  EXPECT_EQ(back[1].content, "q \"x\"\n");
+  EXPECT_EQ(back[2].reasoning, "thought");
+  EXPECT_EQ(back[2].role, Role::kAssistant);
+  EXPECT_NE(message_of([] { parse_conversation(R"({"messages":[{"role":"boss","content":""}]})", "f"); }).find("'boss'"), std::string::npos);
+  for (const char* bad : {"", "[]", "{}", R"({"messages":{}})", R"({"messages":[1]})", R"({"messages":[{"role":"user"}]})"}) {
+    EXPECT_THROW(parse_conversation(bad, "f"), Error) << bad;
+  }
+}
+
+TEST(SplitWords, TellsModelAndPromptApart) {
+  RunOptions o;
+  o.words = {"a.gguf", "hello"};
+  EXPECT_EQ(split_words(o).model, "a.gguf");
+  EXPECT_EQ(split_words(o).prompt, "hello");
+  o.words = {"a.gguf"};
+  EXPECT_EQ(split_words(o).model, "a.gguf");
+  EXPECT_FALSE(split_words(o).prompt.has_value());
+  o.words = {"hello you"};
+  EXPECT_EQ(split_words(o).model, "");
+  EXPECT_EQ(split_words(o).prompt, "hello you");
+  o.model = "b.gguf";
+  EXPECT_EQ(split_words(o).model, "b.gguf");
+  o.words = {"hello", "you"};
+  EXPECT_THROW(split_words(o), Error);
+}
+
+}  // namespace
+}  // namespace fathom

@@ -38,13 +38,13 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::work(int worker, uint32_t loop) {
   while (true) {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    if (static_cast<uint32_t>(ticket >> 32) != loop) return;
-    const auto item = static_cast<int64_t>(ticket & 0xffffffff);
-    if (item >= items_.load(std::memory_order_relaxed)) return;
+    const auto left = static_cast<int64_t>(ticket & 0xffffffff);
+    if (static_cast<uint32_t>(ticket >> 32) != loop || left == 0) return;
     const Call call = call_.load(std::memory_order_relaxed);
     void* const body = body_.load(std::memory_order_relaxed);
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
-    // The ticket was still this loop's: call and body are too, since the next loop is published only after all items are done.
+    const int64_t item = items_.load(std::memory_order_relaxed) - left;
+    // If the ticket is unchanged, an item of this loop is open: the caller still waits for it, so what we read is this loop's.
+    if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) continue;
     if (!failed_.load(std::memory_order_relaxed)) {
       try {
         call(body, item, worker);
@@ -65,7 +65,7 @@ void ThreadPool::run_erased(int64_t items, Call call, void* body) {
   items_.store(items, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
   const uint32_t loop = current_loop() + 1;
-  ticket_.store(uint64_t{loop} << 32);
+  ticket_.store(uint64_t{loop} << 32 | static_cast<uint64_t>(items));
   // Sequentially consistent with worker_loop: either we see the sleeper, or it sees the new ticket.
   if (items > 1 && sleepers_.load() > 0) {
     { const std::lock_guard lock(mutex_); }

@@ -47,8 +47,8 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;
 
-  // Loop number (upper half) and next item (lower half) in one word: whoever advances it owns that item of that loop, so a worker that
-  // comes late can never take part in a loop it did not read the body of, and the caller need not wait for workers that sleep.
+  // Loop number (upper half) and items left (lower half) in one word: whoever counts it down owns that item of that loop. A worker that
+  // comes late finds 0 left and touches nothing, so the caller need not wait for workers that sleep.
   std::atomic<uint64_t> ticket_{0};
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> body_{nullptr};

@@ -47,6 +47,17 @@ TEST(ThreadPool, WritesOfTheItemsAreVisibleAfterEachOfManyLoops) {
   }
 }
 
+TEST(ThreadPool, ALateWorkerTakesNoItemOfALongerLoopTwice) {
+  ThreadPool pool(4);
+  std::vector<std::atomic<int>> runs(64);
+  for (int loop = 0; loop < 4000; ++loop) {
+    const int64_t items = loop % 2 == 0 ? 2 : 64;
+    for (auto& n : runs) n = 0;
+    pool.run(items, [&](int64_t item, int) { ++runs[static_cast<size_t>(item)]; });
+    for (int64_t i = 0; i < 64; ++i) ASSERT_EQ(runs[static_cast<size_t>(i)], i < items ? 1 : 0) << "loop " << loop << ", item " << i;
+  }
+}
+
 TEST(ThreadPool, WorkersWakeAgainAfterTheyFellAsleep) {
   ThreadPool pool(3);
   for (int loop = 0; loop < 3; ++loop) {

@@ -16,6 +16,12 @@
 namespace fathom {
 namespace {
 
+Precision parse_precision(const std::string& name) {
+  if (name == "native") return Precision::kNative;
+  if (name == "f32") return Precision::kF32;
+  fail("--precision: found {}, expected native or f32", quoted(name));
+}
+
 MlaForm parse_form(const std::string& name) {
   if (name == "absorbed") return MlaForm::kAbsorbed;
   if (name == "expanded") return MlaForm::kExpanded;
@@ -27,7 +33,7 @@ MlaForm parse_form(const std::string& name) {
 int run_logits(const LogitsOptions& options) {
   if (options.chunk < 1) fail("--chunk: found {}, expected 1 or more", options.chunk);
   const MlaForm form = parse_form(options.form);
-  Context ctx(thread_count(options.threads), parse_isa(options.isa).value_or(detect_isa()));
+  Context ctx(thread_count(options.threads), parse_isa(options.isa).value_or(detect_isa()), parse_precision(options.precision));
   const std::vector<int32_t> ids = read_ids(options.ids);
   if (ids.empty()) fail("{}: no token ids, expected at least one", options.ids);
   const Model model = Model::load(resolve_model(options.model));

@@ -17,6 +17,7 @@ struct LogitsOptions {
   int threads = 0;
   std::string form = "absorbed";
   std::string cache;
+  std::string precision = "native";
   std::string isa;
 };
 

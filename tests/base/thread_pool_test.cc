@@ -3,9 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
+
+#include "base/clock.h"
 
 namespace fathom {
 namespace {
@@ -25,6 +29,20 @@ TEST(ThreadPool, EveryItemRunsExactlyOnceByAWorkerOfThePool) {
       EXPECT_TRUE(worker_in_range);
     }
   }
+}
+
+TEST(ThreadPool, RunReturnsOnlyAfterTheSlowestItem) {
+  ThreadPool pool(2);
+  std::atomic<int> begun = 0;
+  std::atomic<int> done = 0;
+  pool.run(2, [&](int64_t, int worker) {
+    ++begun;
+    const double deadline = seconds_now() + 2;  // both threads hold an item, or the machine is too busy to show anything
+    while (begun < 2 && seconds_now() < deadline) std::this_thread::yield();
+    if (worker != 0) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    ++done;
+  });
+  EXPECT_EQ(done, 2);
 }
 
 TEST(ThreadPool, OneWorkerNeverRunsTwoItemsAtATime) {

@@ -27,14 +27,21 @@ std::atomic<int64_t> allocations = 0;
 }  // namespace
 }  // namespace fathom
 
-// Not inline, or the compiler sees free() meet new.
-[[gnu::noinline]] void* operator new(size_t bytes) {
+// All forms that occur, so that none meets a sanitizer's own other half; not inline, or the compiler
+// sees free() meet new.
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
   ++fathom::allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
+  return std::malloc(bytes);
+}
+[[gnu::noinline]] void* operator new(size_t bytes) {
+  if (void* memory = operator new(bytes, std::nothrow)) return memory;
   throw std::bad_alloc();
 }
+[[gnu::noinline]] void* operator new[](size_t bytes) { return operator new(bytes); }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
 
 namespace fathom {
 namespace {

@@ -19,9 +19,9 @@ struct GemmBlock {
   // The 16 partial sums of each output between two blocks of k, [m][kPanelRows][16]; then n <= kPanelRows. Unused when first && last.
   float* partial = nullptr;
   bool first = true, last = true;
-  // Memory that is needed next, [next_rows][next_bytes]: fetched while this block computes.
+  // Memory that is needed next: fetched into L2 while this block computes.
   const void* next = nullptr;
-  int64_t next_rows = 0, next_bytes = 0, next_stride = 0;
+  int64_t next_bytes = 0;
   const float* bias = nullptr;  // [n] or null
   float* y = nullptr;
   int64_t y_stride = 0;

@@ -90,7 +90,6 @@ void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int6
   b.w_stride = in_place ? w.cols : block_k + 16;  // rows of a panel fall into different sets of L1
   float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * b.w_stride);
   b.partial = scope.array<float>(w.cols > block_k ? m * kPanelRows * 16 : 0);
-  b.next_stride = row_bytes(w.dtype, w.cols);
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
     b.n = std::min(kPanelRows, n0 + n - r0);
     b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
@@ -103,9 +102,9 @@ void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int6
         for (int64_t r = 0; r < b.n; ++r) widen(p, w, r0 + r, k0, k, panel + r * b.w_stride);
         b.w = panel;
       }
-      b.next = w.row(r0 + b.n) + row_bytes(w.dtype, k0);
-      b.next_rows = std::min(kPanelRows, w.rows - r0 - b.n);
-      b.next_bytes = row_bytes(w.dtype, k);
+      const int64_t next_bytes = std::min(kPanelRows, w.rows - r0 - b.n) * row_bytes(w.dtype, w.cols);
+      b.next = w.row(r0 + b.n) + next_bytes * k0 / w.cols;
+      b.next_bytes = m > kTileRows ? next_bytes * k / w.cols : 0;
       b.k = !in_place && p.form == Form::kSplitBf16 ? ceil_div(k, 32) * 32 : k;
       b.first = k0 == 0;
       b.last = k0 + k == w.cols;

@@ -84,7 +84,23 @@ struct NativeBf16 {
 #endif
 
 // totals[j] = reduce_add(sums[j]) for the 8 accumulators of one row of a tile, pairs as there: i + 8, i + 4, i + 2, i + 1.
-#if defined(FATHOM_SIMD_IS_avx2) || defined(FATHOM_SIMD_IS_avx512)
+#if defined(FATHOM_SIMD_IS_avx512)
+inline void reduce_8(const float (*sums)[16], float* totals) {
+  __m512 a[8], b[4], c[2];
+  for (int j = 0; j < 8; ++j) a[j] = _mm512_load_ps(sums[j]);
+  for (int j = 0; j < 4; ++j) {  // quarters j, j, j + 4, j + 4
+    b[j] = _mm512_add_ps(_mm512_shuffle_f32x4(a[j], a[j + 4], 0x44), _mm512_shuffle_f32x4(a[j], a[j + 4], 0xee));
+  }
+  for (int j = 0; j < 2; ++j) {  // quarters j, j + 4, j + 2, j + 6
+    c[j] = _mm512_add_ps(_mm512_shuffle_f32x4(b[j], b[j + 2], 0x88), _mm512_shuffle_f32x4(b[j], b[j + 2], 0xdd));
+  }
+  // Two lanes each of 0, 1 | 4, 5 | 2, 3 | 6, 7, then one and its copy.
+  const __m512 d = _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x44), _mm512_shuffle_ps(c[0], c[1], 0xee));
+  const __m512 e = _mm512_add_ps(d, _mm512_permute_ps(d, 0xb1));
+  const __m512i order = _mm512_setr_epi32(0, 2, 8, 10, 4, 6, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm256_storeu_ps(totals, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, e)));
+}
+#elif defined(FATHOM_SIMD_IS_avx2)
 inline void reduce_8(const float (*sums)[16], float* totals) {
   __m256 a[8], b[4], c[2];
   for (int j = 0; j < 8; ++j) a[j] = _mm256_add_ps(_mm256_load_ps(sums[j]), _mm256_load_ps(sums[j] + 8));
@@ -110,10 +126,16 @@ inline void keep(Part& a) {
 #endif
 }
 
+// Memory that is fetched while a tile computes, spread over its steps of k: in one burst the misses would hold up the loads of x.
+struct Fetch {
+  const char* at;
+  int64_t step;  // bytes per step of k
+};
+
 // One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0, count), whole steps.
 template <class Op, int64_t MR>
-inline void accumulate(const typename Op::X* const* x, const typename Op::W* const* w, int64_t count, int64_t part,
-                       const float* from, float* to) {
+inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w, int64_t count, int64_t part,
+                       Fetch fetch, const float* from, float* to) {
   Part sum[MR][kTileCols];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
@@ -123,9 +145,11 @@ inline void accumulate(const typename Op::X* const* x, const typename Op::W* con
     }
   }
   for (int64_t k = 0; k < count; k += Op::kStep) {
+    __builtin_prefetch(fetch.at, 0, 2);  // into L2: L1 is full
+    fetch.at += fetch.step;
     typename Op::XPart xv[MR];
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < MR; ++i) xv[i] = Op::load_x(x[i] + k, part);
+    for (int64_t i = 0; i < MR; ++i) xv[i] = Op::load_x(x + i * x_stride + k, part);
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kTileCols; ++j) {
       Part wv = Op::load_w(w[j] + k, part);
@@ -143,75 +167,73 @@ inline void accumulate(const typename Op::X* const* x, const typename Op::W* con
 
 // The same for all parts and 8 columns.
 template <class Op, int64_t MR>
-inline void accumulate_all(const typename Op::X* const* x, const typename Op::W* const* w, int64_t count, const float* from,
-                           float* to) {
+inline void accumulate_all(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w, int64_t count,
+                           Fetch fetch, const float* from, float* to) {
   for (int64_t part = 0; part < 16; part += kPartLanes) {
     for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-      accumulate<Op, MR>(x, w + j, count, part, from != nullptr ? from + j * 16 : nullptr, to + j * 16);
+      accumulate<Op, MR>(x, x_stride, w + j, count, part, fetch, from != nullptr ? from + j * 16 : nullptr, to + j * 16);
     }
   }
 }
 
-// Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w; rows of w past the end repeat the last one and are not stored.
+// The last, incomplete step of k: both sides filled up with zeros (0 * 0 whatever lies behind a row).
 template <class Op, int64_t MR>
-void tile(const GemmBlock& b, int64_t m0, int64_t n0) {
+__attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
+                                               int64_t whole, int64_t k, float* sums) {
   using X = typename Op::X;
   using W = typename Op::W;
-  const X* x[MR];
-  const W* w[kPanelRows];
-  for (int64_t i = 0; i < MR; ++i) x[i] = static_cast<const X*>(b.x) + (m0 + i) * b.x_stride;
-  for (int64_t j = 0; j < kPanelRows; ++j) {
-    w[j] = static_cast<const W*>(b.w) + (n0 + j < b.n ? n0 + j : b.n - 1) * b.w_stride;
+  const auto rest = static_cast<size_t>(k - whole);
+  X x_rest[MR][Op::kStep] = {};
+  W w_rest[kPanelRows][Op::kStep] = {};
+  const W* w_rows[kPanelRows];
+  for (int64_t i = 0; i < MR; ++i) {
+    // Split form is filled up already.
+    __builtin_memcpy(x_rest[i], x + i * x_stride + whole, (sizeof(X) != sizeof(W) ? Op::kStep : rest) * sizeof(X));
   }
+  for (int64_t j = 0; j < kPanelRows; ++j) {
+    __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
+    w_rows[j] = w_rest[j];
+  }
+  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, Op::kStep, {nullptr, 0}, sums, sums);
+}
+
+// Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w.
+template <class Op, int64_t MR>
+__attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* const* w, int64_t m0, int64_t n0, Fetch fetch) {
+  const auto* const x = static_cast<const typename Op::X*>(b.x) + m0 * b.x_stride;
   alignas(64) float finished[MR][kPanelRows][16];
   float* const partial = b.partial + m0 * kPanelRows * 16;
   float* const sums = b.last ? finished[0][0] : partial;
-  const int64_t whole = b.k / Op::kStep * Op::kStep;
-  accumulate_all<Op, MR>(x, w, whole, b.first ? nullptr : partial, sums);
-  if (whole < b.k) {  // the rest of both sides, filled up with zeros: 0 * 0 whatever lies behind a row
-    const auto rest = static_cast<size_t>(b.k - whole);
-    X x_rest[MR][Op::kStep] = {};
-    W w_rest[kPanelRows][Op::kStep] = {};
-    for (int64_t i = 0; i < MR; ++i) {
-      // Split form is filled up already.
-      __builtin_memcpy(x_rest[i], x[i] + whole, (sizeof(X) != sizeof(W) ? Op::kStep : rest) * sizeof(X));
-      x[i] = x_rest[i];
-    }
-    for (int64_t j = 0; j < kPanelRows; ++j) {
-      __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
-      w[j] = w_rest[j];
-    }
-    accumulate_all<Op, MR>(x, w, Op::kStep, sums, sums);
-  }
+  const int64_t whole = b.k & -Op::kStep;
+  accumulate_all<Op, MR>(x, b.x_stride, w, whole, fetch, b.first ? nullptr : partial, sums);
+  if (whole < b.k) accumulate_rest<Op, MR>(x, b.x_stride, w, whole, b.k, sums);
   if (!b.last) return;
-  for (int64_t i = 0; i < MR; ++i) {
+  float* y = b.y + m0 * b.y_stride + n0;
+  for (int64_t i = 0; i < MR; ++i, y += b.y_stride) {
     float totals[kPanelRows];
     reduce_8(finished[i], totals);
-    float* const y = b.y + (m0 + i) * b.y_stride + n0;
     const int64_t n = b.n - n0 < kPanelRows ? b.n - n0 : kPanelRows;
     for (int64_t j = 0; j < n; ++j) y[j] = b.bias != nullptr ? totals[j] + b.bias[n0 + j] : totals[j];
   }
 }
 
-// The share of one tile in fetching what comes next.
-inline void fetch_next(const GemmBlock& b, int64_t m0) {
-  const int64_t lines = (b.next_bytes + 63) / 64;
-  const int64_t begin = lines * b.next_rows * m0 / b.m, end = lines * b.next_rows * (m0 + kTileRows) / b.m;
-  for (int64_t i = begin; i < end; ++i) {
-    __builtin_prefetch(static_cast<const char*>(b.next) + i / lines * b.next_stride + i % lines * 64, 0, 3);
-  }
-}
-
 template <class Op>
 __attribute__((noinline)) void gemm(const GemmBlock& b) {
+  const int64_t steps = b.k / Op::kStep, all_steps = b.m / kTileRows * steps;
+  const int64_t share = all_steps == 0 ? 0 : (b.next_bytes + all_steps - 1) / all_steps;
   for (int64_t n = 0; n < b.n; n += kPanelRows) {
+    const typename Op::W* w[kPanelRows];  // rows past the end repeat the last one and are not stored
+    for (int64_t j = 0; j < kPanelRows; ++j) {
+      w[j] = static_cast<const typename Op::W*>(b.w) + (n + j < b.n ? n + j : b.n - 1) * b.w_stride;
+    }
+    Fetch fetch{static_cast<const char*>(b.next), share < 64 ? share : 64};
     int64_t m = 0;
     for (; m + kTileRows <= b.m; m += kTileRows) {
-      if (b.m > kTileRows) fetch_next(b, m);
-      tile<Op, kTileRows>(b, m, n);
+      tile<Op, kTileRows>(b, w, m, n, fetch);
+      fetch.at += steps * fetch.step;
     }
-    if (b.m - m == 2) tile<Op, 2>(b, m, n);
-    if (b.m - m == 1) tile<Op, 1>(b, m, n);
+    if (b.m - m == 2) tile<Op, 2>(b, w, m, n, fetch);
+    if (b.m - m == 1) tile<Op, 1>(b, w, m, n, fetch);
   }
 }
 

@@ -1,18 +1,21 @@
-// Attention of real models: MLA absorbed decode (V2-Lite: 16 heads, V3: 128), GQA decode (Qwen2-1.5B) and MLA expanded prefill, on
-// all cores. FLOPs: 2 (d1 + d2 + value dim) for each head and visible (query, key) pair; bytes: each visible row of the cache
-// once. of_f32_roof compares with the larger of two probes, before and after the run: other tenants slow both.
+// Attention of real models: MLA absorbed decode (V2-Lite: 16 heads, V3: 128), GQA decode (Qwen2-1.5B), MLA expanded prefill and the
+// gradients of training, on all cores. FLOPs for each head and visible (query, key) pair: forward 2 (d + value dim), backward
+// 2 (3 d + 2 value dim) = S, dQ, dK and dP, dV, with d = d1 + d2; bytes: each visible row of the cache once. of_f32_roof compares with the larger of two probes, before and after the run: other tenants slow
+// both. of_f32_roof_cpu divides by the processor time of all threads instead: what other tenants took does not count.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
+#include <ctime>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
 #include "kernels/attention.h"
+#include "kernels/attention_backward.h"
 #include "kernels/roofline.h"
 
 namespace fathom {
@@ -29,8 +32,10 @@ struct Shape {
 const Shape kAbsorbed16{"absorbed decode, 16 heads", 16, 1, 576, 0, 512, true, DType::kBF16, 1};
 const Shape kAbsorbed128{"absorbed decode, 128 heads", 128, 1, 576, 0, 512, true, DType::kBF16, 1};
 const Shape kGqa{"GQA decode, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 1};
-const Shape kExpanded{"expanded prefill, 16 heads", 16, 16, 128, 64, 128, false, DType::kF32, 512};
+const Shape kExpanded{"MLA expanded, 16 heads", 16, 16, 128, 64, 128, false, DType::kF32, 512};
 const Shape kGqaPrefill{"GQA prefill, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 512};
+const Shape kTinyTraining{"MLA tiny", 4, 4, 32, 16, 32, false, DType::kF32, 512};
+const Shape kGqaTraining{"GQA, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kF32, 512};
 
 std::vector<float> random_floats(int64_t n, uint64_t stream) {
   std::vector<float> x(static_cast<size_t>(n));
@@ -53,36 +58,69 @@ struct Part {
   CachedPart view;
 };
 
+std::vector<int64_t> consecutive_blocks(int64_t keys) {
+  std::vector<int64_t> rows(static_cast<size_t>((keys + kKeyBlock - 1) / kKeyBlock));
+  for (size_t b = 0; b < rows.size(); ++b) rows[b] = static_cast<int64_t>(b) * kKeyBlock;
+  return rows;
+}
+
+template <class Body>
+void measure(benchmark::State& state, Context& ctx, int64_t flops, Body body) {
+  RoofProbe probe(ctx);
+  double roof = probe.f32_flops();
+  body();  // the arenas grow
+  const std::clock_t begin = std::clock();
+  for (auto _ : state) {
+    body();
+    benchmark::ClobberMemory();
+  }
+  const double cpu_seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC / ctx.pool().threads();
+  roof = std::max(roof, probe.f32_flops());
+  const auto count = static_cast<double>(flops);
+  state.counters["FLOPs"] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_f32_roof"] = benchmark::Counter(count / roof, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_f32_roof_cpu"] = count * static_cast<double>(state.iterations()) / cpu_seconds / roof;
+}
+
 void run(benchmark::State& state, Context& ctx, const Shape& shape, int64_t keys) {
   const Part key(shape.dtype, keys, shape.kv_heads, shape.key_dim, 1), rope(shape.dtype, keys, 1, shape.rope_dim, 2);
   const Part value(shape.dtype, shape.absorbed ? 0 : keys, shape.kv_heads, shape.value_dim, 3);
-  AttentionKeys cache{key.view, rope.view, shape.absorbed ? key.view : value.view, {}};
+  const std::vector<int64_t> block_rows = consecutive_blocks(keys);
+  AttentionKeys cache{key.view, rope.view, shape.absorbed ? key.view : value.view, block_rows};
   cache.value.dim = shape.value_dim;
-  std::vector<int64_t> block_rows(static_cast<size_t>((keys + kKeyBlock - 1) / kKeyBlock));
-  for (size_t b = 0; b < block_rows.size(); ++b) block_rows[b] = static_cast<int64_t>(b) * kKeyBlock;
-  cache.block_rows = block_rows;
   const int64_t d = shape.key_dim + shape.rope_dim, q_cols = shape.heads * d, out_cols = shape.heads * shape.value_dim;
   const std::vector<float> q = random_floats(shape.tokens * q_cols, 4);
   std::vector<float> out(static_cast<size_t>(shape.tokens * out_cols));
   const float scale = 1 / std::sqrt(static_cast<float>(d));
 
-  RoofProbe probe(ctx);
-  double roof = probe.f32_flops();
-  for (auto _ : state) {
+  const int64_t first = keys - shape.tokens + 1, pairs = (first + keys) * shape.tokens / 2;
+  measure(state, ctx, pairs * shape.heads * 2 * (d + shape.value_dim), [&] {
     attention(ctx, {q.data(), shape.tokens, q_cols, q_cols}, keys - shape.tokens, shape.heads, shape.kv_heads, scale, cache,
               {out.data(), shape.tokens, out_cols, out_cols});
-    benchmark::ClobberMemory();
-  }
-  roof = std::max(roof, probe.f32_flops());
-
-  const int64_t first = keys - shape.tokens + 1, pairs = (first + keys) * shape.tokens / 2;
-  const auto flops = static_cast<double>(pairs * shape.heads * 2 * (d + shape.value_dim));
+  });
   const int64_t cached_dims = shape.kv_heads * (shape.key_dim + (shape.absorbed ? 0 : shape.value_dim)) + shape.rope_dim;
-  const auto bytes = static_cast<double>(row_bytes(shape.dtype, keys * cached_dims));
-  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
-  state.counters["FLOPs"] = benchmark::Counter(flops, rate);
-  state.counters["bytes"] = benchmark::Counter(bytes, rate);
-  state.counters["of_f32_roof"] = benchmark::Counter(flops / roof, rate);
+  state.counters["bytes"] = benchmark::Counter(static_cast<double>(row_bytes(shape.dtype, keys * cached_dims)),
+                                               benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void run_backward(benchmark::State& state, Context& ctx, const Shape& shape, int64_t tokens) {
+  const Part key(shape.dtype, tokens, shape.kv_heads, shape.key_dim, 1), rope(shape.dtype, tokens, 1, shape.rope_dim, 2);
+  const Part value(shape.dtype, tokens, shape.kv_heads, shape.value_dim, 3);
+  const std::vector<int64_t> block_rows = consecutive_blocks(tokens);
+  const AttentionKeys keys{key.view, rope.view, value.view, block_rows};
+  const int64_t d = shape.key_dim + shape.rope_dim, q_cols = shape.heads * d, out_cols = shape.heads * shape.value_dim;
+  const std::vector<float> q = random_floats(tokens * q_cols, 4), dout = random_floats(tokens * out_cols, 5);
+  std::vector<float> dq(q.size()), dkey(key.memory.size()), drope(rope.memory.size()), dvalue(value.memory.size());
+  const AttentionGradients gradients{{dkey.data(), key.view.row_stride, shape.key_dim},
+                                     {drope.data(), shape.rope_dim, 0},
+                                     {dvalue.data(), value.view.row_stride, shape.value_dim}};
+
+  const int64_t pairs = (1 + tokens) * tokens / 2;
+  measure(state, ctx, pairs * shape.heads * 2 * (3 * d + 2 * shape.value_dim), [&] {
+    attention_backward(ctx, {q.data(), tokens, q_cols, q_cols}, shape.heads, shape.kv_heads,
+                       1 / std::sqrt(static_cast<float>(d)), keys, {dout.data(), tokens, out_cols, out_cols},
+                       {dq.data(), tokens, q_cols, q_cols}, gradients);
+  });
 }
 
 }  // namespace
@@ -106,5 +144,11 @@ int main(int argc, char** argv) {
   add(kExpanded, 512);
   add(kExpanded, 4096);
   add(kGqaPrefill, 512);
+  for (const auto& [shape, tokens] : std::initializer_list<std::pair<Shape, int64_t>>{
+           {kExpanded, 512}, {kExpanded, 2048}, {kGqaTraining, 512}, {kTinyTraining, 64}, {kTinyTraining, 512}}) {
+    benchmark::RegisterBenchmark(fmt::format("backward, {}/{} tokens", shape.name, tokens).c_str(),
+                                 [&ctx, shape, tokens](benchmark::State& s) { run_backward(s, ctx, shape, tokens); })
+        ->UseRealTime();
+  }
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -26,8 +26,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // converted once for them; then several tokens.
 struct Tiling {
   int64_t tokens, group, kv_heads;
-  int64_t heads_per_tile = std::min(group, kTileRows);
-  int64_t tokens_per_tile = std::min(tokens, kTileRows / heads_per_tile);
+  int64_t heads_per_tile = std::min(group, kTileQueries);
+  int64_t tokens_per_tile = std::min(tokens, kTileQueries / heads_per_tile);
   int64_t head_tiles = ceil_div(group, heads_per_tile);
   int64_t tiles = ceil_div(tokens, tokens_per_tile) * kv_heads * head_tiles;
   int64_t lanes = ceil_div(heads_per_tile * tokens_per_tile, 16) * 16;
@@ -49,12 +49,6 @@ struct Slot {
   float *out, *max, *sum;
 };
 
-AttentionPart part_of(const CachedPart& part, int64_t kv_head) {
-  FATHOM_CHECK(part.dtype == DType::kF32 || part.dtype == DType::kBF16, dtype_name(part.dtype));
-  const int64_t offset = row_bytes(part.dtype, kv_head * part.head_stride);
-  return {part.data + offset, part.dtype == DType::kBF16, part.row_stride, part.dim};
-}
-
 // [lanes / 16, d, 16] from q's rows of the tile; lanes without a row are 0.
 void transpose_queries(ConstRows q, const Tiling::Tile& tile, int64_t d, int64_t lanes, float* out) {
   std::fill_n(out + tile.rows() / 16 * 16 * d, (lanes - tile.rows() / 16 * 16) * d, 0.0f);
@@ -66,6 +60,12 @@ void transpose_queries(ConstRows q, const Tiling::Tile& tile, int64_t d, int64_t
 }
 
 }  // namespace
+
+AttentionPart attention_part(const CachedPart& part, int64_t kv_head) {
+  FATHOM_CHECK(part.dtype == DType::kF32 || part.dtype == DType::kBF16, dtype_name(part.dtype));
+  const int64_t offset = row_bytes(part.dtype, kv_head * part.head_stride);
+  return {part.data + offset, part.dtype == DType::kBF16, part.row_stride, part.dim};
+}
 
 void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attention_heads, int64_t num_key_value_heads,
                float scale, const AttentionKeys& keys, Rows out) {
@@ -109,7 +109,8 @@ void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attentio
       if (visible + tile.tokens - 1 <= 0) return;
       ArenaScope local(ctx.worker_scratch(worker));
       const Slot result = slot(s, i);
-      compute({part_of(keys.key, tile.kv_head), part_of(keys.key_rope, tile.kv_head), part_of(keys.value, tile.kv_head),
+      compute({attention_part(keys.key, tile.kv_head), attention_part(keys.key_rope, tile.kv_head),
+               attention_part(keys.value, tile.kv_head),
                keys.block_rows.data() + segment * (kKeySegment / kKeyBlock), tile.rows(), tile.heads, visible, lanes,
                queries + i * d * lanes, scale, local.array<float>(kTileBlock * kTileBlock),
                local.array<float>(kKeySegment * lanes), out_stride, result.out, result.max, result.sum});

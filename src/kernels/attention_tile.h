@@ -1,4 +1,4 @@
-// Between attention.cc and attention.simd.cc. A tile is up to kTileRows query rows, (token, head) pairs that read the same kv head; a
+// Between attention.cc and attention.simd.cc. A tile is up to kTileQueries query rows, (token, head) pairs that read the same kv head; a
 // segment is kTileSegment keys. One call computes one tile over one segment.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace fathom {
 
-inline constexpr int64_t kTileRows = 128;
+inline constexpr int64_t kTileQueries = 128;
 inline constexpr int64_t kTileBlock = 64;     // keys, also the dims converted at a time: 16 KiB of f32 that stay in L1
 inline constexpr int64_t kTileSegment = 256;  // keys
 
@@ -16,6 +16,9 @@ struct AttentionPart {
   int64_t row_stride;
   int64_t dim;
 };
+
+struct CachedPart;  // attention.h
+AttentionPart attention_part(const CachedPart& part, int64_t kv_head);
 
 struct AttentionTile {
   AttentionPart key, key_rope, value;

@@ -1,0 +1,128 @@
+// What attention.simd.cc and attention_backward.simd.cc share: the micro-kernel of all their matrix products, C[m, n] += A[m, k] · B[k, n]
+// with A broadcast and B, C in vectors, and the loading of cached rows. Every element is one chain of FMAs in increasing k.
+#pragma once
+
+#include "kernels/attention_tile.h"
+#include "kernels/simd-inl.h"
+
+namespace fathom::FATHOM_SIMD_TARGET {
+namespace {
+
+constexpr int64_t kBlock = kTileBlock, kChunk = kTileBlock;  // keys, dims
+constexpr float kInf = __builtin_inff();
+
+// The micro-kernel holds M x N vectors of C: enough to hide the FMA's latency, few enough to stay in registers.
+#if defined(FATHOM_SIMD_IS_avx512)
+constexpr int kAccumulators = 16, kVectors = 4;
+#elif defined(FATHOM_SIMD_IS_avx2)
+constexpr int kAccumulators = 6, kVectors = 1;
+#else
+constexpr int kAccumulators = 2, kVectors = 1;
+#endif
+
+// C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further than vector v - 1.
+struct Product {
+  const float* a;
+  int64_t a_row, a_step;  // A[m, k] = a[m * a_row + k * a_step]
+  const float* b;
+  int64_t b_step, b_column;
+  float* c;
+  int64_t c_row, c_column;
+  int64_t k;
+  bool accumulate;
+};
+
+template <int M, int N>
+void multiply_tile(const Product& p, int64_t row, int64_t column) {
+  const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step, b_column = p.b_column;
+  const int64_t c_row = p.c_row, c_column = p.c_column;
+  const float* a = p.a + row * a_row;
+  const float* b = p.b + column * b_column;
+  float* out = p.c + row * c_row + column * c_column;
+  const bool accumulate = p.accumulate;
+  F32x16 c[M][N];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) c[m][n] = accumulate ? load(out + m * c_row + n * c_column) : zero();
+  }
+  for (int64_t k = p.k; k > 0; --k, a += a_step, b += b_step) {
+    F32x16 b_row[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) b_row[n] = load(b + n * b_column);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const F32x16 x = set(a[m * a_row]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) c[m][n] = fma(x, b_row[n], c[m][n]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) store(c[m][n], out + m * c_row + n * c_column);
+  }
+}
+
+// Rows from `row` on, M at a time, then the remainder.
+template <int M, int N>
+void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) {
+  for (; rows >= M; rows -= M, row += M) multiply_tile<M, N>(p, row, column);
+  if constexpr (M > 1) {
+    if (rows > 0) multiply_rows<M / 2, N>(p, row, rows, column);
+  }
+}
+
+template <int N = kVectors>
+void multiply(const Product& p, int64_t rows, int64_t vectors, int64_t column = 0) {
+  for (; vectors >= N; vectors -= N, column += N) multiply_rows<kAccumulators / N, N>(p, 0, rows, column);
+  if constexpr (N > 1) {
+    if (vectors > 0) multiply<N / 2>(p, rows, vectors, column);
+  }
+}
+
+inline F32x16 widen(const float* x) { return load(x); }
+inline F32x16 widen(const uint16_t* x) { return load_bf16(x); }
+inline F32x16 widen_n(const float* x, int64_t n) { return load_n(x, n); }
+inline F32x16 widen_n(const uint16_t* x, int64_t n) {
+  uint16_t lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = x[i];
+  return load_bf16(lanes);
+}
+
+// V whole vectors and `rest` elements of each row.
+template <int V, class T>
+void load_rows(const T* x, int64_t stride, int64_t count, int64_t rest, float* out) {
+  for (int64_t j = 0; j < count; ++j, x += stride, out += kChunk) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(widen(x + v * kLanes), out + v * kLanes);
+    if (rest > 0) store(widen_n(x + V * kLanes, rest), out + V * kLanes);
+  }
+}
+
+template <class T>
+void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float* out) {
+  static_assert(kChunk == 4 * kLanes);
+  switch (dims / kLanes) {
+    case 4: return load_rows<4>(x, stride, count, 0, out);
+    case 3: return load_rows<3>(x, stride, count, dims % kLanes, out);
+    case 2: return load_rows<2>(x, stride, count, dims % kLanes, out);
+    case 1: return load_rows<1>(x, stride, count, dims % kLanes, out);
+    default: return load_rows<0>(x, stride, count, dims, out);
+  }
+}
+
+// out[j] (kChunk floats apart) = dims [begin, begin + dims) of row + j as f32, followed by zeros up to a whole vector.
+void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t begin, int64_t dims, float* out) {
+  const int64_t at = row * part.row_stride + begin;
+  if (part.is_bf16) {
+    load_rows_of(static_cast<const uint16_t*>(part.data) + at, part.row_stride, count, dims, out);
+  } else {
+    load_rows_of(static_cast<const float*>(part.data) + at, part.row_stride, count, dims, out);
+  }
+}
+
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+}  // namespace
+}  // namespace fathom::FATHOM_SIMD_TARGET

@@ -14,6 +14,18 @@ void swiglu_row(const float* gate, const float* up, int64_t n, float* out) {
   store_n(silu_times(load_n(gate + i, n - i), load_n(up + i, n - i)), out + i, n - i);
 }
 
+void swiglu_backward_row(const float* gate, const float* up, const float* dy, int64_t n, float* dgate, float* dup) {
+  const F32x16 one = set(1.0f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t count = n - i < kLanes ? n - i : kLanes;
+    const F32x16 g = load_n(gate + i, count), u = load_n(up + i, count), d = load_n(dy + i, count);
+    // 1 - s by an exponential of its own: the difference would lose the digits that g multiplies.
+    const F32x16 s = one / (one + exp(zero() - g)), rest = one / (one + exp(g));
+    store_n(d * u * (s * fma(g, rest, one)), dgate + i, count);
+    store_n(g * s * d, dup + i, count);
+  }
+}
+
 void add_row(const float* x, int64_t n, float* inout) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(load(inout + i) + load(x + i), inout + i);

@@ -20,4 +20,13 @@ void gather_by_expert(Context& ctx, ConstRows x, std::span<const int64_t> positi
 void scatter_add_weighted(Context& ctx, ConstRows y, std::span<const int64_t> position, std::span<const float> weights,
                           Rows inout);
 
+// Backward of gather_by_expert: dx[t] = sum over j, in order of j and from 0, of dout[position[t * k + j]]. Error: k u sum|dout|.
+void gather_by_expert_backward(Context& ctx, ConstRows dout, std::span<const int64_t> position, Rows dx);
+
+// Backward of scatter_add_weighted, dout [T, n] (inout's own gradient is dout itself):
+//   dy[position[t * k + j]] = weights[t * k + j] * dout[t],   dweights[t * k + j] = dout[t] · y[position[t * k + j]]
+// dy may be y. The dot product is 16 partial sums, then the tree of reduce_add: error (n / 16 + 5) u sum|dout y|.
+void scatter_add_weighted_backward(Context& ctx, ConstRows dout, ConstRows y, std::span<const int64_t> position,
+                                   std::span<const float> weights, Rows dy, std::span<float> dweights);
+
 }  // namespace fathom

@@ -15,6 +15,7 @@ FATHOM_SIMD_DECLARE(DequantizeRow dequantize_f16, dequantize_bf16, dequantize_f8
                     dequantize_q3_k, dequantize_q4_k, dequantize_q5_k, dequantize_q6_k, dequantize_iq4_nl,
                     dequantize_iq4_xs, dequantize_mxfp4;
                     void multiply(float* inout, int64_t n, float factor))
+FATHOM_SIMD_DECLARE(void add_row(const float* x, int64_t n, float* inout))
 
 namespace {
 constexpr int64_t kScaleBlock = 128;  // F8_E4M3: one scale per 128 x 128 weights
@@ -65,6 +66,18 @@ void embedding(Context& ctx, const WeightView& table, const int32_t* ids, Rows o
   ctx.pool().run(out.rows, [&](int64_t t, int) {
     FATHOM_CHECK(ids[t] >= 0 && ids[t] < table.rows, t, ids[t], table.rows);
     dequantize_weight(ctx.isa(), table, ids[t], 0, table.cols, out.row(t));
+  });
+}
+
+void embedding_backward(Context& ctx, const int32_t* ids, ConstRows dy, Rows dtable) {
+  FATHOM_CHECK(dy.cols == dtable.cols, dy.cols, dtable.cols);
+  for (int64_t t = 0; t < dy.rows; ++t) FATHOM_CHECK(ids[t] >= 0 && ids[t] < dtable.rows, t, ids[t], dtable.rows);
+  constexpr int64_t kColumns = 128;
+  ctx.pool().run((dy.cols + kColumns - 1) / kColumns, [&](int64_t item, int) {
+    const int64_t begin = item * kColumns, count = std::min(kColumns, dy.cols - begin);
+    for (int64_t t = 0; t < dy.rows; ++t) {
+      FATHOM_SIMD_CALL(ctx.isa(), add_row)(dy.row(t) + begin, count, dtable.row(ids[t]) + begin);
+    }
   });
 }
 

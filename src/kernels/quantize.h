@@ -19,4 +19,8 @@ void dequantize_weight(Isa isa, const WeightView& w, int64_t r, int64_t begin, i
 // Embedding lookup: out[t] = row ids[t] of table [vocab_size, hidden_size], as f32. REQUIRES: 0 <= ids[t] < table.rows.
 void embedding(Context& ctx, const WeightView& table, const int32_t* ids, Rows out);
 
+// dtable[ids[t]] += dy[t], in order of t: a token that occurs c times costs c rounded additions. REQUIRES: as embedding(); dtable does not
+// overlap dy. One order of sums whatever the threads (work is cut by columns).
+void embedding_backward(Context& ctx, const int32_t* ids, ConstRows dy, Rows dtable);
+
 }  // namespace fathom

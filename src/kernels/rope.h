@@ -23,4 +23,8 @@ void rope_angles(Context& ctx, std::span<const int32_t> positions, std::span<con
 void rope(Context& ctx, ConstRows cos_sin, RopeLayout layout, int64_t heads, int64_t head_stride, int64_t offset,
           Rows x);
 
+// Backward of rope, in place on dx: the transpose, which rotates by the negative angles (and multiplies by the same magnitude).
+void rope_backward(Context& ctx, ConstRows cos_sin, RopeLayout layout, int64_t heads, int64_t head_stride, int64_t offset,
+                   Rows dx);
+
 }  // namespace fathom

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <span>
 
 #include "base/check.h"
@@ -15,9 +16,11 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
+constexpr int64_t kCost = 16;  // an exponential and k comparisons, in units of an ordinary element
+
 // One token's working memory: scores s, what the choice is made on, and the choice itself; the same for groups.
 struct RowScratch {
-  std::span<double> s, choice, group;
+  std::span<double> s, choice, group, gradient;
   std::span<uint8_t> chosen, kept;
 };
 
@@ -66,6 +69,18 @@ void mask_groups(const RouterRule& rule, RowScratch& row) {
   }
 }
 
+// What divides and multiplies the chosen scores: weights = w * scale / (normalise ? sum w + 1e-20 : 1).
+struct WeightRule {
+  bool normalise;
+  double scale;
+};
+
+WeightRule weight_rule(const RouterRule& rule) {
+  const bool sigmoid = rule.scoring_func == ScoringFunc::kSigmoid;
+  const bool normalise = rule.norm_topk_prob && (sigmoid || rule.num_experts_per_tok > 1);
+  return {normalise, normalise && !sigmoid ? 1.0 : rule.routed_scaling_factor};
+}
+
 void route_row(const RouterRule& rule, const float* logits, const float* bias, RowScratch& row, int32_t* experts,
                float* weights) {
   score(rule.scoring_func, logits, row.s);
@@ -83,9 +98,8 @@ void route_row(const RouterRule& rule, const float* logits, const float* bias, R
   const std::span<const double> w = bias != nullptr ? row.s : row.choice;
   double sum = 1e-20;
   for (size_t e = 0; e < w.size(); ++e) sum += row.chosen[e] ? w[e] : 0.0;
-  const bool sigmoid = rule.scoring_func == ScoringFunc::kSigmoid;
-  const bool normalise = rule.norm_topk_prob && (sigmoid || rule.num_experts_per_tok > 1);
-  const double factor = (normalise && !sigmoid ? 1.0 : rule.routed_scaling_factor) / (normalise ? sum : 1.0);
+  const auto [normalise, scale] = weight_rule(rule);
+  const double factor = scale / (normalise ? sum : 1.0);
   for (size_t e = 0; e < w.size(); ++e) {
     if (!row.chosen[e]) continue;
     *experts++ = static_cast<int32_t>(e);
@@ -93,24 +107,126 @@ void route_row(const RouterRule& rule, const float* logits, const float* bias, R
   }
 }
 
-}  // namespace
+// g = d loss / d s becomes d loss / d logits.
+void through_scores(ScoringFunc scoring_func, const float* logits, std::span<const double> s, std::span<double> g) {
+  if (scoring_func == ScoringFunc::kSigmoid) {
+    for (size_t e = 0; e < s.size(); ++e) {
+      if (g[e] != 0) g[e] *= s[e] / (1.0 + std::exp(static_cast<double>(logits[e])));  // 1 - s without cancellation
+    }
+    return;
+  }
+  double mean = 0;
+  for (size_t e = 0; e < s.size(); ++e) mean += g[e] * s[e];
+  for (size_t e = 0; e < s.size(); ++e) g[e] = s[e] * (g[e] - mean);
+}
 
-void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias,
-           int32_t* experts, float* weights) {
+void route_backward_row(const RouterRule& rule, const float* logits, const int32_t* experts, const float* dweights,
+                        RowScratch& row, float* dlogits) {
+  score(rule.scoring_func, logits, row.s);
+  std::copy(row.s.begin(), row.s.end(), row.choice.begin());
+  if (rule.topk_method == TopkMethod::kGroupLimitedGreedy) mask_groups(rule, row);
+  const std::span<const double> w = row.choice;
+  const auto [normalise, scale] = weight_rule(rule);
+  double sum = 1e-20, mean = 0;
+  for (int j = 0; j < rule.num_experts_per_tok; ++j) sum += w[static_cast<size_t>(experts[j])];
+  for (int j = 0; j < rule.num_experts_per_tok; ++j) mean += dweights[j] * w[static_cast<size_t>(experts[j])] / sum;
+  const std::span<double> g = row.gradient;
+  std::fill(g.begin(), g.end(), 0.0);
+  for (int j = 0; j < rule.num_experts_per_tok; ++j) {
+    const auto e = static_cast<size_t>(experts[j]);
+    if (w[e] == 0 && row.s[e] != 0) continue;  // its group was left out: the weight is the constant 0
+    g[e] = normalise ? scale / sum * (dweights[j] - mean) : scale * dweights[j];
+  }
+  through_scores(rule.scoring_func, logits, row.s, g);
+  for (size_t e = 0; e < g.size(); ++e) dlogits[e] = static_cast<float>(g[e]);
+}
+
+// One token's sum_i f_i P_i; adds its gradient times `scale`.
+double balance_row(ScoringFunc scoring_func, const float* logits, std::span<const double> f, double scale, std::span<double> s,
+                   std::span<double> g, float* dlogits) {
+  score(scoring_func, logits, s);
+  double sum = 1, loss = 0;
+  if (scoring_func == ScoringFunc::kSigmoid) sum = std::accumulate(s.begin(), s.end(), 0.0);
+  for (size_t e = 0; e < s.size(); ++e) loss += f[e] * s[e] / sum;
+  // d (s_e / sum) / d s_i = (1[e = i] - s_e / sum) / sum; a softmax needs no division.
+  for (size_t e = 0; e < s.size(); ++e) g[e] = scale * (scoring_func == ScoringFunc::kSigmoid ? (f[e] - loss) / sum : f[e]);
+  through_scores(scoring_func, logits, s, g);
+  for (size_t e = 0; e < s.size(); ++e) dlogits[e] = static_cast<float>(dlogits[e] + g[e]);
+  return loss;
+}
+
+void check_rule(const RouterRule& rule, ConstRows logits) {
   const int k = rule.num_experts_per_tok, n_experts = rule.n_routed_experts, n_group = rule.n_group;
   FATHOM_CHECK(logits.cols == n_experts && k >= 0 && k <= n_experts, logits.cols, n_experts, k);
   FATHOM_CHECK(n_group >= 1 && n_experts % n_group == 0, n_experts, n_group);
   FATHOM_CHECK(rule.topk_group >= 1 && rule.topk_group <= n_group, rule.topk_group, n_group);
-  FATHOM_CHECK((e_score_correction_bias != nullptr) == (rule.topk_method == TopkMethod::kNoauxTc));
-  if (n_experts == 0) return;
-  constexpr int64_t kCost = 16;  // an exponential and k comparisons, in units of an ordinary element
-  for_rows(ctx, logits.rows, logits.cols * kCost, [&](int64_t t, int worker) {
+}
+
+// body(t, row) for every row of logits, row with working memory of its own.
+template <class Body>
+void for_router_rows(Context& ctx, const RouterRule& rule, int64_t rows, Body body) {
+  const int64_t n_experts = rule.n_routed_experts;
+  for_rows(ctx, rows, n_experts * kCost, [&](int64_t t, int worker) {
     ArenaScope scope(ctx.worker_scratch(worker));
-    const auto array = [&]<class T>(T, int n) { return std::span(scope.array<T>(n), static_cast<size_t>(n)); };
-    RowScratch row{array(0.0, n_experts), array(0.0, n_experts), array(0.0, n_group),
-                   array(uint8_t{0}, n_experts), array(uint8_t{0}, n_group)};
+    const auto array = [&]<class T>(T, int64_t n) { return std::span(scope.array<T>(n), static_cast<size_t>(n)); };
+    RowScratch row{array(0.0, n_experts), array(0.0, n_experts), array(0.0, rule.n_group), array(0.0, n_experts),
+                   array(uint8_t{0}, n_experts), array(uint8_t{0}, rule.n_group)};
+    body(t, row);
+  });
+}
+
+}  // namespace
+
+void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias,
+           int32_t* experts, float* weights) {
+  check_rule(rule, logits);
+  FATHOM_CHECK((e_score_correction_bias != nullptr) == (rule.topk_method == TopkMethod::kNoauxTc));
+  const int k = rule.num_experts_per_tok;
+  if (rule.n_routed_experts == 0) return;
+  for_router_rows(ctx, rule, logits.rows, [&](int64_t t, RowScratch& row) {
     route_row(rule, logits.row(t), e_score_correction_bias, row, experts + t * k, weights + t * k);
   });
+}
+
+void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts, const float* dweights,
+                    Rows dlogits) {
+  check_rule(rule, logits);
+  FATHOM_CHECK(dlogits.rows == logits.rows && dlogits.cols == logits.cols, dlogits.rows, logits.rows, dlogits.cols);
+  const int k = rule.num_experts_per_tok;
+  if (rule.n_routed_experts == 0) return;
+  for_router_rows(ctx, rule, logits.rows, [&](int64_t t, RowScratch& row) {
+    route_backward_row(rule, logits.row(t), experts + t * k, dweights + t * k, row, dlogits.row(t));
+  });
+}
+
+double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
+                             std::span<const int64_t> document_lengths, double alpha, Rows dlogits) {
+  check_rule(rule, logits);
+  FATHOM_CHECK(dlogits.rows == logits.rows && dlogits.cols == logits.cols, dlogits.rows, logits.rows, dlogits.cols);
+  const int64_t k = rule.num_experts_per_tok, n_experts = rule.n_routed_experts;
+  if (k == 0) return 0;
+  ArenaScope scope(ctx.scratch());
+  const std::span f(scope.array<double>(n_experts), static_cast<size_t>(n_experts));
+  double* const losses = scope.array<double>(logits.rows);
+  const double share = alpha / static_cast<double>(document_lengths.size());
+  double total = 0;
+  int64_t begin = 0;
+  for (const int64_t length : document_lengths) {
+    FATHOM_CHECK(length >= 1 && length <= logits.rows - begin, length, begin, logits.rows);
+    std::fill(f.begin(), f.end(), 0.0);
+    for (int64_t i = begin * k; i < (begin + length) * k; ++i) {
+      f[static_cast<size_t>(experts[i])] += static_cast<double>(n_experts) / static_cast<double>(k * length);
+    }
+    const double scale = share / static_cast<double>(length);
+    for_router_rows(ctx, rule, length, [&](int64_t i, RowScratch& row) {
+      const int64_t t = begin + i;
+      losses[t] = balance_row(rule.scoring_func, logits.row(t), f, scale, row.s, row.gradient, dlogits.row(t));
+    });
+    for (int64_t t = begin; t < begin + length; ++t) total += scale * losses[t];
+    begin += length;
+  }
+  FATHOM_CHECK(begin == logits.rows, begin, logits.rows);
+  return total;
 }
 
 }  // namespace fathom

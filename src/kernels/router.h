@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "tensor/context.h"
 #include "tensor/view.h"
@@ -37,5 +38,19 @@ struct RouterRule {
 // REQUIRES: n_group divides n_routed_experts, topk_group <= n_group, num_experts_per_tok <= n_routed_experts.
 void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias,
            int32_t* experts, float* weights);
+
+// Backward of route through the weights (the choice has no gradient): dlogits [T, n_routed_experts] is assigned; with g = d weights / d s,
+//   sigmoid: dlogits[e] = g[e] s[e] (1 - s[e]);   softmax: dlogits[e] = s[e] (g[e] - sum_i g[i] s[i]).
+// experts [T, k] as route() gave them, dweights [T, k]. Everything in double, each element rounded once.
+void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts, const float* dweights,
+                    Rows dlogits);
+
+// The balance loss of each document, averaged over the documents (V2 §2.1.3 equation for L_exp; V3 §2.1.2, L_Bal; models.md §10.1-10.2):
+//   alpha / D sum_d sum_i f[d, i] P[d, i],   f[d, i] = n_routed_experts / (k T_d) * (tokens of d that chose i), no gradient,
+//   P[d, i] = mean over d's tokens of s[i] (softmax) or s[i] / sum_j s[j] (sigmoid), without the correction bias.
+// Returns its value and adds its gradient to dlogits. document_lengths: T_d >= 1, their sum is the rows of logits. In double, each gradient
+// rounded once and added. Uses ctx.scratch() and worker scratch.
+double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
+                             std::span<const int64_t> document_lengths, double alpha, Rows dlogits);
 
 }  // namespace fathom

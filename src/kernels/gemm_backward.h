@@ -1,0 +1,37 @@
+// Backward of the linear layers of gemm.h, y = x · Wᵀ + bias:
+//
+//   dx = dy · W        assigned            dy [M, N], W [N, K], dx [M, K]
+//   dW += dyᵀ · x      accumulated         x [M, K], dW [N, K]
+//   db += sum_m dy[m]  accumulated         db [N]
+//
+// Everything but W is f32. One order of sums whatever the threads; one row of dx depends on nothing but its row of dy and W.
+// REQUIRES: shapes as above; outputs overlap no input. Empty M, N or K is fine (dx = 0, dW and db unchanged). Uses ctx.scratch() and worker
+// scratch; call from one thread.
+#pragma once
+
+#include <span>
+
+#include "tensor/context.h"
+#include "tensor/view.h"
+
+namespace fathom {
+
+// Linear layers over Wᵀ, which is formed in scratch once a call (one part in M of the arithmetic): the order of sums and the error bound
+// are those of linear() with K := N. BF16 weights stay BF16, so dy is rounded to bf16 as x is, and exact under Precision::kF32; all
+// other types are widened to f32.
+void linear_backward_input(Context& ctx, ConstRows dy, const WeightView& w, Rows dx);
+// Rows [offsets[e], offsets[e+1]) belong to experts[e], as in grouped_linear(). An expert without rows is not read.
+void grouped_linear_backward_input(Context& ctx, ConstRows dy, std::span<const int64_t> offsets,
+                                   std::span<const WeightView> experts, Rows dx);
+
+// Both operands in f32, also where W is BF16. Tokens are cut into blocks of 256, each summed in order by one chain of FMAs and then added to
+// dW. Error bound: (256 + M/256 + 1) u (|dW before| + sum|dy x|), u = 2^-24.
+void linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, Rows dw);
+// One dw per expert, all of one shape; an expert without rows adds nothing and its dw is not touched.
+void grouped_linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, std::span<const int64_t> offsets,
+                                    std::span<const Rows> dw);
+
+// Summed in double in order of m, rounded once: error u |result|.
+void bias_backward(Context& ctx, ConstRows dy, float* db);
+
+}  // namespace fathom

@@ -25,7 +25,7 @@ void grouped_linear_backward_input(Context& ctx, ConstRows dy, std::span<const i
                                    std::span<const WeightView> experts, Rows dx);
 
 // Both operands in f32, also where W is BF16. Tokens are cut into blocks of 256, each summed in order by one chain of FMAs and then added to
-// dW. Error bound: (256 + M/256 + 1) u (|dW before| + sum|dy x|), u = 2^-24.
+// dW. Error bound: (min(M, 256) + M/256 + 1) u (|dW before| + sum|dy x|), u = 2^-24.
 void linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, Rows dw);
 // One dw per expert, all of one shape; an expert without rows adds nothing and its dw is not touched.
 void grouped_linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, std::span<const int64_t> offsets,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tests/reference/expect_close.h"
+#include "tests/reference/ops_backward_ref.h"
 #include "tests/reference/ops_ref.h"
 #include "tests/reference/test_rows.h"
 
@@ -15,6 +16,8 @@ namespace fathom {
 namespace {
 
 using reference::expect_close;
+using reference::dense;
+using reference::Doubles;
 using reference::expect_same_bits;
 using reference::instruction_sets;
 using reference::PaddedRows;
@@ -118,6 +121,46 @@ TEST(Bf16, ConversionsTouchNothingBesideTheirRange) {
       from_bf16(isa, narrow.data() + 1, n, wide.view.data);
       for (int64_t i = 0; i < n; ++i) EXPECT_EQ(wide.view.data[i], bf16_to_f32(f32_to_bf16(x.view.data[i])));
       EXPECT_TRUE(wide.intact());
+    }
+  }
+}
+
+void expect_swiglu_backward(Context& ctx, int64_t rows, int64_t n, float scale) {
+  const PaddedRows gate(rows, n, 1, scale), up(rows, n, 2), dy(rows, n, 3), dgate(rows, n), dup(rows, n);
+  const Doubles g = dense(gate.view), u = dense(up.view), d = dense(dy.view);
+  const auto expected = reference::swiglu_gradient(g, u, d);
+  Doubles gate_bounds, up_bounds;
+  for (size_t i = 0; i < g.size(); ++i) {
+    const double s = 1 / (1 + std::exp(-g[i])), rest = 1 / (1 + std::exp(g[i]));
+    gate_bounds.push_back(std::abs(d[i] * u[i]) * (20 * reference::kUnit * s * (1 + std::abs(g[i]) * rest) + 0x1p-118));
+    up_bounds.push_back(8 * reference::kUnit * std::abs(expected.dup[i]) + 0x1p-118 * std::abs(d[i]));
+  }
+  swiglu_backward(ctx, gate.view, up.view, dy.view, dgate.view, dup.view);
+  expect_close(dgate.view, expected.dgate, gate_bounds);
+  expect_close(dup.view, expected.dup, up_bounds);
+  EXPECT_TRUE(dgate.intact() && dup.intact());
+}
+
+TEST(SwigluBackward, MatchesTheTwinAtEveryLengthAndSize) {
+  for (const Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (int64_t n = 0; n <= 70; ++n) expect_swiglu_backward(ctx, 2, n, 5);
+    for (const float scale : {1e-30f, 1e-3f, 20.0f, 100.0f, 1e30f}) expect_swiglu_backward(ctx, 3, 300, scale);
+  }
+}
+
+TEST(SwigluBackward, HasTheSameBitsInPlaceAndOnAnyNumberOfThreads) {
+  for (const Isa isa : instruction_sets()) {
+    Context one(1, isa);
+    const PaddedRows gate(5, 20000, 1, 4), up(5, 20000, 2), dy(5, 20000, 3), dgate(5, 20000), dup(5, 20000);
+    swiglu_backward(one, gate.view, up.view, dy.view, dgate.view, dup.view);
+    for (const int threads : {2, 3}) {
+      Context ctx(threads, isa);
+      const PaddedRows g(5, 20000, 1, 4), u(5, 20000, 2), d(5, 20000, 3);
+      const bool over_dy = threads == 3;
+      swiglu_backward(ctx, g.view, u.view, d.view, over_dy ? d.view : g.view, u.view);
+      expect_same_bits(over_dy ? d.view : g.view, dgate.view);
+      expect_same_bits(u.view, dup.view);
     }
   }
 }

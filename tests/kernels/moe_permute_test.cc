@@ -9,6 +9,7 @@
 
 #include "base/random.h"
 #include "tests/reference/expect_close.h"
+#include "tests/reference/ops_backward_ref.h"
 #include "tests/reference/ops_ref.h"
 #include "tests/reference/test_rows.h"
 
@@ -16,6 +17,8 @@ namespace fathom {
 namespace {
 
 using reference::expect_close;
+using reference::dense;
+using reference::Doubles;
 using reference::expect_same_bits;
 using reference::instruction_sets;
 using reference::kUnit;
@@ -131,6 +134,72 @@ TEST(ScatterAddWeighted, ATokenHasTheSameBitsInAnyBatchAndOnAnyNumberOfThreads) 
                            alone.view.slice(t, 1));
     }
     expect_same_bits(together.view, alone.view);
+  }
+}
+
+// Tokens, their slots' places and weights.
+struct Slots {
+  Slots(int64_t tokens_, int64_t k_) : tokens(tokens_), k(k_), position(static_cast<size_t>(tokens * k)) {
+    const std::vector<int32_t> experts = random_experts(tokens, k, 16, 7);
+    std::vector<int64_t> offsets(17);
+    sort_by_expert(experts, offsets, position);
+    for (int64_t i = 0; i < tokens * k; ++i) weights.push_back(noise(8, i));
+  }
+  int64_t tokens, k;
+  std::vector<int64_t> position;
+  std::vector<float> weights;
+};
+
+TEST(GatherByExpertBackward, SumsTheSlotsOfEachToken) {
+  const Slots slots(4, 6);
+  for (const Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (int64_t n = 0; n <= 70; ++n) {
+      const PaddedRows dout(24, n, 1), dx(4, n, 2);
+      gather_by_expert_backward(ctx, dout.view, slots.position, dx.view);
+      expect_close(dx.view, reference::gather_gradient(dense(dout.view), slots.position, 6, n), 6 * 6 * kUnit);
+      EXPECT_TRUE(dx.intact());
+    }
+  }
+}
+
+TEST(ScatterAddWeightedBackward, MatchesTheTwinAtEveryLength) {
+  const Slots slots(4, 6);
+  for (const Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (int64_t n = 0; n <= 70; ++n) {
+      SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::to_string(n));
+      const PaddedRows dout(4, n, 1), y(24, n, 2), dy(24, n, 3);
+      std::vector<float> dweights(24);
+      const auto expected = reference::scatter_gradient(dense(y.view), slots.position, Doubles(slots.weights.begin(), slots.weights.end()),
+                                                        6, n, dense(dout.view));
+      scatter_add_weighted_backward(ctx, dout.view, y.view, slots.position, slots.weights, dy.view, dweights);
+      expect_close(dy.view, expected.dy, kUnit);
+      const auto length = static_cast<double>(n);
+      expect_close(dweights, expected.dweights, (length / 16 + 5) * kUnit * length);  // n terms of at most 1
+      EXPECT_TRUE(dy.intact());
+    }
+  }
+}
+
+TEST(PermuteBackward, HasTheSameBitsInPlaceAndOnAnyNumberOfThreads) {
+  const Slots slots(40, 4);
+  const int64_t cols = 5000;
+  for (const Isa isa : instruction_sets()) {
+    Context one(1, isa);
+    const PaddedRows dout(40, cols, 1), y(160, cols, 2), dy(160, cols), dx(40, cols);
+    std::vector<float> dweights(160), own(160);
+    scatter_add_weighted_backward(one, dout.view, y.view, slots.position, slots.weights, dy.view, dweights);
+    gather_by_expert_backward(one, dy.view, slots.position, dx.view);
+    for (const int threads : {2, 3}) {
+      Context ctx(threads, isa);
+      const PaddedRows inout(160, cols, 2), own_dx(40, cols);
+      scatter_add_weighted_backward(ctx, dout.view, inout.view, slots.position, slots.weights, inout.view, own);
+      gather_by_expert_backward(ctx, inout.view, slots.position, own_dx.view);
+      expect_same_bits(inout.view, dy.view);
+      expect_same_bits(own_dx.view, dx.view);
+      expect_same_bits(own, dweights);
+    }
   }
 }
 

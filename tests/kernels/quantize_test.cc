@@ -16,12 +16,15 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "tests/reference/expect_close.h"
+#include "tests/reference/ops_backward_ref.h"
 #include "tests/reference/quantize_ref.h"
+#include "tests/reference/test_rows.h"
 
 namespace fathom {
 namespace {
 
 using reference::expect_same_bits;
+using reference::PaddedRows;
 
 std::vector<Isa> isas() {
   std::vector<Isa> list;
@@ -256,6 +259,28 @@ TEST(QuantizeDeathTest, OwnBugsStopTheProgram) {
   std::vector<float> out(4);
   for (int32_t id : {-1, 2}) EXPECT_DEATH(embedding(ctx, w.view, &id, {out.data(), 1, 4, 4}), "ids");
   EXPECT_DEATH(dequantize_row(Isa::kPortable, DType::kI8, w.bytes.data(), 4, out.data()), "I8");
+}
+
+TEST(EmbeddingBackward, AddsRepeatedTokensInOrderOnAnyNumberOfThreads) {
+  const std::vector<int32_t> ids = {2, 0, 2, 5, 2, 2};
+  for (const Isa isa : isas()) {
+    for (const int threads : {1, 2, 3}) {
+      Context ctx(threads, isa);
+      for (const int64_t n : {0, 1, 17, 127, 128, 129, 700}) {
+        const PaddedRows dy(6, n, 1), dtable(6, n, 2), before(6, n, 2), expected(6, n, 2);
+        auto exact = reference::dense(before.view);
+        const auto gradient = reference::embedding_gradient(reference::dense(dy.view), ids, 6, n);
+        for (size_t i = 0; i < exact.size(); ++i) exact[i] += gradient[i];
+        for (size_t t = 0; t < ids.size(); ++t) {
+          for (int64_t c = 0; c < n; ++c) expected.view.row(ids[t])[c] += dy.view.row(static_cast<int64_t>(t))[c];
+        }
+        embedding_backward(ctx, ids.data(), dy.view, dtable.view);
+        expect_same_bits(dtable.view, expected.view);
+        reference::expect_close(dtable.view, exact, 4 * 5 * reference::kUnit);  // four additions, sums at most 5
+        EXPECT_TRUE(dtable.intact());
+      }
+    }
+  }
 }
 
 }  // namespace

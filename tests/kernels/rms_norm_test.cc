@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tests/reference/expect_close.h"
+#include "tests/reference/ops_backward_ref.h"
 #include "tests/reference/ops_ref.h"
 #include "tests/reference/test_rows.h"
 
@@ -14,6 +15,8 @@ namespace fathom {
 namespace {
 
 using reference::expect_close;
+using reference::dense;
+using reference::Doubles;
 using reference::expect_same_bits;
 using reference::instruction_sets;
 using reference::PaddedRows;
@@ -75,6 +78,50 @@ TEST(RmsNorm, NanFillsItsRowAndNoOther) {
     for (int64_t t = 0; t < 3; ++t) {
       for (int64_t i = 0; i < 33; ++i) EXPECT_EQ(std::isnan(out.view.row(t)[i]), t == 1);
     }
+  }
+}
+
+void check_backward(Context& ctx, int64_t rows, int64_t n, float scale) {
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::to_string(n) + " " + std::to_string(scale));
+  const PaddedRows x(rows, n, 1, scale), weight(1, n, 2), dy(rows, n, 3), dx(rows, n), dweight(1, n, 4), before(1, n, 4);
+  const auto g = reference::rms_norm_gradient(dense(x.view), dense(weight.view), kEps, dense(dy.view));
+  Doubles expected = dense(before.view), bounds, dweight_bounds;
+  const auto length = static_cast<double>(n);
+  for (const double terms : g.dx_terms) bounds.push_back((length / 6 + 40) * reference::kUnit * terms);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    expected[i] += g.dweight[i];
+    dweight_bounds.push_back(reference::kUnit * ((length / 32 + 11) * g.dweight_terms[i] + std::abs(expected[i])));
+  }
+  rms_norm_backward(ctx, x.view, weight.view.data, kEps, dy.view, dx.view, dweight.view.data);
+  expect_close(dx.view, g.dx, bounds);
+  expect_close(dweight.view, expected, dweight_bounds);
+  EXPECT_TRUE(dx.intact() && dweight.intact());
+}
+
+TEST(RmsNormBackward, MatchesTheTwinAtEveryLengthAndScale) {
+  for (const Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (int64_t n = 1; n <= 70; ++n) check_backward(ctx, 3, n, 1);
+    for (const int64_t n : {127, 128, 129, 7168}) check_backward(ctx, 5, n, 1);
+    for (const float scale : {1e-12f, 1e-3f, 1e6f, 1e17f}) check_backward(ctx, 4, 37, scale);
+  }
+}
+
+TEST(RmsNormBackward, HasTheSameBitsInPlaceAndOnAnyNumberOfThreads) {
+  for (const Isa isa : instruction_sets()) {
+    const PaddedRows x(90, 700, 1), weight(1, 700, 2), dy(90, 700, 3), dx(90, 700), dweight(1, 700, 4);
+    Context one(1, isa);
+    rms_norm_backward(one, x.view, weight.view.data, kEps, dy.view, dx.view, dweight.view.data);
+    for (const int threads : {2, 3}) {
+      Context ctx(threads, isa);
+      const PaddedRows inout(90, 700, 3), own(1, 700, 4);
+      rms_norm_backward(ctx, x.view, weight.view.data, kEps, inout.view, inout.view, own.view.data);
+      expect_same_bits(inout.view, dx.view);
+      expect_same_bits(own.view, dweight.view);
+    }
+    // One row alone, the gradient of the weight not wanted, dx over x.
+    rms_norm_backward(one, x.view.slice(7, 1), weight.view.data, kEps, dy.view.slice(7, 1), x.view.slice(7, 1), nullptr);
+    expect_same_bits(x.view.slice(7, 1), dx.view.slice(7, 1));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tests/reference/expect_close.h"
+#include "tests/reference/ops_backward_ref.h"
 #include "tests/reference/ops_ref.h"
 #include "tests/reference/test_rows.h"
 
@@ -77,6 +78,43 @@ TEST(Rope, HasTheSameBitsOnEveryInstructionSetAndThreadCount) {
       PaddedRows x(300, 5 * 64, 1);
       rope(ctx, cos_sin.view, layout, 5, 64, 0, x.view);
       expect_same_bits(x.view, first.view);
+    }
+  }
+}
+
+TEST(RopeBackward, MatchesTheTwinForEveryDimOffsetAndLayout) {
+  for (const RopeLayout layout : kLayouts) {
+    for (const Isa isa : instruction_sets()) {
+      Context ctx(2, isa);
+      for (int64_t dim = 2; dim <= 70; dim += 2) {
+        const int64_t heads = 3, offset = dim % 7, head_stride = dim + offset + 1;
+        const PaddedRows dx(4, heads * head_stride, 1), before(4, heads * head_stride, 1), cos_sin(4, dim, 2);
+        auto expected = reference::dense(before.view);
+        for (int64_t h = 0; h < heads; ++h) {
+          const int64_t begin = h * head_stride + offset;
+          const auto turned = reference::rope_gradient(cos_sin.view, layout, reference::dense(before.view.columns(begin, dim)));
+          for (int64_t i = 0; i < 4 * dim; ++i) {
+            expected[static_cast<size_t>(i / dim * heads * head_stride + begin + i % dim)] = turned[static_cast<size_t>(i)];
+          }
+        }
+        rope_backward(ctx, cos_sin.view, layout, heads, head_stride, offset, dx.view);
+        expect_close(dx.view, expected, 4 * kUnit);
+        EXPECT_TRUE(dx.intact());
+      }
+    }
+  }
+}
+
+TEST(RopeBackward, HasTheSameBitsOnEveryInstructionSetAndThreadCount) {
+  const PaddedRows cos_sin(300, 64, 2), first(300, 5 * 64, 1);
+  Context portable(1, Isa::kPortable);
+  rope_backward(portable, cos_sin.view, RopeLayout::kInterleaved, 5, 64, 0, first.view);
+  for (const Isa isa : instruction_sets()) {
+    for (const int threads : {2, 3}) {
+      Context ctx(threads, isa);
+      const PaddedRows dx(300, 5 * 64, 1);
+      rope_backward(ctx, cos_sin.view, RopeLayout::kInterleaved, 5, 64, 0, dx.view);
+      expect_same_bits(dx.view, first.view);
     }
   }
 }

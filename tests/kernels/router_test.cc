@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/reference/expect_close.h"
+#include "tests/reference/ops_backward_ref.h"
 #include "tests/reference/ops_ref.h"
 #include "tests/reference/test_rows.h"
 
@@ -16,6 +17,8 @@ namespace fathom {
 namespace {
 
 using reference::expect_close;
+using reference::dense;
+using reference::Doubles;
 using reference::expect_same_bits;
 using reference::kUnit;
 using reference::noise;
@@ -168,6 +171,91 @@ TEST(Router, ARowDependsOnItselfOnly) {
       EXPECT_TRUE(std::equal(alone.experts.begin(), alone.experts.end(), together.experts.begin() + static_cast<int64_t>(begin)));
       expect_same_bits(alone.weights, std::span(together.weights).subspan(begin, k));
     }
+  }
+}
+
+// Doubles all the way: an error of 2^-40 of the terms, far above what they lose, then one rounding to f32.
+TEST(RouterBackward, MatchesTheTwinForEveryRule) {
+  Context ctx(2);
+  for (const RouterRule& rule : rules()) {
+    const int64_t tokens = 9, n = rule.n_routed_experts, k = rule.num_experts_per_tok;
+    SCOPED_TRACE(std::to_string(n) + " " + std::to_string(k));
+    const PaddedRows logits(tokens, n, 1, 3), bias(1, n, 2, 0.1f), dweights(1, tokens * k, 3), dlogits(tokens, n);
+    const Routed r = run(ctx, rule, logits.view, rule.topk_method == TopkMethod::kNoauxTc ? bias.view.data : nullptr);
+    const Doubles expected = reference::route_gradient(rule, dense(logits.view), r.experts, dense(dweights.view));
+    Doubles bounds;
+    for (const double v : expected) bounds.push_back(kUnit * std::abs(v) + 0x1p-40 * rule.routed_scaling_factor);
+    route_backward(ctx, rule, logits.view, r.experts.data(), dweights.view.data, dlogits.view);
+    expect_close(dlogits.view, expected, bounds);
+    EXPECT_TRUE(dlogits.intact());
+  }
+}
+
+// Two groups of two, one kept, three experts chosen: one of them from the other group, with the constant weight 0.
+TEST(RouterBackward, AnExpertOfALeftOutGroupHasNoGradient) {
+  Context ctx(1);
+  const RouterRule rule{kSigmoid, TopkMethod::kGroupLimitedGreedy, 4, 3, 2, 1, false, 1};
+  const std::vector<float> logits = {0, 1, 5, 6}, dweights = {1, 1, 1};
+  const Routed r = run_one(rule, logits, nullptr);
+  EXPECT_EQ(r.experts, (std::vector<int32_t>{0, 2, 3}));
+  EXPECT_EQ(r.weights[0], 0);
+  std::vector<float> dlogits(4, 7);
+  route_backward(ctx, rule, {logits.data(), 1, 4, 4}, r.experts.data(), dweights.data(), {dlogits.data(), 1, 4, 4});
+  EXPECT_EQ(dlogits[0], 0);
+  EXPECT_EQ(dlogits[1], 0);
+  EXPECT_GT(dlogits[2], 0);
+  EXPECT_GT(dlogits[3], 0);
+}
+
+TEST(SequenceBalanceLoss, MatchesTheTwinForEveryRule) {
+  Context ctx(2);
+  for (const RouterRule& rule : rules()) {
+    const int64_t tokens = 9, n = rule.n_routed_experts;
+    const std::vector<int64_t> documents = {1, 5, 3};
+    const PaddedRows logits(tokens, n, 1, 3), bias(1, n, 2, 0.1f), dlogits(tokens, n, 4), before(tokens, n, 4);
+    const Routed r = run(ctx, rule, logits.view, rule.topk_method == TopkMethod::kNoauxTc ? bias.view.data : nullptr);
+    const Doubles x = dense(logits.view), gradient = reference::balance_gradient(rule, x, r.experts, documents, 0.5);
+    Doubles expected = dense(before.view), bounds;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      expected[i] += gradient[i];
+      bounds.push_back(kUnit * std::abs(expected[i]) + 0x1p-40);
+    }
+    const double loss = sequence_balance_loss(ctx, rule, logits.view, r.experts.data(), documents, 0.5, dlogits.view);
+    EXPECT_NEAR(loss, reference::balance_value(rule, x, r.experts, documents, 0.5), 1e-13);
+    expect_close(dlogits.view, expected, bounds);
+    EXPECT_TRUE(dlogits.intact());
+  }
+}
+
+// Every token picks both experts of two: f = 1 and sum P = 1, whatever the scores.
+TEST(SequenceBalanceLoss, OfAPerfectBalanceIsAlphaAndHasNoGradient) {
+  Context ctx(1);
+  const RouterRule rule{kSigmoid, TopkMethod::kGreedy, 2, 2, 1, 1, true, 1};
+  const PaddedRows logits(3, 2, 1), dlogits(3, 2, 2), before(3, 2, 2);
+  const std::vector<int32_t> experts = {0, 1, 0, 1, 0, 1};
+  const std::vector<int64_t> documents = {2, 1};
+  EXPECT_NEAR(sequence_balance_loss(ctx, rule, logits.view, experts.data(), documents, 0.25, dlogits.view), 0.25, 1e-15);
+  expect_close(dlogits.view, dense(before.view), 1e-15);
+  EXPECT_EQ(sequence_balance_loss(ctx, rule, {nullptr, 0, 2, 2}, nullptr, {}, 0.25, {nullptr, 0, 2, 2}), 0);
+}
+
+TEST(RouterBackward, HasTheSameBitsOnAnyNumberOfThreads) {
+  const RouterRule rule = rules()[2];
+  const int64_t tokens = 90, n = rule.n_routed_experts;
+  const PaddedRows logits(tokens, n, 1, 2), bias(1, n, 2), dweights(1, tokens * rule.num_experts_per_tok, 3), first(tokens, n);
+  const std::vector<int64_t> documents = {60, 30};
+  Context one(1);
+  const Routed r = run(one, rule, logits.view, bias.view.data);
+  const auto both = [&](Context& ctx, Rows out) {
+    route_backward(ctx, rule, logits.view, r.experts.data(), dweights.view.data, out);
+    return sequence_balance_loss(ctx, rule, logits.view, r.experts.data(), documents, 0.5, out);
+  };
+  const double loss = both(one, first.view);
+  for (const int threads : {2, 3}) {
+    Context ctx(threads);
+    const PaddedRows dlogits(tokens, n);
+    EXPECT_EQ(both(ctx, dlogits.view), loss);
+    expect_same_bits(dlogits.view, first.view);
   }
 }
 

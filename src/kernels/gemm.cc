@@ -27,7 +27,7 @@ void gemm_native_bf16(const GemmBlock& b);
 namespace {
 
 constexpr int64_t kPanelBytes = 4096;      // one row of a panel: 8 rows fit L1 beside the rows of x
-constexpr int64_t kBlockBytes = 768 << 10;  // rows of x in one item: they stay in L2 while w passes by
+constexpr int64_t kBlockBytes = 1 << 20;  // rows of x in one item: they stay in L2 while w passes by
 constexpr int64_t kItemRows = 48;          // rows of w in one item, fewer while there are not
 constexpr int64_t kItems = 256;            // that many items to balance
 constexpr int64_t kSmall = 1 << 16;        // multiply-adds that other threads are not woken for

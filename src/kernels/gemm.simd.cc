@@ -275,16 +275,19 @@ void gemm_native_bf16(const GemmBlock& b) {
 
 // n bf16 to split form, filled up with zeros to a multiple of 32.
 void split_bf16(const uint16_t* in, int64_t n, float* out) {
-  for (; n > 0; n -= 32, in += 32, out += 32) {
-    uint16_t rest[32] = {};
-    const uint16_t* from = in;
-    if (n < 32) from = static_cast<const uint16_t*>(__builtin_memcpy(rest, in, static_cast<size_t>(n) * 2));
+  const auto split = [&](const uint16_t* from, float* to) {
     for (int64_t p = 0; p < 16; p += kPartLanes) {
       const Part pairs = load_part(from + 2 * p);
-      store_part(odd_bf16(pairs), out + p);
-      store_part(even_bf16(pairs), out + 16 + p);
+      store_part(odd_bf16(pairs), to + p);
+      store_part(even_bf16(pairs), to + 16 + p);
     }
-  }
+  };
+  const int64_t whole = n & -32;
+  for (int64_t i = 0; i < whole; i += 32) split(in + i, out + i);
+  if (whole == n) return;
+  uint16_t rest[32] = {};
+  __builtin_memcpy(rest, in + whole, static_cast<size_t>(n - whole) * 2);
+  split(rest, out + whole);
 }
 
 // To bf16, nearest even; NaN stays NaN.

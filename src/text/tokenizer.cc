@@ -289,9 +289,9 @@ Tokenizer::~Tokenizer() = default;
 
 namespace {
 
-// The `type` of an object whose fields, beside it, are all in `fields`: an option that we do not know may change every id.
 std::string type_of(const JsonObject& object) { return object.string("type"); }
 
+// An option that we do not know may change every id.
 void only_fields(const json& object, const std::string& place, std::initializer_list<std::string_view> fields) {
   for (const auto& [key, value] : object.items()) {
     if (std::find(fields.begin(), fields.end(), key) == fields.end()) fail("{}: {}: unknown field", place, quoted(key));

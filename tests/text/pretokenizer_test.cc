@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <string>
 
 #include "base/random.h"
@@ -103,14 +103,14 @@ TEST(PreTokenizer, PiecesJoinedAreTheTextForAnyBytes) {
 }
 
 TEST(PreTokenizer, TimeIsLinear) {
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();  // of the processor: other work on the machine does not count
   for (const std::string_view unit : {" ", "\n", "a", "1", "'", "\u3000", "你", " \n", "  a"}) {
     std::string text;
     while (text.size() < 500'000) text += unit;
     text += 'x';
     for (int s = 0; s <= static_cast<int>(kDeepseekV3); ++s) split(text, std::vector{Splitter(s)});
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(1));  // quadratic: many minutes
+  EXPECT_LT((std::clock() - begin) / CLOCKS_PER_SEC, 100);  // seconds; quadratic would be many minutes
 }
 
 TEST(PreTokenizer, ExpressionsAreKnownInBothSpellings) {

@@ -30,6 +30,8 @@ TEST(Unicode, NfcComposesMarksInCanonicalOrder) {
   EXPECT_EQ(to_nfc("\u0344"), "\u0308\u0301");                      // never recomposed
   EXPECT_EQ(to_nfc("\u0958"), "\u0915\u093c");                      // composition exclusion
   EXPECT_EQ(to_nfc("a\u0315\u0300"), "\u00e0\u0315");               // reached over a higher class
+  EXPECT_EQ(to_nfc("a\u0305\u0301"), "a\u0305\u0301");             // blocked by one of its own class
+  EXPECT_EQ(to_nfc("\u1100\u0301\u1161"), "\u1100\u0301\u1161");   // a starter is blocked by any mark
   EXPECT_EQ(to_nfc("a\u0327\u0327\u0301"), "\u00e1\u0327\u0327");
   EXPECT_EQ(to_nfc("\U0001d15e"), "\U0001d157\U0001d165");
 }

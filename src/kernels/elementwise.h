@@ -11,7 +11,7 @@ namespace fathom {
 void swiglu(Context& ctx, ConstRows gate, ConstRows up, Rows out);
 
 // With s = 1 / (1 + e^-gate):  dgate = dy up s (1 + gate (1 - s)),  dup = dy gate s. [T, I] each. dgate and dup may each be any one of gate, up and
-// dy, but not the same one. Error: of dgate 20 u |dy up| s (1 + |gate| (1 - s)) + 2^-118 |dy up|, of dup 8 u |dup| + 2^-118 |dy|.
+// dy, but not the same one. Error: of dgate 32 u |dy up| s (1 + |gate| (1 - s)) + 2^-118 |dy up|, of dup 8 u |dup| + 2^-118 |dy|.
 // An infinite gate gives NaN.
 void swiglu_backward(Context& ctx, ConstRows gate, ConstRows up, ConstRows dy, Rows dgate, Rows dup);
 

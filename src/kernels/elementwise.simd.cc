@@ -19,9 +19,9 @@ void swiglu_backward_row(const float* gate, const float* up, const float* dy, in
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t count = n - i < kLanes ? n - i : kLanes;
     const F32x16 g = load_n(gate + i, count), u = load_n(up + i, count), d = load_n(dy + i, count);
-    // 1 - s by an exponential of its own: the difference would lose the digits that g multiplies.
-    const F32x16 s = one / (one + exp(zero() - g)), rest = one / (one + exp(g));
-    store_n(d * u * (s * fma(g, rest, one)), dgate + i, count);
+    const F32x16 s = one / (one + exp(zero() - g));
+    // What 1 - s loses g multiplies by less than 17: above that s is 1.
+    store_n(d * u * (s * fma(g, one - s, one)), dgate + i, count);
     store_n(g * s * d, dup + i, count);
   }
 }

@@ -78,29 +78,45 @@ void transpose_strip(const T* in, int64_t in_stride, int64_t rows, int64_t cols,
 }
 
 constexpr int64_t kBlock = 256;  // tokens
-constexpr int64_t kRows = 6;     // of dw in one register tile, by kWidth vectors
-#if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kWidth = 4;
-#else
-constexpr int64_t kWidth = 1;
-#endif
 
-// dw[i, j] += sum over m, in order, of a[m, i] * b[m, j] for `rows` <= kRows rows and `cols` <= 16 kWidth columns.
+// One register tile: kRows rows of dw by kWidth columns, in registers of the target's own size (gcc leaves arrays of 16 in memory).
+#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
+using Part = F32x16;
+constexpr int64_t kRows = 6;
+inline Part load_part(const float* p) { return load(p); }
+inline void store_part(Part a, float* p) { store(a, p); }
+inline Part fma_part(float a, Part b, Part c) { return fma(set(a), b, c); }
+#else
+typedef float Part __attribute__((vector_size(16)));
+constexpr int64_t kRows = 3;
+inline Part load_part(const float* p) {
+  Part a;
+  __builtin_memcpy(&a, p, sizeof a);
+  return a;
+}
+inline void store_part(Part a, float* p) { __builtin_memcpy(p, &a, sizeof a); }
+inline Part fma_part(float a, Part b, Part c) { return a * b + c; }
+#endif
+#if defined(FATHOM_SIMD_IS_avx512)
+constexpr int64_t kWidth = 64;
+#else
+constexpr int64_t kWidth = 16;
+#endif
+constexpr int64_t kPartLanes = sizeof(Part) / sizeof(float), kParts = kWidth / kPartLanes;
+
+// dw[i, j] += sum over m, in order, of a[m, i] * b[m, j] for `rows` <= kRows rows and `cols` <= kWidth columns.
 inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, int64_t cols, float* dw, int64_t dw_stride) {
-  F32x16 sum[kRows][kWidth];
-  for (int64_t i = 0; i < kRows; ++i) {
-    for (int64_t j = 0; j < kWidth; ++j) sum[i][j] = zero();
-  }
-  for (int64_t t = 0; t < m; ++t, a += kRows, b += kLanes * kWidth) {
-    F32x16 v[kWidth];
-    for (int64_t j = 0; j < kWidth; ++j) v[j] = load(b + kLanes * j);
+  Part sum[kRows][kParts] = {};
+  for (int64_t t = 0; t < m; ++t, a += kRows, b += kWidth) {
+    Part v[kParts];
+    for (int64_t j = 0; j < kParts; ++j) v[j] = load_part(b + kPartLanes * j);
     for (int64_t i = 0; i < kRows; ++i) {
-      for (int64_t j = 0; j < kWidth; ++j) sum[i][j] = fma(set(a[i]), v[j], sum[i][j]);
+      for (int64_t j = 0; j < kParts; ++j) sum[i][j] = fma_part(a[i], v[j], sum[i][j]);
     }
   }
-  float lanes[kRows][kWidth * kLanes];
+  float lanes[kRows][kWidth];
   for (int64_t i = 0; i < kRows; ++i) {
-    for (int64_t j = 0; j < kWidth; ++j) store(sum[i][j], lanes[i] + kLanes * j);
+    for (int64_t j = 0; j < kParts; ++j) store_part(sum[i][j], lanes[i] + kPartLanes * j);
   }
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; j += kLanes) {
@@ -131,15 +147,15 @@ void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int6
     const int64_t block = m < kBlock ? m : kBlock;
     for (int64_t i = 0; i < n; i += kRows) {
       for (int64_t t = 0; t < block; ++t) {
-        for (int64_t r = 0; r < kRows; ++r) packed[(i * block) + t * kRows + r] = i + r < n ? dy[t * dy_stride + i + r] : 0.0f;
+        for (int64_t r = 0; r < kRows; ++r) packed[i * block + t * kRows + r] = i + r < n ? dy[t * dy_stride + i + r] : 0.0f;
       }
     }
-    for (int64_t j = 0; j < k; j += kLanes * kWidth) {
-      const int64_t cols = k - j < kLanes * kWidth ? k - j : kLanes * kWidth;
+    for (int64_t j = 0; j < k; j += kWidth) {
+      const int64_t cols = k - j < kWidth ? k - j : kWidth;
       for (int64_t t = 0; t < block; ++t) {
-        for (int64_t c = 0; c < kLanes * kWidth; c += kLanes) {
+        for (int64_t c = 0; c < kWidth; c += kLanes) {
           const int64_t count = cols - c < 0 ? 0 : cols - c < kLanes ? cols - c : kLanes;
-          store(load_n(x + t * x_stride + j + c, count), panel + t * kLanes * kWidth + c);
+          store(load_n(x + t * x_stride + j + c, count), panel + t * kWidth + c);
         }
       }
       for (int64_t i = 0; i < n; i += kRows) {

@@ -132,7 +132,7 @@ void expect_swiglu_backward(Context& ctx, int64_t rows, int64_t n, float scale) 
   Doubles gate_bounds, up_bounds;
   for (size_t i = 0; i < g.size(); ++i) {
     const double s = 1 / (1 + std::exp(-g[i])), rest = 1 / (1 + std::exp(g[i]));
-    gate_bounds.push_back(std::abs(d[i] * u[i]) * (20 * reference::kUnit * s * (1 + std::abs(g[i]) * rest) + 0x1p-118));
+    gate_bounds.push_back(std::abs(d[i] * u[i]) * (32 * reference::kUnit * s * (1 + std::abs(g[i]) * rest) + 0x1p-118));
     up_bounds.push_back(8 * reference::kUnit * std::abs(expected.dup[i]) + 0x1p-118 * std::abs(d[i]));
   }
   swiglu_backward(ctx, gate.view, up.view, dy.view, dgate.view, dup.view);

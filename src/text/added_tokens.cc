@@ -42,7 +42,8 @@ AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens) : tokens_(s
 }
 
 const AddedToken* AddedTokenMatcher::longest_at(std::string_view text) const {
-  // [low, high) are the tokens that agree with the first `depth` bytes; the one that is no longer than that comes first.
+  // [low, high) are the tokens that agree with the first `depth` bytes; the one that is no longer than that
+  // comes first.
   const AddedToken* longest = nullptr;
   auto low = tokens_.begin(), high = tokens_.end();
   for (size_t depth = 0; true; ++depth) {

@@ -1,4 +1,5 @@
-// Tokens that are cut out of the text as whole strings, before any merging: leftmost match first, the longest among those.
+// Tokens that are cut out of the text as whole strings, before any merging: leftmost match first, the longest
+// among those.
 #pragma once
 
 #include <array>
@@ -25,11 +26,11 @@ class AddedTokenMatcher {
   explicit AddedTokenMatcher(std::vector<AddedToken> tokens);
 
   struct Match {
-    size_t begin, end;  // with the white space it swallows
+    size_t begin, end;        // with the white space it swallows
     const AddedToken* token;  // null: there is no match, and begin = end = text.size()
   };
-  // The first match in `text` from `from` on. Time is O(text) for tokens that are no repetitions of themselves, at worst
-  // O(text * longest token).
+  // The first match in `text` from `from` on. Time is O(text) for tokens that are no repetitions of
+  // themselves, at worst O(text * longest token).
   Match find(std::string_view text, size_t from) const;
 
  private:

@@ -1,5 +1,5 @@
-// Byte-pair merging inside one piece: the lowest-ranked mergeable pair first, the leftmost among equals, until none is left.
-// O(n log n) in the piece: pairs wait in a heap, symbols hang in a linked list.
+// Byte-pair merging inside one piece: the lowest-ranked mergeable pair first, the leftmost among equals,
+// until none is left. O(n log n) in the piece: pairs wait in a heap, symbols hang in a linked list.
 #pragma once
 
 #include <array>
@@ -15,7 +15,7 @@ class Bpe {
   struct Scratch {
     struct Symbol {
       int32_t id;
-      uint32_t rank;  // of the pair with the next symbol; kNoRank if there is no such merge or the symbol is gone
+      uint32_t rank;  // of the pair with the next symbol; kNoRank without such a merge, or if the symbol is gone
       uint32_t previous, next;
     };
     std::vector<Symbol> symbols;
@@ -25,11 +25,12 @@ class Bpe {
   Bpe() = default;
   // `byte_ids`: the token of each byte, or kNoToken. Room is made for `merges` merges.
   Bpe(const std::array<int32_t, 256>& byte_ids, size_t merges);
-  // The merge of the next rank. False if the pair has one already. REQUIRES: no more merges than room was made for.
+  // The merge of the next rank. False if the pair has one already. REQUIRES: no more merges than room was
+  // made for.
   bool add_merge(int32_t left, int32_t right, int32_t merged);
 
-  // Appends the ids of `piece`. A byte without a token becomes U+FFFD. REQUIRES: the bytes of U+FFFD have tokens, the piece is
-  // shorter than 1 GiB.
+  // Appends the ids of `piece`. A byte without a token becomes U+FFFD. REQUIRES: the bytes of U+FFFD have
+  // tokens, the piece is shorter than 1 GiB.
   void encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const;
 
   static constexpr int32_t kNoToken = -1;

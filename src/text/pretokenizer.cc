@@ -1,5 +1,6 @@
-// The expressions, and their matchers below in the same order. An alternative of an expression is one paragraph of its matcher, with
-// the regex in front; greedy and backtracking semantics are spelled out where they matter.
+// The expressions, and their matchers below in the same order. An alternative of an expression is one
+// paragraph of its matcher, with the regex in front; greedy and backtracking semantics are spelled out where
+// they matter.
 #include "text/pretokenizer.h"
 
 #include <algorithm>
@@ -12,10 +13,13 @@
 namespace fathom {
 namespace {
 
-// Character classes. What NFC would turn into another character (U+1F7D, U+1FBE, U+1FD3, U+1FDB, U+2126, U+212A) is escaped.
+// Character classes. What NFC would turn into another character (U+1F7D, U+1FBE, U+1FD3, U+1FDB, U+2126,
+// U+212A) is escaped.
 constexpr std::u32string_view kCasedClass =
-    U"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌ"
-    U"ῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃";
+    U"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-"
+    U"ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌ"
+    U"ῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-"
+    U"ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃";
 constexpr std::u32string_view kPunctuationClass = U"!-/:-~！-／：-～‘-‟\u3000-。";
 constexpr std::u32string_view kCjkHangulClass = U"一-龥ࠀ-一가-\ud7ff";
 constexpr std::u32string_view kCjkKanaClass = U"一-龥\u3040-ゟ゠-ヿ";
@@ -56,7 +60,8 @@ size_t run(Text t, size_t i, In in) {
   return i;
 }
 
-// Every match_*(t, i) gives the end of the match that begins at `i`, or `i` if there is none. REQUIRES: i < t.size().
+// Every match_*(t, i) gives the end of the match that begins at `i`, or `i` if there is none.
+// REQUIRES: i < t.size().
 
 // 's|'t|'re|'ve|'m|'ll|'d
 size_t match_contraction(Text t, size_t i, bool ignore_case) {
@@ -124,7 +129,8 @@ size_t match_deepseek_v3(Text t, size_t i) {
   if (const size_t end = run(t, i + lead, is_letter_or_mark); end > i + lead) return end;
   //  ?[\p{P}\p{S}]+[\r\n]*
   const size_t first = i + (t[i].code_point == ' ');
-  if (const size_t end = run(t, first, is_punctuation_or_symbol); end > first) return run(t, end, is_line_break);
+  if (const size_t end = run(t, first, is_punctuation_or_symbol); end > first)
+    return run(t, end, is_line_break);
   return match_lines(t, i);
 }
 
@@ -212,7 +218,8 @@ std::optional<Splitter> splitter_by_regex(std::string_view regex) {
   const std::u32string llama3_head = U"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
   const std::u32string llama3_tail = U"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
   const std::pair<std::u32string, Splitter> known[] = {
-      {U"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+", Splitter::kGpt2},
+      {U"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+       Splitter::kGpt2},
       {llama3_head + U"\\p{N}{1,3}" + llama3_tail, Splitter::kLlama3},
       {llama3_head + U"\\p{N}" + llama3_tail, Splitter::kQwen2},
       {U"\\p{N}", Splitter::kDigit},

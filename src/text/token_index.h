@@ -1,5 +1,5 @@
-// Texts of tokens to their ids: a quarter of a million look-ups while loading, one per piece while encoding. Open addressing; the
-// texts stay where they are.
+// Texts of tokens to their ids: half a million look-ups while loading, one per piece with ignore_merges.
+// Open addressing; the texts stay where they are.
 #pragma once
 
 #include <bit>
@@ -16,7 +16,8 @@ class TokenIndex {
   // Room for `capacity` texts.
   explicit TokenIndex(size_t capacity = 0) : slots_(std::bit_ceil(2 * capacity + 2)) {}
 
-  // False if the text is there already. REQUIRES: there is room; `text` outlives this and has less than 4 GiB.
+  // False if the text is there already. REQUIRES: there is room; `text` outlives this and has less than 4
+  // GiB.
   bool insert(std::string_view text, int32_t id) {
     const uint64_t hash = std::hash<std::string_view>()(text);
     Slot& slot = slots_[slot_of(text, hash)];
@@ -39,7 +40,8 @@ class TokenIndex {
     const size_t mask = slots_.size() - 1;
     for (size_t i = hash & mask;; i = (i + 1) & mask) {
       const Slot& slot = slots_[i];
-      if (slot.text == nullptr || (slot.hash == hash >> 32 && std::string_view(slot.text, slot.size) == text)) return i;
+      if (slot.text == nullptr || (slot.hash == hash >> 32 && std::string_view(slot.text, slot.size) == text))
+        return i;
     }
   }
 

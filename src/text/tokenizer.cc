@@ -1,5 +1,5 @@
-// Three parts: the tables and encode/decode; reading tokenizer.json; reading GGUF. Both readers only gather the same lists, one
-// function checks them and builds the tables.
+// Three parts: the tables and encode/decode; reading tokenizer.json; reading GGUF. Both readers only gather
+// the same lists, one function checks them and builds the tables.
 #include "text/tokenizer.h"
 
 #include <fmt/format.h>
@@ -26,8 +26,8 @@ using nlohmann::json;
 
 constexpr size_t kMaxTextBytes = 256u << 20;
 
-// Byte-level vocabularies write bytes as printable characters: the visible ones of Latin-1 stand for themselves, the other 68
-// are U+0100 and on in byte order (space is U+0120).
+// Byte-level vocabularies write bytes as printable characters: the visible ones of Latin-1 stand for
+// themselves, the other 68 are U+0100 and on in byte order (space is U+0120).
 constexpr bool stands_for_itself(uint32_t byte) {
   return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
 }
@@ -138,7 +138,8 @@ void Tokenizer::Impl::build(const Lists& lists) {
     if (!by_text.insert(text, id)) fail("{}: token {}: listed twice", place, quoted(text));
     return bytes[id];
   };
-  std::vector<bool> mergeable(bytes.size());  // spelled in bytes, and not an added token that plain text must not become
+  // Spelled in bytes, and not an added token that plain text must not become.
+  std::vector<bool> mergeable(bytes.size());
   for (const Entry& entry : lists.entries) {
     std::string& token = claim(entry.id, entry.text);
     const bool spelled = append_bytes_of(entry.text, token);
@@ -150,7 +151,8 @@ void Tokenizer::Impl::build(const Lists& lists) {
     if (by_text.find(token.content) != token.id) {
       claim(token.id, token.content) = token.content;
     } else if (bytes[token.id] != token.content) {
-      fail("{}: added token {}: also spells {} in the vocabulary", place, quoted(token.content), quoted(bytes[token.id]));
+      fail("{}: added token {}: also spells {} in the vocabulary", place, quoted(token.content),
+           quoted(bytes[token.id]));
     }
     if (!added.insert(bytes[token.id], token.id)) {
       fail("{}: added token {}: listed twice", place, quoted(token.content));
@@ -175,7 +177,8 @@ void Tokenizer::Impl::build(const Lists& lists) {
   }
   for (const unsigned char byte : {0xef, 0xbf, 0xbd}) {
     if (byte_ids[byte] == Bpe::kNoToken) {
-      fail("{}: vocabulary: no token for byte {} (expected byte-level BPE, where bytes are tokens)", place, byte);
+      fail("{}: vocabulary: no token for byte {} (expected byte-level BPE, where bytes are tokens)", place,
+           byte);
     }
   }
 
@@ -186,7 +189,8 @@ void Tokenizer::Impl::build(const Lists& lists) {
     const auto id_of = [&](std::string_view text) {
       const auto id = by_text.find(text);
       if (!id || !mergeable[*id]) {
-        fail("{}: merge {} of {} and {}: {} is no ordinary token", place, rank, quoted(left), quoted(right), quoted(text));
+        fail("{}: merge {} of {} and {}: {} is no ordinary token", place, rank, quoted(left), quoted(right),
+             quoted(text));
       }
       return *id;
     };
@@ -224,7 +228,8 @@ void Tokenizer::Impl::add_eos(int32_t id) {
   if (std::find(eos.begin(), eos.end(), id) == eos.end()) eos.push_back(id);
 }
 
-void Tokenizer::Impl::encode_plain(std::string_view text, Bpe::Scratch& scratch, std::vector<int32_t>& ids) const {
+void Tokenizer::Impl::encode_plain(std::string_view text, Bpe::Scratch& scratch,
+                                   std::vector<int32_t>& ids) const {
   for (const std::string_view piece : split(text, splitters)) {
     if (const auto whole = ignore_merges ? vocabulary.find(piece) : std::nullopt) {
       ids.push_back(*whole);
@@ -235,7 +240,8 @@ void Tokenizer::Impl::encode_plain(std::string_view text, Bpe::Scratch& scratch,
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool parse_special) const {
-  if (text.size() >= kMaxTextBytes) fail("text: {} bytes, expected fewer than {}", text.size(), kMaxTextBytes);
+  if (text.size() >= kMaxTextBytes)
+    fail("text: {} bytes, expected fewer than {}", text.size(), kMaxTextBytes);
   std::vector<int32_t> ids;
   Bpe::Scratch scratch;
   // Calls `rest` with each stretch between added tokens.
@@ -269,9 +275,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   return text;
 }
 
-std::optional<int32_t> Tokenizer::find(std::string_view token) const {
-  return impl_->find(token);
-}
+std::optional<int32_t> Tokenizer::find(std::string_view token) const { return impl_->find(token); }
 
 bool Tokenizer::is_special(int32_t id) const { return id >= 0 && id < vocab_size() && impl_->special[id]; }
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->bytes.size()); }
@@ -292,9 +296,11 @@ namespace {
 std::string type_of(const JsonObject& object) { return object.string("type"); }
 
 // An option that we do not know may change every id.
-void only_fields(const json& object, const std::string& place, std::initializer_list<std::string_view> fields) {
+void only_fields(const json& object, const std::string& place,
+                 std::initializer_list<std::string_view> fields) {
   for (const auto& [key, value] : object.items()) {
-    if (std::find(fields.begin(), fields.end(), key) == fields.end()) fail("{}: {}: unknown field", place, quoted(key));
+    if (std::find(fields.begin(), fields.end(), key) == fields.end())
+      fail("{}: {}: unknown field", place, quoted(key));
   }
 }
 
@@ -343,18 +349,21 @@ std::vector<Splitter> read_pre_tokenizer(const json& node, const std::string& pl
       only_fields(object.value("pattern"), pattern.place(), {"Regex"});
       const std::string regex = pattern.string("Regex");
       const std::string behavior = object.string("behavior");
-      if (behavior != "Isolated") fail("{}: Split: behavior: found {}, expected 'Isolated'", place, quoted(behavior));
+      if (behavior != "Isolated")
+        fail("{}: Split: behavior: found {}, expected 'Isolated'", place, quoted(behavior));
       if (object.boolean("invert")) fail("{}: Split: invert: found true, expected false", place);
       const auto splitter = splitter_by_regex(regex);
       if (!splitter) fail("{}: Split: unknown expression {}", place, quoted(regex));
       splitters.push_back(*splitter);
     } else if (type == "Digits") {
       only_fields(*member, place, {"type", "individual_digits"});
-      if (!object.boolean("individual_digits")) fail("{}: Digits: individual_digits: found false, expected true", place);
+      if (!object.boolean("individual_digits"))
+        fail("{}: Digits: individual_digits: found false, expected true", place);
       splitters.push_back(Splitter::kDigit);
     } else if (type == "ByteLevel") {
       only_fields(*member, place, {"type", "add_prefix_space", "trim_offsets", "use_regex"});
-      if (object.boolean("add_prefix_space")) fail("{}: ByteLevel: add_prefix_space: found true, expected false", place);
+      if (object.boolean("add_prefix_space"))
+        fail("{}: ByteLevel: add_prefix_space: found true, expected false", place);
       if (object.optional_boolean("use_regex").value_or(true)) splitters.push_back(Splitter::kGpt2);
       byte_level = true;
     } else {
@@ -377,7 +386,8 @@ std::optional<std::string> read_post_processor(const json& node, const std::stri
     const json& single = array_of(object, "single");
     const bool prefixed = single.size() == 2 && single[0].is_object() && single[0].contains("SpecialToken");
     const size_t text_at = prefixed ? 1 : 0;
-    if (single.size() != text_at + 1 || !single[text_at].is_object() || !single[text_at].contains("Sequence")) {
+    if (single.size() != text_at + 1 || !single[text_at].is_object() ||
+        !single[text_at].contains("Sequence")) {
       fail("{}: single: expected the text, at most with one special token before it", place);
     }
     if (prefixed) first = JsonObject(single[0]["SpecialToken"], place + ": single").string("id");
@@ -389,7 +399,8 @@ std::vector<AddedToken> read_added_tokens(const json& array, const std::string& 
   std::vector<AddedToken> tokens;
   for (const json& element : array) {
     const JsonObject object(element, place);
-    only_fields(element, place, {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
+    only_fields(element, place,
+                {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
     AddedToken& token = tokens.emplace_back();
     token.id = static_cast<int32_t>(object.integer("id", 0, INT32_MAX));
     token.content = object.string("content");
@@ -408,14 +419,17 @@ std::vector<AddedToken> read_added_tokens(const json& array, const std::string& 
 void read_model(const json& model, const std::string& place, Lists& lists) {
   const JsonObject object(model, place);
   if (const std::string type = type_of(object); type != "BPE") refuse_type(place, type, "'BPE'");
-  only_fields(model, place, {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-                             "byte_fallback", "ignore_merges", "vocab", "merges"});
-  if (object.optional_number("dropout").value_or(0) != 0) fail("{}: dropout: found a rate, expected none", place);
+  only_fields(model, place,
+              {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+               "byte_fallback", "ignore_merges", "vocab", "merges"});
+  if (object.optional_number("dropout").value_or(0) != 0)
+    fail("{}: dropout: found a rate, expected none", place);
   for (const std::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const std::string affix = object.optional_string(key).value_or("");
     if (!affix.empty()) fail("{}: {}: found {}, expected none", place, key, quoted(affix));
   }
-  if (object.optional_boolean("byte_fallback").value_or(false)) fail("{}: byte_fallback: found true, expected false", place);
+  if (object.optional_boolean("byte_fallback").value_or(false))
+    fail("{}: byte_fallback: found true, expected false", place);
 
   const json& vocab = object.value("vocab");
   if (!vocab.is_object()) fail("{}: vocab: found {}, expected an object", place, describe(vocab));
@@ -437,7 +451,8 @@ void read_model(const json& model, const std::string& place, Lists& lists) {
         continue;
       }
     } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-      lists.merges.emplace_back(merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>());
+      lists.merges.emplace_back(merge[0].get_ref<const std::string&>(),
+                                merge[1].get_ref<const std::string&>());
       continue;
     }
     fail("{}: merge {}: found {}, expected two tokens", place, lists.merges.size(), describe(merge));
@@ -469,16 +484,20 @@ Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view
   const std::string file(place);
   const json root = parse_json(tokenizer_json, place);
   const JsonObject object(root, file);
-  only_fields(root, file, {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
-                           "decoder", "model"});
+  only_fields(root, file,
+              {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+               "post_processor", "decoder", "model"});
   auto impl = std::make_unique<Impl>();
   const json none;
-  const auto optional = [&](std::string_view key) -> const json& { return object.has(key) ? object.value(key) : none; };
+  const auto optional = [&](std::string_view key) -> const json& {
+    return object.has(key) ? object.value(key) : none;
+  };
   impl->nfc = reads_nfc(optional("normalizer"), file + ": normalizer");
   impl->splitters = read_pre_tokenizer(object.value("pre_tokenizer"), file + ": pre_tokenizer");
   const auto first = read_post_processor(optional("post_processor"), file + ": post_processor");
   const JsonObject decoder(object.value("decoder"), file + ": decoder");
-  if (const std::string type = type_of(decoder); type != "ByteLevel") refuse_type(decoder.place(), type, "'ByteLevel'");
+  if (const std::string type = type_of(decoder); type != "ByteLevel")
+    refuse_type(decoder.place(), type, "'ByteLevel'");
   Lists lists;
   lists.place = file;
   if (object.has("added_tokens")) {
@@ -493,11 +512,13 @@ Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view
     const std::string config_place = file + " (tokenizer_config.json)";
     const json config_root = parse_json(*tokenizer_config_json, config_place);
     const JsonObject config(config_root, config_place);
-    if (const auto bos = configured_token(config, "bos_token")) impl->bos = impl->named(*bos, config_place, "bos_token");
+    if (const auto bos = configured_token(config, "bos_token"))
+      impl->bos = impl->named(*bos, config_place, "bos_token");
     if (const auto eos = configured_token(config, "eos_token")) {
       impl->add_eos(impl->named(*eos, config_place, "eos_token"));
     }
-    const bool starts_with_bos = first && impl->bos && impl->named(*first, file, "post_processor") == impl->bos;
+    const bool starts_with_bos =
+        first && impl->bos && impl->named(*first, file, "post_processor") == impl->bos;
     impl->add_bos = config.optional_boolean("add_bos_token").value_or(starts_with_bos);
     if (impl->add_bos && !impl->bos) fail("{}: add_bos_token: found true without a bos_token", config_place);
     impl->chat_template = configured_template(config);
@@ -515,7 +536,8 @@ Tokenizer Tokenizer::from_checkpoint(const Checkpoint& checkpoint) {
   const auto config = checkpoint.side_file("tokenizer_config.json", limits.config_file_bytes);
   Tokenizer tokenizer = from_json(*text, (folder / "tokenizer.json").string(), config);
   if (tokenizer.impl_->chat_template.empty()) {
-    tokenizer.impl_->chat_template = checkpoint.side_file("chat_template.jinja", limits.config_file_bytes).value_or("");
+    tokenizer.impl_->chat_template =
+        checkpoint.side_file("chat_template.jinja", limits.config_file_bytes).value_or("");
   }
   if (const auto generation = checkpoint.side_file("generation_config.json", limits.config_file_bytes)) {
     const std::string place = (folder / "generation_config.json").string();
@@ -540,8 +562,11 @@ enum GgufTokenType : int64_t { kNormal = 1, kUnknown, kControl, kUserDefined, kU
 
 // "<0x0A>" is the byte 10: exactly two hex digits.
 std::optional<uint8_t> byte_of(std::string_view text) {
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                         : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
+  const auto digit = [](char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+  };
   if (text.size() != 6 || !text.starts_with("<0x") || text[5] != '>') return std::nullopt;
   const int high = digit(text[3]), low = digit(text[4]);
   if (high < 0 || low < 0) return std::nullopt;
@@ -558,13 +583,15 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
   auto impl = std::make_unique<Impl>();
   const std::string& pre = gguf.string("tokenizer.ggml.pre");
   if (pre == "kimi-k2") {
-    fail("{}: tokenizer.ggml.pre: 'kimi-k2' is not supported (its splitter treats Han characters and word case by rules that are "
-         "not published as one expression)", place);
+    fail("{}: tokenizer.ggml.pre: 'kimi-k2' is not supported (its splitter treats Han characters and word case "
+         "by rules that are not published as one expression)",
+         place);
   }
   const auto splitters = splitters_by_gguf_name(pre);
   if (!splitters) {
-    fail("{}: tokenizer.ggml.pre: found {}, expected deepseek-llm, deepseek-coder, deepseek-v3, joyai-llm, deepseek-r1-qwen, "
-         "qwen2, llama-bpe, smollm, gpt-2 or default", place, quoted(pre));
+    fail("{}: tokenizer.ggml.pre: found {}, expected deepseek-llm, deepseek-coder, deepseek-v3, joyai-llm, "
+         "deepseek-r1-qwen, qwen2, llama-bpe, smollm, gpt-2 or default",
+         place, quoted(pre));
   }
   impl->splitters = *splitters;
   impl->nfc = pre == "qwen2" || pre == "deepseek-r1-qwen";
@@ -576,12 +603,14 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
     fail("{}: tokenizer.ggml.{}: missing", place, tokens == nullptr ? "tokens" : "merges");
   }
   if (tokens->empty() || tokens->size() > Limits{}.vocabulary) {
-    fail("{}: tokenizer.ggml.tokens: {} tokens, expected 1 to {}", place, tokens->size(), Limits{}.vocabulary);
+    fail("{}: tokenizer.ggml.tokens: {} tokens, expected 1 to {}", place, tokens->size(),
+         Limits{}.vocabulary);
   }
   const auto types = gguf.optional_integers("tokenizer.ggml.token_type", kNormal, kByte)
                          .value_or(std::vector<int64_t>(tokens->size(), kNormal));
   if (types.size() != tokens->size()) {
-    fail("{}: tokenizer.ggml.token_type: {} types, expected {} (as many as tokens)", place, types.size(), tokens->size());
+    fail("{}: tokenizer.ggml.token_type: {} types, expected {} (as many as tokens)", place, types.size(),
+         tokens->size());
   }
   Lists lists;
   lists.place = place;
@@ -592,7 +621,8 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
       lists.entries.push_back({id, text});
     } else if (types[i] == kByte) {
       const auto byte = byte_of(text);
-      if (!byte) fail("{}: byte token {}: found {}, expected <0x and two hex digits>", place, id, quoted(text));
+      if (!byte)
+        fail("{}: byte token {}: found {}, expected <0x and two hex digits>", place, id, quoted(text));
       lists.byte_tokens.emplace_back(id, *byte);
     } else if (types[i] != kUnused) {
       AddedToken& token = lists.added.emplace_back();
@@ -622,9 +652,11 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
     if (const auto end = id(name)) impl->add_eos(*end);
   }
   // Llama-3 files without the key mean yes, all others no.
-  impl->add_bos = gguf.optional_boolean("tokenizer.ggml.add_bos_token").value_or(pre == "llama-bpe" && impl->bos);
+  impl->add_bos =
+      gguf.optional_boolean("tokenizer.ggml.add_bos_token").value_or(pre == "llama-bpe" && impl->bos);
   if (impl->add_bos && !impl->bos) fail("{}: tokenizer.ggml.add_bos_token: true without bos_token_id", place);
-  if (const std::string* source = gguf.optional_string("tokenizer.chat_template")) impl->chat_template = *source;
+  if (const std::string* source = gguf.optional_string("tokenizer.chat_template"))
+    impl->chat_template = *source;
   return Tokenizer(std::move(impl));
 }
 

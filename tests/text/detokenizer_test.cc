@@ -10,7 +10,8 @@ namespace fathom {
 namespace {
 
 Tokenizer small_tokenizer() {
-  return Tokenizer::from_json(read_file(FATHOM_SOURCE_DIR "/tests/golden/text/gpt2.json", 1 << 20), "gpt2.json");
+  return Tokenizer::from_json(read_file(FATHOM_SOURCE_DIR "/tests/golden/text/gpt2.json", 1 << 20),
+                              "gpt2.json");
 }
 
 // One token per byte.
@@ -24,8 +25,10 @@ TEST(Detokenizer, HoldsBackUnfinishedCharacters) {
   const Tokenizer tokenizer = small_tokenizer();
   Detokenizer detokenizer(tokenizer);
   std::vector<std::string> parts;
-  for (const int32_t id : byte_ids(tokenizer, "a\u00e9\u4f60\U0001f600b")) parts.push_back(detokenizer.push(id));
-  EXPECT_EQ(parts, (std::vector<std::string>{"a", "", "\u00e9", "", "", "\u4f60", "", "", "", "\U0001f600", "b"}));
+  for (const int32_t id : byte_ids(tokenizer, "a\u00e9\u4f60\U0001f600b"))
+    parts.push_back(detokenizer.push(id));
+  EXPECT_EQ(parts,
+            (std::vector<std::string>{"a", "", "\u00e9", "", "", "\u4f60", "", "", "", "\U0001f600", "b"}));
   EXPECT_EQ(detokenizer.finish(), "");
 }
 
@@ -51,7 +54,8 @@ TEST(Detokenizer, FinishReplacesWhatWasHeldBackOnce) {
 TEST(Detokenizer, IdsWithoutATokenAddNothing) {
   const Tokenizer tokenizer = small_tokenizer();
   Detokenizer detokenizer(tokenizer);
-  for (const int32_t id : {-1, INT32_MIN, INT32_MAX, tokenizer.vocab_size()}) EXPECT_EQ(detokenizer.push(id), "");
+  for (const int32_t id : {-1, INT32_MIN, INT32_MAX, tokenizer.vocab_size()})
+    EXPECT_EQ(detokenizer.push(id), "");
 }
 
 TEST(Detokenizer, PartsJoinToTheDecodedTextForAnyIds) {
@@ -60,7 +64,8 @@ TEST(Detokenizer, PartsJoinToTheDecodedTextForAnyIds) {
     const RandomKey key{2, RandomPurpose::kTest, round};
     std::vector<int32_t> ids;
     const int32_t range = round % 2 == 0 ? 256 : tokenizer.vocab_size();
-    for (uint64_t i = 0; i < 1 + round % 20; ++i) ids.push_back(static_cast<int32_t>(random_bits(key, i) % uint64_t(range)));
+    for (uint64_t i = 0; i < 1 + round % 20; ++i)
+      ids.push_back(static_cast<int32_t>(random_bits(key, i) % uint64_t(range)));
     Detokenizer detokenizer(tokenizer);
     std::string text;
     for (const int32_t id : ids) {

@@ -1,4 +1,5 @@
-// Pieces of each splitter; what the expressions say is checked at large by tokenizer_oracle_test, here case by case.
+// Pieces of each splitter; what the expressions say is checked at large by tokenizer_oracle_test, here case
+// by case.
 #include "text/pretokenizer.h"
 
 #include <gtest/gtest.h>
@@ -24,7 +25,8 @@ using Pieces = std::vector<std::string>;
 TEST(PreTokenizer, EmptyTextHasNoPieces) { EXPECT_EQ(pieces("", {kDeepseekV3}), Pieces{}); }
 
 TEST(PreTokenizer, Gpt2KeepsASpaceWithItsWord) {
-  EXPECT_EQ(pieces("Hello  world's 42nd\n", {kGpt2}), (Pieces{"Hello", " ", " world", "'s", " 42", "nd", "\n"}));
+  EXPECT_EQ(pieces("Hello  world's 42nd\n", {kGpt2}),
+            (Pieces{"Hello", " ", " world", "'s", " 42", "nd", "\n"}));
   EXPECT_EQ(pieces("I'LL we'll", {kGpt2}), (Pieces{"I", "'", "LL", " we", "'ll"}));
   EXPECT_EQ(pieces(" ... \t", {kGpt2}), (Pieces{" ...", " \t"}));
 }
@@ -34,7 +36,8 @@ TEST(PreTokenizer, SmolLmCutsEveryDigitFirst) {
 }
 
 TEST(PreTokenizer, Llama3TakesContractionsInAnyCaseAndThreeDigits) {
-  EXPECT_EQ(pieces("I'LL don't 1234567", {kLlama3}), (Pieces{"I", "'LL", " don", "'t", " ", "123", "456", "7"}));
+  EXPECT_EQ(pieces("I'LL don't 1234567", {kLlama3}),
+            (Pieces{"I", "'LL", " don", "'t", " ", "123", "456", "7"}));
   EXPECT_EQ(pieces("x'\u017fy", {kLlama3}), (Pieces{"x", "'\u017f", "y"}));  // the long s folds to s
   EXPECT_EQ(pieces("a\n\n  b();\r\n", {kLlama3}), (Pieces{"a", "\n\n", " ", " b", "();\r\n"}));
 }
@@ -44,7 +47,8 @@ TEST(PreTokenizer, Qwen2DiffersFromLlama3InDigitsOnly) {
 }
 
 TEST(PreTokenizer, DeepseekV3IsolatesDigitsAndCjkFirst) {
-  EXPECT_EQ(pieces("has 1234 days", {kDigits3, kCjkKana, kDeepseekV3}), (Pieces{"has", " ", "123", "4", " days"}));
+  EXPECT_EQ(pieces("has 1234 days", {kDigits3, kCjkKana, kDeepseekV3}),
+            (Pieces{"has", " ", "123", "4", " days"}));
   EXPECT_EQ(pieces("你好，world", {kDigits3, kCjkKana, kDeepseekV3}), (Pieces{"你好", "，", "world"}));
   EXPECT_EQ(pieces("don't _name .x", {kDeepseekV3}), (Pieces{"don", "'t", " _", "name", " .", "x"}));
   EXPECT_EQ(pieces("/path _x\n", {kDeepseekV3}), (Pieces{"/path", " _", "x", "\n"}));
@@ -54,9 +58,11 @@ TEST(PreTokenizer, DeepseekV3IsolatesDigitsAndCjkFirst) {
 
 TEST(PreTokenizer, DeepseekLlmSplitsItsWordsOnceMoreAtNonAsciiLetters) {
   // The range :-~ of the punctuation step holds the ASCII letters: the published expression, odd as it is.
-  EXPECT_EQ(pieces("Größe x", {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul, kDigit}),
-            (Pieces{"Gr", "öß", "e", " x"}));
-  EXPECT_EQ(pieces("a \n\n 한국 12 ", {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul, kDigit}),
+  EXPECT_EQ(
+      pieces("Größe x", {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul, kDigit}),
+      (Pieces{"Gr", "öß", "e", " x"}));
+  EXPECT_EQ(pieces("a \n\n 한국 12 ",
+                   {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul, kDigit}),
             (Pieces{"a", " ", "\n", "\n", " ", "한국", " ", "1", "2", " "}));
 }
 
@@ -84,9 +90,12 @@ TEST(PreTokenizer, IllFormedBytesAreSymbolsAndKeepTheirBytes) {
 }
 
 TEST(PreTokenizer, PiecesJoinedAreTheTextForAnyBytes) {
-  const std::vector<Splitter> all = {kGpt2, kLlama3, kQwen2, kDigit, kDigits3, kLineBreak, kLetters, kPunctuation, kCasedLetters,
-                                     kAsciiPunctuation, kTrailingSpace, kCjkHangul, kCjkKana, kDeepseekV3};
-  const std::string_view alphabet[] = {" ", "\n", "\r", "a", "B", "'s", "1", "é", "\u0301", "你", "。", "한", "\xff", "\xe4\xbd", "😀", "!"};
+  const std::vector<Splitter> all = {kGpt2,         kLlama3,           kQwen2,         kDigit,
+                                     kDigits3,      kLineBreak,        kLetters,       kPunctuation,
+                                     kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul,
+                                     kCjkKana,      kDeepseekV3};
+  const std::string_view alphabet[] = {" ",      "\n", "\r", "a",  "B",    "'s",       "1", "é",
+                                       "\u0301", "你", "。", "한", "\xff", "\xe4\xbd", "😀", "!"};
   for (uint64_t round = 0; round < 300; ++round) {
     const RandomKey key{1, RandomPurpose::kTest, round};
     std::string text;
@@ -123,8 +132,8 @@ TEST(PreTokenizer, ExpressionsAreKnownInBothSpellings) {
 }
 
 TEST(PreTokenizer, GgufNamesAreKnownExactly) {
-  for (const char* name : {"deepseek-llm", "deepseek-coder", "deepseek-v3", "joyai-llm", "qwen2", "deepseek-r1-qwen", "llama-bpe",
-                           "smollm", "gpt-2", "default"}) {
+  for (const char* name : {"deepseek-llm", "deepseek-coder", "deepseek-v3", "joyai-llm", "qwen2",
+                           "deepseek-r1-qwen", "llama-bpe", "smollm", "gpt-2", "default"}) {
     EXPECT_TRUE(splitters_by_gguf_name(name)) << name;
   }
   EXPECT_EQ(splitters_by_gguf_name("joyai-llm"), splitters_by_gguf_name("deepseek-v3"));

@@ -30,8 +30,11 @@ std::string golden(const std::string& name) {
   return read_file(FATHOM_SOURCE_DIR "/tests/golden/text/" + name, 1 << 24);
 }
 json golden_json(const std::string& name) { return json::parse(golden(name + ".json")); }
-Tokenizer golden_tokenizer(const std::string& name) { return Tokenizer::from_json(golden(name + ".json"), name); }
-const char* const kSmall[] = {"gpt2", "smollm", "llama3", "qwen2", "deepseek-llm", "deepseek-coder", "deepseek-v3"};
+Tokenizer golden_tokenizer(const std::string& name) {
+  return Tokenizer::from_json(golden(name + ".json"), name);
+}
+const char* const kSmall[] = {"gpt2",         "smollm",         "llama3",     "qwen2",
+                              "deepseek-llm", "deepseek-coder", "deepseek-v3"};
 
 // --- the published V3 tokenizer ---
 
@@ -44,12 +47,14 @@ const Tokenizer& v3() {
 
 TEST(PublishedV3, PublishedVectors) {
   const std::pair<std::string, Ids> vectors[] = {
-      {"Hello! 毕老师！1 + 1 = 2 ĠÑĤÐ²ÑĬÑĢ", {19923, 3, 223, 5464, 5008, 1175, 19, 940, 223, 19, 438, 223, 20, 6113, 257, 76589, 131, 100,
-                                         76032, 1628, 76589, 131, 108, 76589, 131, 98}},
+      {"Hello! 毕老师！1 + 1 = 2 ĠÑĤÐ²ÑĬÑĢ",
+       {19923, 3,   223,   5464, 5008, 1175,  19,   940,   223, 19,  438,   223, 20,
+        6113,  257, 76589, 131,  100,  76032, 1628, 76589, 131, 108, 76589, 131, 98}},
       {"Hello, world!", {19923, 14, 2058, 3}},
       {"The year 2024 has 1234567 days.", {671, 1141, 223, 939, 22, 769, 223, 6895, 18009, 25, 3137, 16}},
       {"  leading spaces\n\n\ttabs\r\n x", {223, 6646, 13564, 271, 17299, 10284, 204, 201, 1527}},
-      {"def f(x):\n    return x**2 + 1\n", {3465, 285, 4042, 3395, 361, 1354, 1527, 666, 20, 940, 223, 19, 201}},
+      {"def f(x):\n    return x**2 + 1\n",
+       {3465, 285, 4042, 3395, 361, 1354, 1527, 666, 20, 940, 223, 19, 201}},
       {"你好，世界！こんにちは", {30594, 303, 3427, 1175, 4549, 7245, 2298, 12457, 2841}},
       {"don't I'll WE'VE", {20385, 1664, 342, 5922, 33418, 9, 23584}},
       {"😀 emoji 👍🏽", {28927, 225, 980, 82644, 102527, 40965, 124}},
@@ -120,8 +125,10 @@ TEST(PublishedV3, PrefixesOfAddedTokensStayText) {
 
 // Random bytes, biased towards what splitters and decoders care about.
 std::string random_text(uint64_t round) {
-  const std::string_view bits[] = {" ", "  ", "\n", "\r\n", "a", "The", "'s", "12", "é", "e\u0301", "你好", "。", "한", "\xff", "\xe4\xbd",
-                                   "😀", "!", "<|endoftext|>", "<｜User｜>", "<think>", "   ", "ü", "\xc3", "\xed\xa0\x80"};
+  const std::string_view bits[] = {" ",          "  ",      "\n",       "\r\n",    "a",    "The",
+                                   "'s",         "12",      "é",        "e\u0301", "你好", "。",
+                                   "한",         "\xff",    "\xe4\xbd", "😀",       "!",    "<|endoftext|>",
+                                   "<｜User｜>", "<think>", "   ",      "ü",       "\xc3", "\xed\xa0\x80"};
   const RandomKey key{3, RandomPurpose::kTest, round};
   std::string text;
   for (uint64_t i = 0; i < round % 60; ++i) {
@@ -140,7 +147,8 @@ TEST(Tokenizer, EncodeThenDecodeGivesTheSameBytesForAnyInput) {
     const Tokenizer tokenizer = golden_tokenizer(name);
     for (uint64_t round = 0; round < 1000; ++round) {
       std::string text = random_text(round);
-      if (name == "deepseek-llm") text = replace_invalid_utf8(text);  // its vocabulary lacks the bytes that UTF-8 lacks
+      if (name == "deepseek-llm")
+        text = replace_invalid_utf8(text);  // its vocabulary lacks the bytes that UTF-8 lacks
       const std::string expected = name == "qwen2" ? to_nfc(text) : text;
       EXPECT_EQ(tokenizer.decode(tokenizer.encode(text, round % 2 == 0)), expected) << name;
     }
@@ -192,7 +200,8 @@ TEST(Tokenizer, IgnoreMergesTakesWholePieces) {
 
 // --- tokenizer.json, refused and accepted ---
 
-std::string refusal(const std::function<void(json&)>& change, std::optional<std::string_view> config = std::nullopt) {
+std::string refusal(const std::function<void(json&)>& change,
+                    std::optional<std::string_view> config = std::nullopt) {
   json file = golden_json("gpt2");
   change(file);
   return error_of([&] { Tokenizer::from_json(file.dump(), "t.json", config); });
@@ -203,33 +212,58 @@ TEST(TokenizerJson, RefusesWhatItDoesNotKnowByName) {
       {"t.json: 'extra': unknown field", [](json& f) { f["extra"] = 1; }},
       {"t.json: model: 'extra': unknown field", [](json& f) { f["model"]["extra"] = 1; }},
       {"t.json: model: missing", [](json& f) { f.erase("model"); }},
-      {"t.json: model: type: found 'Unigram', expected 'BPE'", [](json& f) { f["model"]["type"] = "Unigram"; }},
+      {"t.json: model: type: found 'Unigram', expected 'BPE'",
+       [](json& f) { f["model"]["type"] = "Unigram"; }},
       {"t.json: model: dropout: found a rate, expected none", [](json& f) { f["model"]["dropout"] = 0.1; }},
-      {"t.json: model: end_of_word_suffix: found '</w>', expected none", [](json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }},
-      {"t.json: model: continuing_subword_prefix: found '##'", [](json& f) { f["model"]["continuing_subword_prefix"] = "##"; }},
-      {"t.json: model: byte_fallback: found true, expected false", [](json& f) { f["model"]["byte_fallback"] = true; }},
-      {"t.json: normalizer: type: found 'NFKC', expected NFC or none", [](json& f) { f["normalizer"] = {{"type", "NFKC"}}; }},
+      {"t.json: model: end_of_word_suffix: found '</w>', expected none",
+       [](json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }},
+      {"t.json: model: continuing_subword_prefix: found '##'",
+       [](json& f) { f["model"]["continuing_subword_prefix"] = "##"; }},
+      {"t.json: model: byte_fallback: found true, expected false",
+       [](json& f) { f["model"]["byte_fallback"] = true; }},
+      {"t.json: normalizer: type: found 'NFKC', expected NFC or none",
+       [](json& f) {
+         f["normalizer"] = {{"type", "NFKC"}};
+       }},
       {"t.json: normalizer: type: found 'Lowercase'",
-       [](json& f) { f["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}}}}; }},
+       [](json& f) {
+         f["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}}}};
+       }},
       {"t.json: pre_tokenizer: missing", [](json& f) { f.erase("pre_tokenizer"); }},
       {"t.json: pre_tokenizer: type: found 'Metaspace', expected Split, Digits or ByteLevel",
-       [](json& f) { f["pre_tokenizer"] = {{"type", "Metaspace"}}; }},
-      {"t.json: pre_tokenizer: ByteLevel: add_prefix_space: found true", [](json& f) { f["pre_tokenizer"]["add_prefix_space"] = true; }},
+       [](json& f) {
+         f["pre_tokenizer"] = {{"type", "Metaspace"}};
+       }},
+      {"t.json: pre_tokenizer: ByteLevel: add_prefix_space: found true",
+       [](json& f) { f["pre_tokenizer"]["add_prefix_space"] = true; }},
       {"t.json: pre_tokenizer: no ByteLevel, expected it last",
-       [](json& f) { f["pre_tokenizer"] = {{"type", "Digits"}, {"individual_digits", true}}; }},
+       [](json& f) {
+         f["pre_tokenizer"] = {{"type", "Digits"}, {"individual_digits", true}};
+       }},
       {"t.json: pre_tokenizer: Digits: individual_digits: found false",
-       [](json& f) { f["pre_tokenizer"] = {{"type", "Digits"}, {"individual_digits", false}}; }},
+       [](json& f) {
+         f["pre_tokenizer"] = {{"type", "Digits"}, {"individual_digits", false}};
+       }},
       {"t.json: pre_tokenizer: 'ByteLevel' after ByteLevel",
-       [](json& f) { f["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {f["pre_tokenizer"], f["pre_tokenizer"]}}}; }},
+       [](json& f) {
+         f["pre_tokenizer"] = {{"type", "Sequence"},
+                               {"pretokenizers", {f["pre_tokenizer"], f["pre_tokenizer"]}}};
+       }},
       {"t.json: pre_tokenizer: type: found 'Sequence'",
-       [](json& f) { f["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Sequence"}}}}}; }},
-      {"t.json: decoder: type: found 'WordPiece', expected 'ByteLevel'", [](json& f) { f["decoder"]["type"] = "WordPiece"; }},
+       [](json& f) {
+         f["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Sequence"}}}}};
+       }},
+      {"t.json: decoder: type: found 'WordPiece', expected 'ByteLevel'",
+       [](json& f) { f["decoder"]["type"] = "WordPiece"; }},
       {"t.json: post_processor: type: found 'BertProcessing', expected ByteLevel or TemplateProcessing",
-       [](json& f) { f["post_processor"] = {{"type", "BertProcessing"}}; }},
+       [](json& f) {
+         f["post_processor"] = {{"type", "BertProcessing"}};
+       }},
       {"t.json: post_processor: single: expected the text, at most with one special token before it",
        [](json& f) {
-         f["post_processor"] = {{"type", "TemplateProcessing"},
-                                {"single", {{{"Sequence", json::object()}}, {{"SpecialToken", {{"id", "x"}}}}}}};
+         f["post_processor"] = {
+             {"type", "TemplateProcessing"},
+             {"single", {{{"Sequence", json::object()}}, {{"SpecialToken", {{"id", "x"}}}}}}};
        }},
   };
   for (const auto& [expected, change] : cases) {
@@ -240,9 +274,12 @@ TEST(TokenizerJson, RefusesWhatItDoesNotKnowByName) {
 
 TEST(TokenizerJson, RefusesSplitsOtherThanTheKnownOnes) {
   const auto with = [](const json& split) {
-    return refusal([&](json& f) { f["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {split, f["pre_tokenizer"]}}}; });
+    return refusal([&](json& f) {
+      f["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {split, f["pre_tokenizer"]}}};
+    });
   };
-  const json good = {{"type", "Split"}, {"pattern", {{"Regex", "\\p{N}"}}}, {"behavior", "Isolated"}, {"invert", false}};
+  const json good = {
+      {"type", "Split"}, {"pattern", {{"Regex", "\\p{N}"}}}, {"behavior", "Isolated"}, {"invert", false}};
   json bad = good;
   bad["behavior"] = "Removed";
   EXPECT_EQ(with(bad), "t.json: pre_tokenizer: Split: behavior: found 'Removed', expected 'Isolated'");
@@ -258,45 +295,71 @@ TEST(TokenizerJson, RefusesSplitsOtherThanTheKnownOnes) {
 
 TEST(TokenizerJson, RefusesTokensAndMergesThatDoNotAgree) {
   const auto added = [](int64_t id, const std::string& content) {
-    return json{{"id", id}, {"content", content}, {"single_word", false}, {"lstrip", false}, {"rstrip", false}, {"normalized", false},
-                {"special", true}};
+    return json{{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
+                {"rstrip", false}, {"normalized", false}, {"special", true}};
   };
   const std::tuple<const char*, std::function<void(json&)>> cases[] = {
-      {"t.json: model: vocab: 'zz': found -1, expected a token id", [](json& f) { f["model"]["vocab"]["zz"] = -1; }},
-      {"t.json: model: vocab: 'zz': found 1.5, expected a token id", [](json& f) { f["model"]["vocab"]["zz"] = 1.5; }},
-      {"t.json: model: vocab: 'zz': found 9999999999, expected a token id", [](json& f) { f["model"]["vocab"]["zz"] = 9999999999; }},
-      {"t.json: token 'zz': id 2097152, expected one in [0, 2097152)", [](json& f) { f["model"]["vocab"]["zz"] = 2097152; }},
+      {"t.json: model: vocab: 'zz': found -1, expected a token id",
+       [](json& f) { f["model"]["vocab"]["zz"] = -1; }},
+      {"t.json: model: vocab: 'zz': found 1.5, expected a token id",
+       [](json& f) { f["model"]["vocab"]["zz"] = 1.5; }},
+      {"t.json: model: vocab: 'zz': found 9999999999, expected a token id",
+       [](json& f) { f["model"]["vocab"]["zz"] = 9999999999; }},
+      {"t.json: token 'zz': id 2097152, expected one in [0, 2097152)",
+       [](json& f) { f["model"]["vocab"]["zz"] = 2097152; }},
       {"t.json: token 5000: empty", [](json& f) { f["model"]["vocab"][""] = 5000; }},
       {"t.json: token 'zz': id 7 belongs to another token", [](json& f) { f["model"]["vocab"]["zz"] = 7; }},
       {"t.json: vocabulary: no token for byte 239 (expected byte-level BPE, where bytes are tokens)",
        [](json& f) { f["model"]["vocab"].erase("ï"), f["model"]["merges"] = json::array(); }},
-      {"t.json: merge 0 of 'zq' and 'a': 'zq' is no ordinary token", [](json& f) { f["model"]["merges"] = {"zq a"}; }},
-      {"t.json: merge 0 of 'a' and 'zq': 'zq' is no ordinary token", [](json& f) { f["model"]["merges"] = {"a zq"}; }},
-      {"t.json: merge 0 of 'z' and 'q': 'zq' is no ordinary token", [](json& f) { f["model"]["merges"] = {"z q"}; }},
-      {"t.json: merge 1 of 't' and 'h': listed twice", [](json& f) { f["model"]["merges"] = {"t h", "t h"}; }},
-      {"t.json: model: merge 0: found string 'a', expected two tokens", [](json& f) { f["model"]["merges"] = {"a"}; }},
-      {"t.json: model: merge 0: found string 'a b c', expected two tokens", [](json& f) { f["model"]["merges"] = {"a b c"}; }},
-      {"t.json: model: merge 0: found an array, expected two tokens", [](json& f) { f["model"]["merges"] = {{"a", "b", "c"}}; }},
+      {"t.json: merge 0 of 'zq' and 'a': 'zq' is no ordinary token",
+       [](json& f) { f["model"]["merges"] = {"zq a"}; }},
+      {"t.json: merge 0 of 'a' and 'zq': 'zq' is no ordinary token",
+       [](json& f) { f["model"]["merges"] = {"a zq"}; }},
+      {"t.json: merge 0 of 'z' and 'q': 'zq' is no ordinary token",
+       [](json& f) { f["model"]["merges"] = {"z q"}; }},
+      {"t.json: merge 1 of 't' and 'h': listed twice",
+       [](json& f) {
+         f["model"]["merges"] = {"t h", "t h"};
+       }},
+      {"t.json: model: merge 0: found string 'a', expected two tokens",
+       [](json& f) { f["model"]["merges"] = {"a"}; }},
+      {"t.json: model: merge 0: found string 'a b c', expected two tokens",
+       [](json& f) { f["model"]["merges"] = {"a b c"}; }},
+      {"t.json: model: merge 0: found an array, expected two tokens",
+       [](json& f) {
+         f["model"]["merges"] = {{"a", "b", "c"}};
+       }},
       {"t.json: added_tokens: id: found -1", [&](json& f) { f["added_tokens"].push_back(added(-1, "<x>")); }},
-      {"t.json: token '<x>': id 3000000, expected one in [0, 2097152)", [&](json& f) { f["added_tokens"].push_back(added(3000000, "<x>")); }},
-      {"t.json: token '<x>': id 7 belongs to another token", [&](json& f) { f["added_tokens"].push_back(added(7, "<x>")); }},
-      {"t.json: token '<mask>': listed twice", [&](json& f) { f["added_tokens"].push_back(added(5000, "<mask>")); }},
+      {"t.json: token '<x>': id 3000000, expected one in [0, 2097152)",
+       [&](json& f) { f["added_tokens"].push_back(added(3000000, "<x>")); }},
+      {"t.json: token '<x>': id 7 belongs to another token",
+       [&](json& f) { f["added_tokens"].push_back(added(7, "<x>")); }},
+      {"t.json: token '<mask>': listed twice",
+       [&](json& f) { f["added_tokens"].push_back(added(5000, "<mask>")); }},
       {"t.json: added token '<x>': listed twice",
-       [&](json& f) { f["added_tokens"].push_back(added(5000, "<x>")), f["added_tokens"].push_back(added(5000, "<x>")); }},
-      {"t.json: token 'the': listed twice", [&](json& f) { f["model"]["vocab"]["the"] = 5000, f["added_tokens"].push_back(added(5001, "the")); }},
+       [&](json& f) {
+         f["added_tokens"].push_back(added(5000, "<x>")), f["added_tokens"].push_back(added(5000, "<x>"));
+       }},
+      {"t.json: token 'the': listed twice",
+       [&](json& f) { f["model"]["vocab"]["the"] = 5000, f["added_tokens"].push_back(added(5001, "the")); }},
       {"t.json: added token 'Ġ': also spells ' ' in the vocabulary",
        [&](json& f) { f["added_tokens"].push_back(added(f["model"]["vocab"]["Ġ"], "Ġ")); }},
       {"t.json: added_tokens: '<x>': single_word: found true, expected false",
-       [&](json& f) { f["added_tokens"].push_back(added(5000, "<x>")), f["added_tokens"].back()["single_word"] = true; }},
+       [&](json& f) {
+         f["added_tokens"].push_back(added(5000, "<x>")), f["added_tokens"].back()["single_word"] = true;
+       }},
       // A merge must not lead to a token that only templates may write.
       {"t.json: merge 0 of 't' and 'h': 'th' is no ordinary token",
-       [&](json& f) { f["added_tokens"].push_back(added(f["model"]["vocab"]["th"], "th")), f["model"]["merges"] = {"t h"}; }},
+       [&](json& f) {
+         f["added_tokens"].push_back(added(f["model"]["vocab"]["th"], "th")), f["model"]["merges"] = {"t h"};
+       }},
   };
   for (const auto& [expected, change] : cases) {
     const std::string error = refusal(change);
     EXPECT_EQ(error.substr(0, std::string_view(expected).size()), expected) << error;
   }
-  EXPECT_EQ(refusal([](json& f) { f["model"]["vocab"][std::string(65537, 'x')] = 5000; }), "t.json: token 5000: 65537 bytes, expected at most 65536");
+  EXPECT_EQ(refusal([](json& f) { f["model"]["vocab"][std::string(65537, 'x')] = 5000; }),
+            "t.json: token 5000: 65537 bytes, expected at most 65536");
   json at_limit = golden_json("gpt2");
   at_limit["model"]["vocab"][std::string(65536, 'x')] = 2097151;
   EXPECT_EQ(Tokenizer::from_json(at_limit.dump(), "t").vocab_size(), 2097152);
@@ -304,26 +367,34 @@ TEST(TokenizerJson, RefusesTokensAndMergesThatDoNotAgree) {
 
 TEST(TokenizerJson, RefusesBrokenAndDeepJson) {
   EXPECT_NE(error_of([] { Tokenizer::from_json("{", "t.json"); }).find("t.json"), std::string::npos);
-  EXPECT_NE(error_of([] { Tokenizer::from_json(std::string(100, '['), "t.json"); }).find("nested deeper"), std::string::npos);
-  EXPECT_NE(error_of([] { Tokenizer::from_json("[]", "t.json"); }).find("expected an object"), std::string::npos);
-  EXPECT_NE(error_of([] { Tokenizer::from_json(R"({"model":1,"model":2})", "t.json"); }).find("duplicate key"), std::string::npos);
+  EXPECT_NE(error_of([] { Tokenizer::from_json(std::string(100, '['), "t.json"); }).find("nested deeper"),
+            std::string::npos);
+  EXPECT_NE(error_of([] { Tokenizer::from_json("[]", "t.json"); }).find("expected an object"),
+            std::string::npos);
+  EXPECT_NE(
+      error_of([] { Tokenizer::from_json(R"({"model":1,"model":2})", "t.json"); }).find("duplicate key"),
+      std::string::npos);
 }
 
 TEST(TokenizerJson, BothSpellingsOfMergesAreOne) {
   json file = golden_json("gpt2");  // pairs
   const Tokenizer pairs = Tokenizer::from_json(file.dump(), "t");
-  for (json& merge : file["model"]["merges"]) merge = fmt::format("{} {}", merge[0].get<std::string>(), merge[1].get<std::string>());
+  for (json& merge : file["model"]["merges"])
+    merge = fmt::format("{} {}", merge[0].get<std::string>(), merge[1].get<std::string>());
   const Tokenizer strings = Tokenizer::from_json(file.dump(), "t");
-  for (uint64_t round = 0; round < 100; ++round) EXPECT_EQ(pairs.encode(random_text(round), true), strings.encode(random_text(round), true));
+  for (uint64_t round = 0; round < 100; ++round)
+    EXPECT_EQ(pairs.encode(random_text(round), true), strings.encode(random_text(round), true));
 }
 
 TEST(TokenizerJson, BosComesFromTheConfigOrTheTemplate) {
   json file = golden_json("gpt2");
-  file["post_processor"] = {{"type", "Sequence"},
-                            {"processors",
-                             {{{"type", "ByteLevel"}, {"trim_offsets", false}},
-                              {{"type", "TemplateProcessing"},
-                               {"single", {{{"SpecialToken", {{"id", "<|im_start|>"}, {"type_id", 0}}}}, {{"Sequence", {{"id", "A"}}}}}}}}}};
+  file["post_processor"] = {
+      {"type", "Sequence"},
+      {"processors",
+       {{{"type", "ByteLevel"}, {"trim_offsets", false}},
+        {{"type", "TemplateProcessing"},
+         {"single",
+          {{{"SpecialToken", {{"id", "<|im_start|>"}, {"type_id", 0}}}}, {{"Sequence", {{"id", "A"}}}}}}}}}};
   const std::string text = file.dump();
   const auto read = [&](const char* config) { return Tokenizer::from_json(text, "t", config); };
   EXPECT_FALSE(Tokenizer::from_json(text, "t").bos_id());
@@ -332,13 +403,17 @@ TEST(TokenizerJson, BosComesFromTheConfigOrTheTemplate) {
   EXPECT_FALSE(read(R"({"bos_token": "<|im_start|>", "add_bos_token": false})").add_bos());
   EXPECT_FALSE(read(R"({"bos_token": "<|endoftext|>"})").add_bos());
   EXPECT_FALSE(read(R"({"bos_token": null, "eos_token": null})").bos_id());
-  EXPECT_EQ(read(R"({"chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]})").chat_template_source(), "y");
+  EXPECT_EQ(
+      read(R"({"chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]})")
+          .chat_template_source(),
+      "y");
   const auto config_refusal = [&](const char* config) { return error_of([&] { read(config); }); };
   EXPECT_EQ(config_refusal(R"({"bos_token": "<none>"})"),
             "t (tokenizer_config.json): bos_token: found '<none>', which is no token of this tokenizer");
   EXPECT_EQ(config_refusal(R"({"eos_token": {"content": "<none>"}})"),
             "t (tokenizer_config.json): eos_token: found '<none>', which is no token of this tokenizer");
-  EXPECT_EQ(config_refusal(R"({"add_bos_token": true})"), "t (tokenizer_config.json): add_bos_token: found true without a bos_token");
+  EXPECT_EQ(config_refusal(R"({"add_bos_token": true})"),
+            "t (tokenizer_config.json): add_bos_token: found true without a bos_token");
 }
 
 TEST(TokenizerCheckpoint, ReadsTheFilesBesideTheWeights) {
@@ -376,9 +451,12 @@ struct GgufTokenizer {
       tokens[id] = text, types[id] = type;
     };
     for (const auto& [text, id] : file["model"]["vocab"].items()) put(text, id, 1);
-    for (const json& token : file["added_tokens"]) put(token["content"], token["id"], token["special"].get<bool>() ? 3 : 4);
+    for (const json& token : file["added_tokens"])
+      put(token["content"], token["id"], token["special"].get<bool>() ? 3 : 4);
     for (const json& merge : file["model"]["merges"]) {
-      merges.push_back(merge.is_string() ? merge.get<std::string>() : fmt::format("{} {}", merge[0].get<std::string>(), merge[1].get<std::string>()));
+      merges.push_back(merge.is_string()
+                           ? merge.get<std::string>()
+                           : fmt::format("{} {}", merge[0].get<std::string>(), merge[1].get<std::string>()));
     }
   }
   std::string bytes() const {
@@ -399,12 +477,18 @@ struct GgufTokenizer {
     const std::string file = bytes();
     return Tokenizer::from_gguf(Gguf::parse(std::as_bytes(std::span(file)), "m.gguf"));
   }
-  std::string refusal() const { return error_of([&] { read(); }); }
+  std::string refusal() const {
+    return error_of([&] { read(); });
+  }
 };
 
 TEST(TokenizerGguf, GivesTheSameIdsAsTokenizerJson) {
-  const std::map<std::string, std::string> pre = {{"gpt2", "gpt-2"}, {"smollm", "smollm"}, {"llama3", "llama-bpe"}, {"qwen2", "qwen2"},
-                                                  {"deepseek-llm", "deepseek-llm"}, {"deepseek-coder", "deepseek-coder"},
+  const std::map<std::string, std::string> pre = {{"gpt2", "gpt-2"},
+                                                  {"smollm", "smollm"},
+                                                  {"llama3", "llama-bpe"},
+                                                  {"qwen2", "qwen2"},
+                                                  {"deepseek-llm", "deepseek-llm"},
+                                                  {"deepseek-coder", "deepseek-coder"},
                                                   {"deepseek-v3", "deepseek-v3"}};
   const json strings = json::parse(golden("strings.json"));
   for (const std::string name : kSmall) {
@@ -416,7 +500,9 @@ TEST(TokenizerGguf, GivesTheSameIdsAsTokenizerJson) {
     for (const std::string text : strings) {
       EXPECT_EQ(from_gguf.encode(text, false), from_json.encode(text, false)) << name << ": " << text;
       // GGUF does not say which tokens strip or are normalised.
-      if (text.find("<mask>") != text.npos || text.find("<sep>") != text.npos || text.find("<nfc-") != text.npos) continue;
+      if (text.find("<mask>") != text.npos || text.find("<sep>") != text.npos ||
+          text.find("<nfc-") != text.npos)
+        continue;
       EXPECT_EQ(from_gguf.encode(text, true), from_json.encode(text, true)) << name << ": " << text;
       ++compared;
     }
@@ -429,8 +515,11 @@ TEST(TokenizerGguf, TypesAndIds) {
   const auto size = static_cast<int32_t>(file.tokens.size());
   file.tokens.insert(file.tokens.end(), {"<0x0A>", "[PAD]", "[PAD]", "<unk>"});
   file.types.insert(file.types.end(), {6, 5, 5, 2});
-  file.extra.u32("tokenizer.ggml.bos_token_id", 3).u32("tokenizer.ggml.eos_token_id", 4).u32("tokenizer.ggml.eot_token_id", 4);
-  file.extra.u32("tokenizer.ggml.eom_token_id", 5).key("tokenizer.ggml.add_bos_token", 7, std::string("\1", 1));
+  file.extra.u32("tokenizer.ggml.bos_token_id", 3)
+      .u32("tokenizer.ggml.eos_token_id", 4)
+      .u32("tokenizer.ggml.eot_token_id", 4);
+  file.extra.u32("tokenizer.ggml.eom_token_id", 5)
+      .key("tokenizer.ggml.add_bos_token", 7, std::string("\1", 1));
   file.extra.str("tokenizer.chat_template", "T");
   const Tokenizer tokenizer = file.read();
   EXPECT_EQ(tokenizer.token_bytes(size), "\n");
@@ -459,21 +548,31 @@ TEST(TokenizerGguf, Llama3AddsBosUnlessItsFileSaysNo) {
 TEST(TokenizerGguf, Refusals) {
   const GgufTokenizer good(golden_json("gpt2"));
   const std::tuple<const char*, std::function<void(GgufTokenizer&)>> cases[] = {
-      {"m.gguf: tokenizer.ggml.model: found 'llama', expected 'gpt2' (byte-level BPE)", [](auto& f) { f.model = std::string("llama"); }},
-      {"m.gguf: tokenizer.ggml.pre: 'kimi-k2' is not supported (its splitter", [](auto& f) { f.pre = std::string("kimi-k2"); }},
-      {"m.gguf: tokenizer.ggml.pre: found 'tekken', expected deepseek-llm", [](auto& f) { f.pre = std::string("tekken"); }},
+      {"m.gguf: tokenizer.ggml.model: found 'llama', expected 'gpt2' (byte-level BPE)",
+       [](auto& f) { f.model = std::string("llama"); }},
+      {"m.gguf: tokenizer.ggml.pre: 'kimi-k2' is not supported (its splitter",
+       [](auto& f) { f.pre = std::string("kimi-k2"); }},
+      {"m.gguf: tokenizer.ggml.pre: found 'tekken', expected deepseek-llm",
+       [](auto& f) { f.pre = std::string("tekken"); }},
       {"m.gguf: tokenizer.ggml.tokens: 0 tokens, expected 1 to 2097152", [](auto& f) { f.tokens.clear(); }},
-      {"m.gguf: tokenizer.ggml.token_type: 1000 types, expected 1014 (as many as tokens)", [](auto& f) { f.types.resize(1000); }},
+      {"m.gguf: tokenizer.ggml.token_type: 1000 types, expected 1014 (as many as tokens)",
+       [](auto& f) { f.types.resize(1000); }},
       {"m.gguf: key 'tokenizer.ggml.token_type': element 0: found 7", [](auto& f) { f.types[0] = 7; }},
       {"m.gguf: token 9: empty", [](auto& f) { f.tokens[9].clear(); }},
-      {"m.gguf: key 'tokenizer.ggml.tokens': string of 65537", [](auto& f) { f.tokens[9] = std::string(65537, 'x'); }},
+      {"m.gguf: key 'tokenizer.ggml.tokens': string of 65537",
+       [](auto& f) { f.tokens[9] = std::string(65537, 'x'); }},
       {"m.gguf: token '!': listed twice", [](auto& f) { f.tokens[9] = std::string("!"); }},
-      {"m.gguf: byte token 9: found '<0x1G>', expected <0x and two hex digits>", [](auto& f) { f.tokens[9] = std::string("<0x1G>"), f.types[9] = 6; }},
-      {"m.gguf: byte token 9: found '<0x123>'", [](auto& f) { f.tokens[9] = std::string("<0x123>"), f.types[9] = 6; }},
+      {"m.gguf: byte token 9: found '<0x1G>', expected <0x and two hex digits>",
+       [](auto& f) { f.tokens[9] = std::string("<0x1G>"), f.types[9] = 6; }},
+      {"m.gguf: byte token 9: found '<0x123>'",
+       [](auto& f) { f.tokens[9] = std::string("<0x123>"), f.types[9] = 6; }},
       {"m.gguf: merge 0: found 'ab', expected two tokens", [](auto& f) { f.merges[0] = std::string("ab"); }},
-      {"m.gguf: merge 0 of 'a' and 'Q!': 'Q!' is no ordinary token", [](auto& f) { f.merges[0] = std::string("a Q!"); }},
-      {"m.gguf: key 'tokenizer.ggml.bos_token_id'", [](auto& f) { f.extra.u32("tokenizer.ggml.bos_token_id", 1'000'000); }},
-      {"m.gguf: key 'tokenizer.ggml.eos_token_id'", [](auto& f) { f.extra.key("tokenizer.ggml.eos_token_id", 5, le_bytes<int32_t>(-1)); }},
+      {"m.gguf: merge 0 of 'a' and 'Q!': 'Q!' is no ordinary token",
+       [](auto& f) { f.merges[0] = std::string("a Q!"); }},
+      {"m.gguf: key 'tokenizer.ggml.bos_token_id'",
+       [](auto& f) { f.extra.u32("tokenizer.ggml.bos_token_id", 1'000'000); }},
+      {"m.gguf: key 'tokenizer.ggml.eos_token_id'",
+       [](auto& f) { f.extra.key("tokenizer.ggml.eos_token_id", 5, le_bytes<int32_t>(-1)); }},
       {"m.gguf: tokenizer.ggml.add_bos_token: true without bos_token_id",
        [](auto& f) { f.extra.key("tokenizer.ggml.add_bos_token", 7, std::string("\1", 1)); }},
   };
@@ -483,7 +582,8 @@ TEST(TokenizerGguf, Refusals) {
     const std::string error = file.refusal();
     EXPECT_EQ(error.substr(0, std::string_view(expected).size()), expected) << error;
   }
-  const std::string bare = GgufBuilder().str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", "gpt-2").bytes();
+  const std::string bare =
+      GgufBuilder().str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", "gpt-2").bytes();
   EXPECT_EQ(error_of([&] { Tokenizer::from_gguf(Gguf::parse(std::as_bytes(std::span(bare)), "m.gguf")); }),
             "m.gguf: tokenizer.ggml.tokens: missing");
 }

@@ -1,5 +1,6 @@
-// What attention.simd.cc and attention_backward.simd.cc share: the micro-kernel of all their matrix products, C[m, n] += A[m, k] · B[k, n]
-// with A broadcast and B, C in vectors, and the loading of cached rows. Every element is one chain of FMAs in increasing k.
+// What attention.simd.cc and attention_backward.simd.cc share: the micro-kernel of all their matrix products,
+// C[m, n] += A[m, k] · B[k, n] with A broadcast and B, C in vectors, and the loading of cached rows. Every
+// element is one chain of FMAs in increasing k.
 #pragma once
 
 #include "kernels/attention_tile.h"
@@ -11,7 +12,8 @@ namespace {
 constexpr int64_t kBlock = kTileBlock, kChunk = kTileBlock;  // keys, dims
 constexpr float kInf = __builtin_inff();
 
-// The micro-kernel holds M x N vectors of C: enough to hide the FMA's latency, few enough to stay in registers.
+// The micro-kernel holds M x N vectors of C: enough to hide the FMA's latency, few enough to stay in
+// registers.
 #if defined(FATHOM_SIMD_IS_avx512)
 constexpr int kAccumulators = 16, kVectors = 4;
 #elif defined(FATHOM_SIMD_IS_avx2)
@@ -20,7 +22,8 @@ constexpr int kAccumulators = 6, kVectors = 1;
 constexpr int kAccumulators = 2, kVectors = 1;
 #endif
 
-// C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further than vector v - 1.
+// C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further than
+// vector v - 1.
 struct Product {
   const float* a;
   int64_t a_row, a_step;  // A[m, k] = a[m * a_row + k * a_step]
@@ -112,7 +115,8 @@ void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float
   }
 }
 
-// out[j] (kChunk floats apart) = dims [begin, begin + dims) of row + j as f32, followed by zeros up to a whole vector.
+// out[j] (kChunk floats apart) = dims [begin, begin + dims) of row + j as f32, followed by zeros up to a
+// whole vector.
 void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t begin, int64_t dims, float* out) {
   const int64_t at = row * part.row_stride + begin;
   if (part.is_bf16) {

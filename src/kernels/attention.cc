@@ -22,8 +22,8 @@ constexpr int64_t kMergeRows = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How the query rows are cut. All heads of a kv head go into one tile as far as they fit, so that a block of keys is read and
-// converted once for them; then several tokens.
+// How the query rows are cut. All heads of a kv head go into one tile as far as they fit, so that a block of
+// keys is read and converted once for them; then several tokens.
 struct Tiling {
   int64_t tokens, group, kv_heads;
   int64_t heads_per_tile = std::min(group, kTileQueries);
@@ -99,7 +99,8 @@ void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attentio
   const auto compute = FATHOM_SIMD_CALL(ctx.isa(), attention_tile);
   const auto merge = FATHOM_SIMD_CALL(ctx.isa(), attention_merge);
   const auto finish = FATHOM_SIMD_CALL(ctx.isa(), attention_finish);
-  // Rounds of `at_once` segments. Slot 0 holds what is merged so far and begins as segment 0; segment base + s goes to slot s.
+  // Rounds of `at_once` segments. Slot 0 holds what is merged so far and begins as segment 0; segment base +
+  // s goes to slot s.
   for (int64_t base = 0; base == 0 || base < segments - 1; base += at_once) {
     const int64_t first = base == 0 ? 0 : 1, last = std::min(at_once, segments - 1 - base);
     ctx.pool().run((last - first + 1) * tiling.tiles, [&](int64_t item, int worker) {

@@ -1,5 +1,6 @@
-// Two small matrix products (attention-inl.h) around a softmax: scores[key, row] = K · Qᵀ, so that a lane is a query row and the
-// softmax needs no work across lanes; then out[row, dim] = Pᵀ · V. Every element is one chain, over dims or over keys.
+// Two small matrix products (attention-inl.h) around a softmax: scores[key, row] = K · Qᵀ, so that a lane is
+// a query row and the softmax needs no work across lanes; then out[row, dim] = Pᵀ · V. Every element is one
+// chain, over dims or over keys.
 #include "kernels/attention-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -28,8 +29,8 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_beg
   }
 }
 
-// scores -> e^(scale * score - max); keys a row must not see become -inf first and so exactly 0. The sum runs in four chains
-// (key mod 4), which zeros behind a row's last key do not change.
+// scores -> e^(scale * score - max); keys a row must not see become -inf first and so exactly 0. The sum runs
+// in four chains (key mod 4), which zeros behind a row's last key do not change.
 void softmax_scores(const AttentionTile& t) {
   const F32x16 scale = set(t.scale);
   for (int64_t r = 0; r < t.lanes; r += kLanes) {
@@ -55,8 +56,8 @@ void softmax_scores(const AttentionTile& t) {
   }
 }
 
-// out = Pᵀ · V. Eight rows go together over the keys that the first of them sees, the others then add theirs alone: a row
-// touches no value it must not see, not even with weight 0 (0 * NaN is NaN).
+// out = Pᵀ · V. Eight rows go together over the keys that the first of them sees, the others then add theirs
+// alone: a row touches no value it must not see, not even with weight 0 (0 * NaN is NaN).
 void add_values(const AttentionTile& t, int64_t keys) {
   constexpr int64_t kGroup = 8;
   for (int64_t j = 0; j < keys; j += kBlock) {

@@ -1,5 +1,5 @@
-// Between attention.cc and attention.simd.cc. A tile is up to kTileQueries query rows, (token, head) pairs that read the same kv head; a
-// segment is kTileSegment keys. One call computes one tile over one segment.
+// Between attention.cc and attention.simd.cc. A tile is up to kTileQueries query rows, (token, head) pairs
+// that read the same kv head; a segment is kTileSegment keys. One call computes one tile over one segment.
 #pragma once
 
 #include <stdint.h>
@@ -23,7 +23,8 @@ AttentionPart attention_part(const CachedPart& part, int64_t kv_head);
 struct AttentionTile {
   AttentionPart key, key_rope, value;
   const int64_t* block_rows;  // of the segment's blocks
-  // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment (none if negative).
+  // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment (none if
+  // negative).
   int64_t rows, heads, visible;
   int64_t lanes;   // rows rounded up to 16
   const float* q;  // [lanes / 16, key.dim + key_rope.dim, 16]

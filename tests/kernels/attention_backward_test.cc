@@ -50,8 +50,10 @@ struct Results {
   AttentionGradients gradients;
 };
 
-void run(Context& ctx, const Form& form, const AttentionKeys& keys, ConstRows q, ConstRows dout, Results& results) {
-  attention_backward(ctx, q, form.heads, form.kv_heads, scale_of(form), keys, dout, results.dq.view, results.gradients);
+void run(Context& ctx, const Form& form, const AttentionKeys& keys, ConstRows q, ConstRows dout,
+         Results& results) {
+  attention_backward(ctx, q, form.heads, form.kv_heads, scale_of(form), keys, dout, results.dq.view,
+                     results.gradients);
 }
 
 // One part of one head out of a twin's dense rows of `heads` such parts.
@@ -68,7 +70,8 @@ void expect_twin(const Form& form, const Results& actual, const AttentionBackwar
   expect_close(actual.drope.view, twin.dkey_rope.value, twin.dkey_rope.bounds);
   for (int64_t h = 0; h < form.kv_heads; ++h) {
     const int64_t column = h * (form.key_dim + form.value_dim);
-    expect_close(actual.dkv.view.columns(column, form.key_dim), head_of(twin.dkey.value, form.kv_heads, h, form.key_dim),
+    expect_close(actual.dkv.view.columns(column, form.key_dim),
+                 head_of(twin.dkey.value, form.kv_heads, h, form.key_dim),
                  head_of(twin.dkey.bounds, form.kv_heads, h, form.key_dim));
     expect_close(actual.dkv.view.columns(column + form.key_dim, form.value_dim),
                  head_of(twin.dvalue.value, form.kv_heads, h, form.value_dim),
@@ -77,9 +80,10 @@ void expect_twin(const Form& form, const Results& actual, const AttentionBackwar
   EXPECT_TRUE(actual.intact());
 }
 
-// L = dout · attention(x + step * direction), directions of -1 and 1, for one input at a time. Inputs are multiples of 2^-10 and steps are
-// 2^-12 and 2^-13, so that the moved inputs are exact in f32. The central differences of the two steps are off by c step^2 and a
-// quarter of it: extrapolation removes that, and their distance bounds what is left.
+// L = dout · attention(x + step * direction), directions of -1 and 1, for one input at a time. Inputs are
+// multiples of 2^-10 and steps are 2^-12 and 2^-13, so that the moved inputs are exact in f32. The central
+// differences of the two steps are off by c step^2 and a quarter of it: extrapolation removes that, and their
+// distance bounds what is left.
 TEST(AttentionBackwardTwin, AgreesWithCentralDifferencesOfTheForwardTwinForEveryInput) {
   constexpr int64_t kTokens = 9;
   const auto grid = [](uint64_t stream, int64_t i) { return std::round(noise(stream, i) * 1024) / 1024; };
@@ -118,13 +122,16 @@ TEST(AttentionBackwardTwin, AgreesWithCentralDifferencesOfTheForwardTwinForEvery
       return sum;
     };
     for (size_t input = 0; input < inputs.size(); ++input) move(input, 0);
-    const auto twin = attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view);
-    const std::vector<double>* gradients[] = {&twin.dq.value, &twin.dkey.value, &twin.dkey_rope.value, &twin.dvalue.value};
+    const auto twin =
+        attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view);
+    const std::vector<double>* gradients[] = {&twin.dq.value, &twin.dkey.value, &twin.dkey_rope.value,
+                                              &twin.dvalue.value};
     for (size_t input = 0; input < inputs.size(); ++input) {
       SCOPED_TRACE(form.name + ", " + inputs[input].name);
       ASSERT_EQ(static_cast<int64_t>(gradients[input]->size()), kTokens * inputs[input].cols);
       double expected = 0, slope[2];
-      for (size_t i = 0; i < gradients[input]->size(); ++i) expected += (*gradients[input])[i] * sign(static_cast<int64_t>(i));
+      for (size_t i = 0; i < gradients[input]->size(); ++i)
+        expected += (*gradients[input])[i] * sign(static_cast<int64_t>(i));
       for (int s = 0; s < 2; ++s) {
         const float step = s == 0 ? 0x1p-12f : 0x1p-13f;
         move(input, step);
@@ -143,9 +150,11 @@ TEST(AttentionBackward, MatchesTheTwinForEveryFormLengthAndInstructionSet) {
     for (const int64_t tokens : {1, 2, 15, 16, 17, 47, 63, 64, 65, 97, 128, 131, 200}) {
       const Cache cache(form, tokens % 2 == 0 ? DType::kBF16 : DType::kF32, tokens);
       const PaddedRows q(tokens, form.width(), 4, 3), dout(tokens, form.heads * form.value_dim, 5);
-      const auto twin = attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view);
+      const auto twin =
+          attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view);
       for (const Isa isa : instruction_sets()) {
-        SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)) + ", " + std::to_string(tokens) + " tokens");
+        SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)) + ", " + std::to_string(tokens) +
+                     " tokens");
         Context ctx(2, isa);
         Results results(form, tokens);
         run(ctx, form, cache.view, q.view, dout.view, results);
@@ -158,7 +167,8 @@ TEST(AttentionBackward, MatchesTheTwinForEveryFormLengthAndInstructionSet) {
 TEST(AttentionBackward, MatchesTheTwinAtRealDims) {
   const Cache cache(kWide, DType::kF32, 150);
   const PaddedRows q(150, kWide.width(), 4), dout(150, kWide.heads * kWide.value_dim, 5);
-  const auto twin = attention_backward_ref(q.view, kWide.heads, kWide.kv_heads, scale_of(kWide), cache.view, dout.view);
+  const auto twin =
+      attention_backward_ref(q.view, kWide.heads, kWide.kv_heads, scale_of(kWide), cache.view, dout.view);
   for (const Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     Results results(kWide, 150);
@@ -175,8 +185,9 @@ TEST(AttentionBackward, EveryHeadDimWorks) {
     const PaddedRows q(19, form.width(), 4), dout(19, form.heads * form.value_dim, 5);
     Results results(form, 19);
     run(ctx, form, cache.view, q.view, dout.view, results);
-    expect_twin(form, results,
-                attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view));
+    expect_twin(
+        form, results,
+        attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view));
   }
 }
 
@@ -201,7 +212,8 @@ TEST(AttentionBackward, BitsDoNotDependOnThreads) {
   }
 }
 
-// 20 heads of 500 tokens are more tiles than one round keeps, 4 heads of one kv head are not: the same sums in one round, by hand.
+// 20 heads of 500 tokens are more tiles than one round keeps, 4 heads of one kv head are not: the same sums
+// in one round, by hand.
 TEST(AttentionBackward, SumsThatGoOnInTheNextRoundHaveTheSameBits) {
   const Form many{"rounds", 20, 5, 8, 4, 8, false}, few{"one round", 4, 1, 8, 4, 8, false};
   constexpr int64_t kTokens = 500;

@@ -1,4 +1,5 @@
-// Plain twin of attention_backward.h: double, loops, dense results, the softmax gradient by its definition (dout · out).
+// Plain twin of attention_backward.h: double, loops, dense results, the softmax gradient by its definition
+// (dout · out).
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ struct AttentionBackwardRef {
   Gradient dkey_rope;  // [T, key_rope.dim]
   Gradient dvalue;     // [T, num_key_value_heads * value.dim]
 };
-AttentionBackwardRef attention_backward_ref(ConstRows q, int64_t num_attention_heads, int64_t num_key_value_heads,
-                                            double scale, const AttentionKeys& keys, ConstRows dout);
+AttentionBackwardRef attention_backward_ref(ConstRows q, int64_t num_attention_heads,
+                                            int64_t num_key_value_heads, double scale,
+                                            const AttentionKeys& keys, ConstRows dout);
 
 }  // namespace fathom::reference

@@ -1,4 +1,5 @@
-// What the tests of attention and of its gradient share: the forms this family needs, and a cache of keys and values.
+// What the tests of attention and of its gradient share: the forms this family needs, and a cache of keys and
+// values.
 #pragma once
 
 #include <cmath>
@@ -35,7 +36,8 @@ class Cache {
     const int64_t rows = 2 * blocks * kKeyBlock;
     view.key = add_part(key_, dtype, rows, keys, form.kv_heads, form.key_dim, 1);
     if (form.rope_dim > 0) view.key_rope = add_part(rope_, dtype, rows, keys, 1, form.rope_dim, 2);
-    view.value = form.absorbed ? view.key : add_part(value_, dtype, rows, keys, form.kv_heads, form.value_dim, 3);
+    view.value =
+        form.absorbed ? view.key : add_part(value_, dtype, rows, keys, form.kv_heads, form.value_dim, 3);
     view.value.dim = form.value_dim;
     view.block_rows = block_rows_;
   }
@@ -57,12 +59,13 @@ class Cache {
   AttentionKeys view;
 
  private:
-  CachedPart add_part(std::vector<float>& memory, DType dtype, int64_t rows, int64_t keys, int64_t heads, int64_t dim,
-                      uint64_t stream) {
+  CachedPart add_part(std::vector<float>& memory, DType dtype, int64_t rows, int64_t keys, int64_t heads,
+                      int64_t dim, uint64_t stream) {
     const int64_t stride = heads * dim + 5;
     memory.assign(static_cast<size_t>(rows * stride), std::numeric_limits<float>::quiet_NaN());
     if (dtype == DType::kBF16) std::memset(memory.data(), 0xff, memory.size() * 4);  // NaN as bf16 too
-    const CachedPart part{dtype, reinterpret_cast<const std::byte*>(memory.data()), stride, heads > 1 ? dim : 0, dim};
+    const CachedPart part{dtype, reinterpret_cast<const std::byte*>(memory.data()), stride,
+                          heads > 1 ? dim : 0, dim};
     for (int64_t j = 0; j < keys; ++j) {
       for (int64_t i = 0; i < heads * dim; ++i) {
         set(part, j, i / dim, i % dim, noise(stream, j * heads * dim + i));
@@ -75,6 +78,8 @@ class Cache {
   std::vector<float> key_, rope_, value_;
 };
 
-inline float scale_of(const Form& form) { return 2.0f / std::sqrt(static_cast<float>(form.key_dim + form.rope_dim)); }
+inline float scale_of(const Form& form) {
+  return 2.0f / std::sqrt(static_cast<float>(form.key_dim + form.rope_dim));
+}
 
 }  // namespace fathom::reference

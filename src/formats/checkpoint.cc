@@ -19,13 +19,15 @@ constexpr std::string_view kSingle = "model.safetensors";
 constexpr std::string_view kIndex = "model.safetensors.index.json";
 
 bool is_plain_component(std::string_view name) {
-  return !name.empty() && name != "." && name != ".." && name.find_first_of(std::string_view("/\\\0", 3)) == name.npos;
+  return !name.empty() && name != "." && name != ".." &&
+         name.find_first_of(std::string_view("/\\\0", 3)) == name.npos;
 }
 
 // `name` inside `folder`, or absent. A symlink may not lead out of the folder; in a Hugging Face cache
 // (models--x/snapshots/REVISION, all links into models--x/blobs) not out of the repository.
 std::optional<fs::path> file_inside(const fs::path& folder, std::string_view name) {
-  if (!is_plain_component(name)) fail("{}: file name {}, expected a plain name", folder.string(), quoted(name));
+  if (!is_plain_component(name))
+    fail("{}: file name {}, expected a plain name", folder.string(), quoted(name));
   const fs::path path = folder / name;
   std::error_code error;
   if (!fs::exists(path, error)) return std::nullopt;
@@ -46,7 +48,8 @@ std::vector<std::string> gguf_names(const fs::path& folder) {
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename().string();
     const size_t part = name.rfind("-of-");
-    const bool later_part = part != name.npos && part >= 6 && name[part - 6] == '-' && name.substr(part - 5, 5) != "00001";
+    const bool later_part =
+        part != name.npos && part >= 6 && name[part - 6] == '-' && name.substr(part - 5, 5) != "00001";
     if (name.ends_with(".gguf") && !later_part) names.push_back(name);
   }
   if (error) fail("{}: cannot list: {}", folder.string(), error.message());
@@ -99,10 +102,11 @@ void Checkpoint::open_folder() {
     open_shards(*index);
   } else {
     const std::vector<std::string> names = gguf_names(path_);
-    if (names.empty()) fail("{}: holds no model, expected {}, {} or a .gguf file", path_.string(), kSingle, kIndex);
+    if (names.empty())
+      fail("{}: holds no model, expected {}, {} or a .gguf file", path_.string(), kSingle, kIndex);
     if (names.size() > 1) {
-      fail("{}: holds {} GGUF models ({}, {}, ...), expected one: name the file", path_.string(), names.size(),
-           quoted(names[0]), quoted(names[1]));
+      fail("{}: holds {} GGUF models ({}, {}, ...), expected one: name the file", path_.string(),
+           names.size(), quoted(names[0]), quoted(names[1]));
     }
     const auto file = file_inside(path_, names[0]);
     if (!file) fail("{}: cannot open {}: a link that leads nowhere", path_.string(), quoted(names[0]));
@@ -120,7 +124,8 @@ void Checkpoint::open_shards(const fs::path& index) {
 
   std::map<std::string, uint32_t> numbers;  // of the files, in the order of their names
   for (const auto& [tensor, file] : weight_map.items()) {
-    if (!file.is_string()) fail("{}: {}: found {}, expected a file name", files.place(), quoted(tensor), describe(file));
+    if (!file.is_string())
+      fail("{}: {}: found {}, expected a file name", files.place(), quoted(tensor), describe(file));
     numbers.emplace(file.get_ref<const std::string&>(), 0);
   }
   if (numbers.size() > Limits{}.split_files) {
@@ -135,15 +140,18 @@ void Checkpoint::open_shards(const fs::path& index) {
 
   for (const auto& [tensor, file] : weight_map.items()) {
     const Safetensors& shard = shards_[numbers.at(file.get_ref<const std::string&>())];
-    if (shard.find(tensor) == nullptr) fail("{}: tensor {}: missing (the index places it here)", shard.file().path(), quoted(tensor));
+    if (shard.find(tensor) == nullptr)
+      fail("{}: tensor {}: missing (the index places it here)", shard.file().path(), quoted(tensor));
   }
   for (const Safetensors& shard : shards_) {
     for (const TensorInfo& tensor : shard.tensors()) {
       const auto entry = weight_map.find(tensor.name);
-      if (entry == weight_map.end()) fail("{}: tensor {}: not in the index", shard.file().path(), quoted(tensor.name));
+      if (entry == weight_map.end())
+        fail("{}: tensor {}: not in the index", shard.file().path(), quoted(tensor.name));
       const auto& file = entry->get_ref<const std::string&>();
       if (numbers.at(file) != tensor.file) {
-        fail("{}: tensor {}: the index places it in {}", shard.file().path(), quoted(tensor.name), quoted(file));
+        fail("{}: tensor {}: the index places it in {}", shard.file().path(), quoted(tensor.name),
+             quoted(file));
       }
     }
   }

@@ -32,10 +32,10 @@ struct GgmlType {
   DType dtype;
 };
 constexpr std::array kGgmlTypes = std::to_array<GgmlType>({
-    {0, DType::kF32},   {1, DType::kF16},   {2, DType::kQ4_0},   {3, DType::kQ4_1},    {6, DType::kQ5_0},
-    {7, DType::kQ5_1},  {8, DType::kQ8_0},  {10, DType::kQ2_K},  {11, DType::kQ3_K},   {12, DType::kQ4_K},
-    {13, DType::kQ5_K}, {14, DType::kQ6_K}, {20, DType::kIQ4_NL}, {23, DType::kIQ4_XS}, {24, DType::kI8},
-    {25, DType::kI16},  {26, DType::kI32},  {27, DType::kI64},   {28, DType::kF64},    {30, DType::kBF16},
+    {0, DType::kF32},    {1, DType::kF16},   {2, DType::kQ4_0},    {3, DType::kQ4_1},    {6, DType::kQ5_0},
+    {7, DType::kQ5_1},   {8, DType::kQ8_0},  {10, DType::kQ2_K},   {11, DType::kQ3_K},   {12, DType::kQ4_K},
+    {13, DType::kQ5_K},  {14, DType::kQ6_K}, {20, DType::kIQ4_NL}, {23, DType::kIQ4_XS}, {24, DType::kI8},
+    {25, DType::kI16},   {26, DType::kI32},  {27, DType::kI64},    {28, DType::kF64},    {30, DType::kBF16},
     {39, DType::kMXFP4},
 });
 
@@ -45,8 +45,8 @@ struct UnsupportedType {
   std::string_view name;
 };
 constexpr std::array kUnsupportedTypes = std::to_array<UnsupportedType>({
-    {9, "Q8_1"},    {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
-    {21, "IQ3_S"},  {22, "IQ2_S"}, {29, "IQ1_M"},   {34, "TQ1_0"},  {35, "TQ2_0"},
+    {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
+    {21, "IQ3_S"}, {22, "IQ2_S"}, {29, "IQ1_M"},   {34, "TQ1_0"},  {35, "TQ2_0"},
 });
 
 DType dtype_by_id(uint32_t id, std::string_view place) {
@@ -58,16 +58,19 @@ DType dtype_by_id(uint32_t id, std::string_view place) {
   fail("{}: type {} is unknown", place, id);
 }
 
-// Takes values off the front of the file. `subject` names what is being read, for the message when the file ends too soon.
+// Takes values off the front of the file. `subject` names what is being read, for the message when the file
+// ends too soon.
 class Reader {
  public:
-  Reader(std::span<const std::byte> bytes, std::string_view place) : bytes_(bytes), place_(place), subject_("header") {}
+  Reader(std::span<const std::byte> bytes, std::string_view place)
+      : bytes_(bytes), place_(place), subject_("header") {}
 
   void set_subject(std::string subject) { subject_ = std::move(subject); }
   std::string where() const { return fmt::format("{}: {}", place_, subject_); }
   uint64_t offset() const { return offset_; }
 
-  // Throws unless `count` elements of at least `bytes` each are left. REQUIRES: the product fits (counts are capped before).
+  // Throws unless `count` elements of at least `bytes` each are left. REQUIRES: the product fits (counts are
+  // capped before).
   void require(uint64_t count, uint64_t bytes) const {
     const uint64_t left = bytes_.size() - offset_;
     if (count > left / bytes) {
@@ -185,10 +188,12 @@ TensorInfo read_tensor(Reader& reader, const std::string& place, uint64_t& offse
   check_tensor_name(tensor.name, place);
   reader.set_subject("tensor " + quoted(tensor.name));
   const auto rank = reader.number<uint32_t>();
-  if (rank > kLimits.gguf_dims) fail("{}: rank {}, expected at most {}", reader.where(), rank, kLimits.gguf_dims);
+  if (rank > kLimits.gguf_dims)
+    fail("{}: rank {}, expected at most {}", reader.where(), rank, kLimits.gguf_dims);
   for (uint32_t i = 0; i < rank; ++i) {
     const auto size = reader.number<uint64_t>();
-    if (!std::in_range<int64_t>(size)) fail("{}: size {} of dimension {} is too large", reader.where(), size, i);
+    if (!std::in_range<int64_t>(size))
+      fail("{}: size {} of dimension {} is too large", reader.where(), size, i);
     tensor.shape.push_back(static_cast<int64_t>(size));
   }
   std::reverse(tensor.shape.begin(), tensor.shape.end());
@@ -224,8 +229,10 @@ struct DescribeValue {
   std::string operator()(const std::vector<std::string>&) const { return "array of strings"; }
 };
 
-[[noreturn]] void fail_type(const std::string& path, std::string_view key, const GgufValue& value, std::string_view expected) {
-  fail("{}: key {}: found {}, expected {}", path, quoted(key), std::visit(DescribeValue{}, value.value), expected);
+[[noreturn]] void fail_type(const std::string& path, std::string_view key, const GgufValue& value,
+                            std::string_view expected) {
+  fail("{}: key {}: found {}, expected {}", path, quoted(key), std::visit(DescribeValue{}, value.value),
+       expected);
 }
 
 }  // namespace
@@ -234,7 +241,8 @@ Gguf Gguf::open(const std::filesystem::path& path) {
   MappedFile file(path);
   Gguf model = parse(file.bytes(), file.path());
   model.files_.push_back(std::move(file));
-  const int64_t parts = model.optional_integer("split.count", 0, static_cast<int64_t>(kLimits.split_files)).value_or(0);
+  const int64_t parts =
+      model.optional_integer("split.count", 0, static_cast<int64_t>(kLimits.split_files)).value_or(0);
   if (parts > 1) model.append_parts(parts);
   return model;
 }
@@ -243,8 +251,10 @@ Gguf Gguf::open(const std::filesystem::path& path) {
 void Gguf::append_parts(int64_t parts) {
   const std::string suffix = fmt::format("-00001-of-{:05}.gguf", parts);
   const int64_t number = integer("split.no", 0, parts - 1);
-  if (number != 0) fail("{}: is part {} of {}, expected the first part (*{})", path_, number + 1, parts, suffix);
-  if (!path_.ends_with(suffix)) fail("{}: is the first of {} parts, expected a name ending in {}", path_, parts, suffix);
+  if (number != 0)
+    fail("{}: is part {} of {}, expected the first part (*{})", path_, number + 1, parts, suffix);
+  if (!path_.ends_with(suffix))
+    fail("{}: is the first of {} parts, expected a name ending in {}", path_, parts, suffix);
   const std::string stem = path_.substr(0, path_.size() - suffix.size());
   for (int64_t part = 1; part < parts; ++part) {
     MappedFile file(fmt::format("{}-{:05}-of-{:05}.gguf", stem, part + 1, parts));
@@ -259,7 +269,8 @@ void Gguf::append_parts(int64_t parts) {
   }
   const auto count = static_cast<int64_t>(tensors_.size());
   const int64_t declared = integer("split.tensors.count", 0, static_cast<int64_t>(kLimits.tensors));
-  if (count != declared) fail("{}: {} tensors in all parts, expected {} (split.tensors.count)", path_, count, declared);
+  if (count != declared)
+    fail("{}: {} tensors in all parts, expected {} (split.tensors.count)", path_, count, declared);
   index_names();
 }
 
@@ -271,8 +282,10 @@ Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
   check_version(reader, place);
   const auto tensor_count = reader.number<uint64_t>();
   const auto key_count = reader.number<uint64_t>();
-  if (tensor_count > kLimits.tensors) fail("{}: {} tensors, expected at most {}", place, tensor_count, kLimits.tensors);
-  if (key_count > kLimits.gguf_keys) fail("{}: {} keys, expected at most {}", place, key_count, kLimits.gguf_keys);
+  if (tensor_count > kLimits.tensors)
+    fail("{}: {} tensors, expected at most {}", place, tensor_count, kLimits.tensors);
+  if (key_count > kLimits.gguf_keys)
+    fail("{}: {} keys, expected at most {}", place, key_count, kLimits.gguf_keys);
 
   for (uint64_t i = 0; i < key_count; ++i) {
     reader.set_subject(fmt::format("key {} of {}", i + 1, key_count));
@@ -286,7 +299,8 @@ Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
       model.optional_integer("general.alignment", static_cast<int64_t>(kLimits.gguf_alignment_min),
                              static_cast<int64_t>(kLimits.gguf_alignment_max))
           .value_or(kDefaultAlignment));
-  if (!std::has_single_bit(alignment)) fail("{}: key 'general.alignment': found {}, expected a power of two", place, alignment);
+  if (!std::has_single_bit(alignment))
+    fail("{}: key 'general.alignment': found {}, expected a power of two", place, alignment);
 
   std::vector<uint64_t> offsets;
   for (uint64_t i = 0; i < tensor_count; ++i) {
@@ -299,7 +313,8 @@ Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
     TensorInfo& tensor = model.tensors_[i];
     const auto begin = (data_start + offsets[i]).value();
     if (offsets[i] % alignment != 0) {
-      fail("{}: tensor {}: offset {}, expected a multiple of {}", place, quoted(tensor.name), offsets[i], alignment);
+      fail("{}: tensor {}: offset {}, expected a multiple of {}", place, quoted(tensor.name), offsets[i],
+           alignment);
     }
     if (!begin || !range_in_file(*begin, tensor.bytes, bytes.size())) {
       fail("{}: tensor {}: {} bytes at offset {} lie outside the file of {} bytes (truncated?)", place,
@@ -314,7 +329,8 @@ Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
 void Gguf::index_names() {
   by_name_.clear();
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    if (!by_name_.emplace(tensors_[i].name, i).second) fail("{}: tensor {}: found twice", path_, quoted(tensors_[i].name));
+    if (!by_name_.emplace(tensors_[i].name, i).second)
+      fail("{}: tensor {}: found twice", path_, quoted(tensors_[i].name));
   }
 }
 
@@ -338,7 +354,8 @@ bool Gguf::has(std::string_view key) const { return value(key) != nullptr; }
 
 int64_t Gguf::integer(std::string_view key, int64_t min, int64_t max) const {
   const GgufValue& found = required(key);
-  if (const auto* u = std::get_if<uint64_t>(&found.value); u && std::cmp_greater_equal(*u, min) && std::cmp_less_equal(*u, max)) {
+  if (const auto* u = std::get_if<uint64_t>(&found.value);
+      u && std::cmp_greater_equal(*u, min) && std::cmp_less_equal(*u, max)) {
     return static_cast<int64_t>(*u);
   }
   if (const auto* i = std::get_if<int64_t>(&found.value); i && *i >= min && *i <= max) return *i;
@@ -374,7 +391,9 @@ std::optional<bool> Gguf::optional_boolean(std::string_view key) const {
   fail_type(path_, key, *found, "boolean");
 }
 
-const std::string* Gguf::optional_string(std::string_view key) const { return has(key) ? &string(key) : nullptr; }
+const std::string* Gguf::optional_string(std::string_view key) const {
+  return has(key) ? &string(key) : nullptr;
+}
 
 const std::vector<std::string>* Gguf::optional_strings(std::string_view key) const {
   const GgufValue* found = value(key);
@@ -383,7 +402,8 @@ const std::vector<std::string>* Gguf::optional_strings(std::string_view key) con
   fail_type(path_, key, *found, "array of strings");
 }
 
-std::optional<std::vector<int64_t>> Gguf::optional_integers(std::string_view key, int64_t min, int64_t max) const {
+std::optional<std::vector<int64_t>> Gguf::optional_integers(std::string_view key, int64_t min,
+                                                            int64_t max) const {
   const GgufValue* found = value(key);
   if (found == nullptr) return std::nullopt;
   return std::visit(
@@ -412,7 +432,8 @@ std::optional<std::vector<double>> Gguf::optional_numbers(std::string_view key) 
   if (numbers == nullptr) fail_type(path_, key, *found, "array of numbers");
   for (size_t i = 0; i < numbers->size(); ++i) {
     if (!std::isfinite((*numbers)[i])) {
-      fail("{}: key {}: element {}: found {}, expected a finite number", path_, quoted(key), i, (*numbers)[i]);
+      fail("{}: key {}: element {}: found {}, expected a finite number", path_, quoted(key), i,
+           (*numbers)[i]);
     }
   }
   return *numbers;

@@ -15,7 +15,8 @@ namespace {
 
 using nlohmann::json;
 
-// Reads the text for nlohmann's lexer and publishes how far it got, so that our own refusals know their line too.
+// Reads the text for nlohmann's lexer and publishes how far it got, so that our own refusals know their line
+// too.
 struct CountingIterator {
   using iterator_category = std::input_iterator_tag;
   using value_type = char;
@@ -39,7 +40,8 @@ struct CountingIterator {
   friend bool operator==(CountingIterator a, CountingIterator b) { return a.at == b.at; }
 };
 
-// Builds the tree from nlohmann's events and refuses at the event that breaks a rule, before memory is spent on it.
+// Builds the tree from nlohmann's events and refuses at the event that breaks a rule, before memory is spent
+// on it.
 class Builder {
  public:
   Builder(std::string_view text, std::string_view place, uint64_t max_nodes, uint64_t max_depth)
@@ -127,8 +129,8 @@ class Builder {
   uint64_t max_depth_;
   uint64_t nodes_ = 0;
   json root_;
-  json* field_ = nullptr;      // where the value of the key just read goes
-  std::vector<json*> open_;    // containers not yet closed; each stays put until it is closed
+  json* field_ = nullptr;    // where the value of the key just read goes
+  std::vector<json*> open_;  // containers not yet closed; each stays put until it is closed
 };
 
 }  // namespace
@@ -161,7 +163,8 @@ const json& JsonObject::value(std::string_view key) const {
 
 namespace {
 
-int64_t integer_in(const json& value, const std::string& place, std::string_view key, int64_t min, int64_t max) {
+int64_t integer_in(const json& value, const std::string& place, std::string_view key, int64_t min,
+                   int64_t max) {
   const bool fits = value.is_number_integer() &&
                     (!value.is_number_unsigned() || std::in_range<int64_t>(value.get_ref<const uint64_t&>()));
   if (fits) {
@@ -179,7 +182,8 @@ int64_t JsonObject::integer(std::string_view key, int64_t min, int64_t max) cons
 
 std::vector<int64_t> JsonObject::integers(std::string_view key, int64_t min, int64_t max) const {
   const json& array = value(key);
-  if (!array.is_array()) fail("{}: {}: found {}, expected an array of integers", place_, key, describe(array));
+  if (!array.is_array())
+    fail("{}: {}: found {}, expected an array of integers", place_, key, describe(array));
   std::vector<int64_t> numbers;
   for (const json& element : array) numbers.push_back(integer_in(element, place_, key, min, max));
   return numbers;

@@ -29,12 +29,13 @@ constexpr std::string_view kMetadata = "__metadata__";
 constexpr int64_t kMaxInt = std::numeric_limits<int64_t>::max();
 
 // The container's types; those of DType that it does not have are GGUF's.
-constexpr std::array kDTypes = {DType::kBool, DType::kU8,   DType::kI8,  DType::kF8E5M2, DType::kF8E4M3,
-                                DType::kI16,  DType::kU16,  DType::kF16, DType::kBF16,   DType::kI32,
-                                DType::kU32,  DType::kF32,  DType::kF64, DType::kI64,    DType::kU64};
+constexpr std::array kDTypes = {DType::kBool, DType::kU8,  DType::kI8,  DType::kF8E5M2, DType::kF8E4M3,
+                                DType::kI16,  DType::kU16, DType::kF16, DType::kBF16,   DType::kI32,
+                                DType::kU32,  DType::kF32, DType::kF64, DType::kI64,    DType::kU64};
 
 std::optional<DType> dtype_by_name(std::string_view name) {
-  const auto* found = std::find_if(kDTypes.begin(), kDTypes.end(), [&](DType d) { return dtype_name(d) == name; });
+  const auto* found =
+      std::find_if(kDTypes.begin(), kDTypes.end(), [&](DType d) { return dtype_name(d) == name; });
   return found != kDTypes.end() ? std::optional(*found) : std::nullopt;
 }
 
@@ -82,13 +83,15 @@ TensorInfo read_tensor(const std::string& name, const json& entry, std::span<con
   tensor.dtype = *known;
   tensor.shape = fields.integers("shape", 0, kMaxInt);
   constexpr uint64_t kMaxRank = Limits{}.tensor_rank;
-  if (tensor.shape.size() > kMaxRank) fail("{}: rank {}, expected at most {}", place, tensor.shape.size(), kMaxRank);
+  if (tensor.shape.size() > kMaxRank)
+    fail("{}: rank {}, expected at most {}", place, tensor.shape.size(), kMaxRank);
   const auto offsets = fields.integers("data_offsets", 0, kMaxInt);
   if (offsets.size() != 2) fail("{}: data_offsets: found {} numbers, expected 2", place, offsets.size());
   const auto begin = static_cast<uint64_t>(offsets[0]);
   const auto end = static_cast<uint64_t>(offsets[1]);
   if (begin > end || end > data.size()) {
-    fail("{}: data_offsets [{}, {}], expected an ordered pair within the {} bytes of data", place, begin, end, data.size());
+    fail("{}: data_offsets [{}, {}], expected an ordered pair within the {} bytes of data", place, begin, end,
+         data.size());
   }
   tensor.data = data.data() + begin;
   tensor.bytes = tensor_bytes(tensor.shape, tensor.dtype, place);
@@ -115,7 +118,8 @@ Safetensors Safetensors::parse(std::span<const std::byte> bytes, const std::stri
 
   Safetensors model;
   constexpr uint64_t kMaxTensors = Limits{}.tensors;
-  if (header.size() > kMaxTensors) fail("{}: {} tensors, expected at most {}", place, header.size(), kMaxTensors);
+  if (header.size() > kMaxTensors)
+    fail("{}: {} tensors, expected at most {}", place, header.size(), kMaxTensors);
   model.tensors_.reserve(header.size());
   for (const auto& [name, entry] : header.items()) {
     if (name == kMetadata) {
@@ -127,9 +131,10 @@ Safetensors Safetensors::parse(std::span<const std::byte> bytes, const std::stri
       model.tensors_.push_back(std::move(tensor));
     }
   }
-  std::stable_sort(model.tensors_.begin(), model.tensors_.end(), [](const TensorInfo& a, const TensorInfo& b) {
-    return std::tie(a.data, a.bytes) < std::tie(b.data, b.bytes);
-  });
+  std::stable_sort(model.tensors_.begin(), model.tensors_.end(),
+                   [](const TensorInfo& a, const TensorInfo& b) {
+                     return std::tie(a.data, a.bytes) < std::tie(b.data, b.bytes);
+                   });
 
   const std::byte* end = data.data();
   for (const TensorInfo& tensor : model.tensors_) {
@@ -141,7 +146,8 @@ Safetensors Safetensors::parse(std::span<const std::byte> bytes, const std::stri
     model.by_name_.emplace(tensor.name, &tensor - model.tensors_.data());
   }
   const auto used = static_cast<uint64_t>(end - data.data());
-  if (used != data.size()) fail("{}: {} bytes of data, expected {} (the end of the last tensor)", place, data.size(), used);
+  if (used != data.size())
+    fail("{}: {} bytes of data, expected {} (the end of the last tensor)", place, data.size(), used);
   return model;
 }
 
@@ -161,9 +167,11 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
   std::set<std::string_view> names;
   uint64_t end = 0;
   for (const TensorToWrite& tensor : tensors) {
-    FATHOM_CHECK(is_valid_utf8(tensor.name) && tensor.name != kMetadata && names.insert(tensor.name).second, tensor.name);
+    FATHOM_CHECK(is_valid_utf8(tensor.name) && tensor.name != kMetadata && names.insert(tensor.name).second,
+                 tensor.name);
     FATHOM_CHECK(dtype_by_name(dtype_name(tensor.dtype)).has_value(), tensor.name, dtype_name(tensor.dtype));
-    FATHOM_CHECK(tensor_bytes(tensor.shape, tensor.dtype, place) == tensor.data.size(), tensor.name, tensor.data.size());
+    FATHOM_CHECK(tensor_bytes(tensor.shape, tensor.dtype, place) == tensor.data.size(), tensor.name,
+                 tensor.data.size());
     const uint64_t begin = std::exchange(end, end + tensor.data.size());
     add_field(tensor.name,
               {{"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}});

@@ -20,7 +20,8 @@ uint64_t tensor_bytes(std::span<const int64_t> shape, DType dtype, std::string_v
   const DTypeInfo& info = dtype_info(dtype);
   const int64_t row = shape.empty() ? 1 : shape.back();
   if (row % info.block_elements != 0) {
-    fail("{}: rows of {} elements, expected a multiple of {} ({} blocks)", place, row, info.block_elements, info.name);
+    fail("{}: rows of {} elements, expected a multiple of {} ({} blocks)", place, row, info.block_elements,
+         info.name);
   }
   // A size of 0 counts as 1 here, so that no product of some of the sizes overflows later either.
   Checked elements = 1;
@@ -43,7 +44,8 @@ void check_tensor_name(std::string_view name, std::string_view place) {
 
 void check_not_lfs_pointer(std::span<const std::byte> bytes, std::string_view place) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  if (text.starts_with("version https://git-lfs")) fail("{}: is a Git LFS pointer, expected the file itself (git lfs pull)", place);
+  if (text.starts_with("version https://git-lfs"))
+    fail("{}: is a Git LFS pointer, expected the file itself (git lfs pull)", place);
 }
 
 }  // namespace fathom

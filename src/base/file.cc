@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <csignal>
 #include <cstring>
 #include <iterator>
 #include <utility>
@@ -74,11 +73,11 @@ std::string read_file(const std::filesystem::path& path, uint64_t max_bytes) {
   return contents;
 }
 
-AtomicFile::AtomicFile(const std::filesystem::path& path)
+AtomicFile::AtomicFile(const std::filesystem::path& path, uint32_t mode)
     : path_(path), temporary_(path.string() + ".tmp" + std::to_string(::getpid())) {
   ::unlink(temporary_.c_str());  // left by a killed process of the same id
   // O_EXCL: a link planted under this name is refused, not followed.
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
   if (fd_ < 0) fail_errno(path_.string(), "create");
 }
 
@@ -106,8 +105,8 @@ void AtomicFile::commit() {
   if (fd.get() < 0 || ::fsync(fd.get()) != 0) fail_errno(folder.string(), "sync");
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view contents) {
-  AtomicFile file(path);
+void write_file_atomically(const std::filesystem::path& path, std::string_view contents, uint32_t mode) {
+  AtomicFile file(path, mode);
   file.write(contents);
   file.commit();
 }
@@ -143,16 +142,6 @@ void MappedFile::check_unchanged() const {
   if (static_cast<size_t>(info.st_size) != size_ || modified_ns(info) != modified_ns_) {
     fail("{}: changed while in use", path_);
   }
-}
-
-void install_sigbus_handler() {
-  struct sigaction action {};
-  action.sa_handler = [](int) {
-    constexpr std::string_view kText = "error: a model file changed while in use (it became shorter)\n";
-    [[maybe_unused]] const ssize_t n = ::write(2, kText.data(), kText.size());
-    ::_exit(static_cast<int>(ExitCode::kBadInput));
-  };
-  ::sigaction(SIGBUS, &action, nullptr);
 }
 
 }  // namespace fathom

@@ -14,11 +14,13 @@ namespace fathom {
 // The whole file. Throws if it is missing, not a regular file, or larger than `max_bytes`.
 std::string read_file(const std::filesystem::path& path, uint64_t max_bytes);
 
+inline constexpr uint32_t kPublicFile = 0644, kPrivateFile = 0600;  // modes; the umask narrows them
+
 // Replaces `path` all or nothing: bytes go to a temporary file beside it until commit(). Without a commit the
 // temporary is removed and `path` stays as it was.
 class AtomicFile {
  public:
-  explicit AtomicFile(const std::filesystem::path& path);
+  explicit AtomicFile(const std::filesystem::path& path, uint32_t mode = kPublicFile);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -33,10 +35,10 @@ class AtomicFile {
   int fd_ = -1;
 };
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view contents);
+void write_file_atomically(const std::filesystem::path& path, std::string_view contents, uint32_t mode = kPublicFile);
 
 // A read-only mapping that unmaps itself. The file may shrink under us: check_unchanged() compares size and time
-// with those at open; install_sigbus_handler() turns a fault past the end into an error message and exit.
+// with those at open. A read past the new end is a SIGBUS, which the program turns into a message (cli/interrupt.h).
 class MappedFile {
  public:
   MappedFile() = default;
@@ -56,8 +58,5 @@ class MappedFile {
   size_t size_ = 0;
   int64_t modified_ns_ = 0;
 };
-
-// A fault on a mapping (the file shrank) prints "error: a model file changed while in use" and exits with 2.
-void install_sigbus_handler();
 
 }  // namespace fathom

@@ -5,6 +5,7 @@
 namespace fathom {
 
 // Call once at start. SIGTERM and SIGHUP end the program at once; SIGPIPE is ignored, so that a closed pipe is an error of write().
+// SIGBUS (a mapped file shrank) prints "error: a model file changed while in use" and exits with 2; SIGABRT stays fatal.
 void install_signal_handlers();
 
 // Called before a signal ends the program: whoever changes the terminal sets it, and null again. Must be async-signal-safe.

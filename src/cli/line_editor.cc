@@ -1,7 +1,9 @@
 #include "cli/line_editor.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -14,6 +16,8 @@
 #include <system_error>
 #include <utility>
 
+#include "base/error.h"
+#include "base/file.h"
 #include "base/utf8.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
@@ -160,8 +164,12 @@ History::History(std::filesystem::path file) : file_(std::move(file)) {
   }
   if (entries_.size() <= kMaxEntries) return;
   entries_.erase(entries_.begin(), entries_.end() - kMaxEntries);
-  std::ofstream rewritten(file_, std::ios::trunc);
-  for (const std::string& entry : entries_) rewritten << escaped(entry) << '\n';
+  std::string text;
+  for (const std::string& entry : entries_) text += escaped(entry) + '\n';
+  try {
+    write_file_atomically(file_, text, kPrivateFile);
+  } catch (const Error&) {  // a history that cannot be kept is no reason to fail
+  }
 }
 
 void History::add(const std::string& entry) {
@@ -170,8 +178,12 @@ void History::add(const std::string& entry) {
   if (file_.empty()) return;
   std::error_code error;
   std::filesystem::create_directories(file_.parent_path(), error);
-  std::ofstream(file_, std::ios::app) << escaped(entry) << '\n';
-  std::filesystem::permissions(file_, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write, error);
+  const int fd = ::open(file_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, kPrivateFile);
+  if (fd < 0) return;
+  ::fchmod(fd, kPrivateFile);  // one that was there before
+  const std::string line = escaped(entry) + '\n';
+  [[maybe_unused]] const ssize_t n = ::write(fd, line.data(), line.size());
+  ::close(fd);
 }
 
 std::filesystem::path default_history_file() {

@@ -310,7 +310,6 @@ int main(int argc, char** argv) {
   using namespace fathom;
   try {
     install_signal_handlers();
-    install_sigbus_handler();
     return parse_and_run(argc, argv);
   } catch (const Error& error) {
     return report(error.code(), error.what());

@@ -85,19 +85,6 @@ TEST(MappedFile, NoticesThatTheFileChangedWhileInUse) {
   EXPECT_EQ(error_of([&] { file.check_unchanged(); }), path.string() + ": cannot stat: No such file or directory");
 }
 
-TEST(MappedFileDeathTest, AFaultPastTheEndOfAShrunkFileExitsWithAMessage) {
-  const TempDir dir;
-  const fs::path path = dir.write("f", std::string(3 * 65536, 'x'));
-  const auto shrink_and_touch = [&] {
-    install_sigbus_handler();
-    const MappedFile file(path);
-    fs::resize_file(path, 1);
-    const volatile std::byte* last = file.bytes().data() + file.bytes().size() - 1;
-    [[maybe_unused]] const std::byte value = *last;
-  };
-  EXPECT_EXIT(shrink_and_touch(), testing::ExitedWithCode(2), "error: a model file changed while in use");
-}
-
 TEST(WriteFileAtomically, CreatesReplacesAndLeavesNothingBeside) {
   const TempDir dir;
   write_file_atomically(dir / "f", "one");

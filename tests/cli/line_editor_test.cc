@@ -159,7 +159,9 @@ TEST(History, IsKeptInAFileWithLineBreaks) {
     std::ofstream out(file);
     for (size_t i = 0; i < History::kMaxEntries + 5; ++i) out << "entry " << i << '\n';
   }
+  std::filesystem::permissions(file, std::filesystem::perms(0644));
   EXPECT_EQ(History(file).entries().size(), History::kMaxEntries);
+  EXPECT_EQ(std::filesystem::status(file).permissions(), std::filesystem::perms(0600));  // shortened by a file of its own
   EXPECT_EQ(History(file).entries().front(), "entry 5");
   std::filesystem::remove_all(folder);
   History("/proc/nowhere/history").add("lost without a word");

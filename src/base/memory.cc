@@ -23,11 +23,9 @@ std::optional<uint64_t> number_after(const fs::path& path, std::string_view key)
   return std::nullopt;
 }
 
-// The smallest room left in the group and all above it. A container may not see its own group's folder, only
-// the mount.
-uint64_t room_in_groups(const fs::path& mount, fs::path group, const char* limit_file,
-                        const char* usage_file) {
-  uint64_t room = UINT64_MAX;
+// Narrows `memory` by the group and all above it. A container may not see its own group's folder, only the mount.
+void apply_groups(const fs::path& mount, fs::path group, const char* limit_file, const char* usage_file,
+                  MemoryState& memory) {
   while (true) {
     if (const auto limit = number_after(mount / group / limit_file, "")) {
       const fs::path stat = mount / group / "memory.stat";
@@ -35,31 +33,39 @@ uint64_t room_in_groups(const fs::path& mount, fs::path group, const char* limit
       const uint64_t droppable =
           number_after(stat, "inactive_file ").value_or(0) + number_after(stat, "active_file ").value_or(0);
       const uint64_t held = usage - std::min(usage, droppable);
-      room = std::min(room, *limit - std::min(*limit, held));
+      memory.limited |= *limit < memory.total;
+      memory.total = std::min(memory.total, *limit);
+      memory.available = std::min(memory.available, *limit - std::min(*limit, held));
     }
-    if (group.empty()) return room;
+    if (group.empty()) return;
     group = group.parent_path();
   }
 }
 
 }  // namespace
 
-std::optional<uint64_t> available_memory(const fs::path& root) {
+std::optional<MemoryState> memory_state(const fs::path& root) {
   const auto free_kib = number_after(root / "proc/meminfo", "MemAvailable:");
   if (!free_kib) return std::nullopt;
-  uint64_t available = *free_kib * 1024;
+  MemoryState memory;
+  memory.available = *free_kib * 1024;
+  memory.total = number_after(root / "proc/meminfo", "MemTotal:").value_or(*free_kib) * 1024;
   std::ifstream groups(root / "proc/self/cgroup");
   for (std::string line; std::getline(groups, line);) {  // version 2: "0::/path", version 1: "5:memory:/path"
     const fs::path mount = root / "sys/fs/cgroup";
     const auto path_from = [&](size_t at) { return fs::path(line.substr(at)).relative_path(); };
     if (line.starts_with("0::")) {
-      available = std::min(available, room_in_groups(mount, path_from(3), "memory.max", "memory.current"));
+      apply_groups(mount, path_from(3), "memory.max", "memory.current", memory);
     } else if (const size_t at = line.find(":memory:"); at != line.npos) {
-      available = std::min(available, room_in_groups(mount / "memory", path_from(at + 8),
-                                                     "memory.limit_in_bytes", "memory.usage_in_bytes"));
+      apply_groups(mount / "memory", path_from(at + 8), "memory.limit_in_bytes", "memory.usage_in_bytes", memory);
     }
   }
-  return available;
+  return memory;
+}
+
+std::optional<uint64_t> available_memory(const fs::path& root) {
+  const auto memory = memory_state(root);
+  return memory ? std::optional(memory->available) : std::nullopt;
 }
 
 }  // namespace fathom

@@ -8,8 +8,13 @@
 
 namespace fathom {
 
-// Bytes, not counting swap; file pages that can be dropped count as available. Absent if the system does not
-// say. `root` stands for "/": tests give a made-up tree.
-std::optional<uint64_t> available_memory(const std::filesystem::path& root = "/");
+struct MemoryState {
+  uint64_t total = 0;      // of the machine or the tightest limit
+  uint64_t available = 0;  // not counting swap; file pages that can be dropped count
+  bool limited = false;    // by a container, to less than the machine has
+};
+// Absent if the system does not say. `root` stands for "/": tests give a made-up tree.
+std::optional<MemoryState> memory_state(const std::filesystem::path& root = "/");
+std::optional<uint64_t> available_memory(const std::filesystem::path& root = "/");  // the one figure of it
 
 }  // namespace fathom

@@ -41,46 +41,7 @@ std::string_view field(std::string_view text, std::string_view key) {
   return {};
 }
 
-// Narrows `memory` by the group at `group` and all above it: limit, and limit minus what is used and cannot be dropped.
-void apply_cgroup(const fs::path& mount, fs::path group, const char* limit_file, const char* usage_file, MemoryState& memory) {
-  while (true) {
-    const auto limit = leading_number(read_system_file(mount / group / limit_file));
-    if (limit && *limit < memory.total) {
-      memory.total = *limit;
-      memory.limited = true;
-    }
-    if (limit && memory.limited) {
-      const std::string stat = read_system_file(mount / group / "memory.stat");
-      const uint64_t usage = leading_number(read_system_file(mount / group / usage_file)).value_or(0);
-      const uint64_t droppable = leading_number(field(stat, "inactive_file ")).value_or(0) + leading_number(field(stat, "active_file ")).value_or(0);
-      const uint64_t fixed = usage - std::min(usage, droppable);
-      memory.available = std::min(memory.available, *limit - std::min(*limit, fixed));
-    }
-    if (group.empty()) return;
-    group = group.parent_path();
-  }
-}
-
 }  // namespace
-
-MemoryState memory_state(const fs::path& root) {
-  const std::string meminfo = read_system_file(root / "proc/meminfo");
-  MemoryState memory;
-  memory.total = leading_number(field(meminfo, "MemTotal:")).value_or(0) * 1024;
-  memory.available = leading_number(field(meminfo, "MemAvailable:")).value_or(0) * 1024;
-  const std::string groups = read_system_file(root / "proc/self/cgroup");
-  const auto group_after = [&](std::string_view key) { return fs::path(field(groups, key)).relative_path(); };
-  apply_cgroup(root / "sys/fs/cgroup", group_after("0::"), "memory.max", "memory.current", memory);
-  std::istringstream lines(groups);
-  for (std::string line; std::getline(lines, line);) {  // version 1: "5:memory:/path"
-    const size_t at = line.find(":memory:");
-    if (at != line.npos) {
-      apply_cgroup(root / "sys/fs/cgroup/memory", fs::path(line.substr(at + 8)).relative_path(), "memory.limit_in_bytes",
-                   "memory.usage_in_bytes", memory);
-    }
-  }
-  return memory;
-}
 
 std::string cpu_name(const fs::path& root) {
   const std::string info = read_system_file(root / "proc/cpuinfo");

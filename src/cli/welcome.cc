@@ -1,6 +1,7 @@
 #include "cli/welcome.h"
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/thread_pool.h"
 #include "cli/machine.h"
 #include "cli/models.h"
@@ -38,7 +39,7 @@ int run_version() {
 }
 
 int run_welcome(const OutputOptions&) {
-  const MemoryState memory = memory_state();
+  const MemoryState memory = memory_state().value_or(MemoryState{});
   out("fathom {}\n\n", FATHOM_VERSION);
   out("  machine  {}, {} cores, {}\n", cpu_name(), available_cores(), isa_name(detect_isa()));
   out("  memory   {} free of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total), memory.limited ? " (limit of this container)" : "");

@@ -126,32 +126,37 @@ Timing time_request(Engine& engine, Request request) {
 }
 
 void bench_model(const BenchOptions& options, Context& ctx, const Roofs& roofs) {
+  // The prompt of a decode line is at least one token; each request ends with one token that needs no row but counts.
+  const auto decode_tokens = [&](int64_t context) { return std::max<int64_t>(1, context) + options.generate + 1; };
   OpenOptions open;
+  for (const int64_t n : options.prefill) open.context_tokens = std::max(open.context_tokens, n + 1);
+  for (const int64_t n : options.contexts) open.context_tokens = std::max(open.context_tokens, decode_tokens(n));
   open.cache_dtype = parse_cache_dtype(options.cache);
   const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
   const Model& model = opened.model;
   const int64_t longest = model.config().max_position_embeddings;
   EngineOptions engine_options;
-  for (const int64_t n : options.prefill) engine_options.context_tokens = std::max(engine_options.context_tokens, n + 1);
-  for (const int64_t n : options.contexts) engine_options.context_tokens = std::max(engine_options.context_tokens, n + 1 + options.generate);
-  engine_options.context_tokens = std::min(engine_options.context_tokens, longest);
+  engine_options.context_tokens = std::min(open.context_tokens, longest);
   engine_options.cache_dtype = open.cache_dtype.value_or(default_cache_dtype(model));
   Engine engine(model, ctx, engine_options);
   if (!options.json) {
     out("{}\n{} threads, {}, cache {}\n\n", opened.name, ctx.pool().threads(), isa_name(ctx.isa()), dtype_name(engine_options.cache_dtype));
     out("  {:<14} {:>8}  {:>9}  {:>17} {:>8}  {:>6}   roof\n", "", "context", "tok/s", "10 - 90 %", "GFLOP/s", "GB/s");
   }
+  const auto fits = [&](std::string_view flag, int64_t n, int64_t tokens) {
+    if (tokens > longest && !options.output.quiet) note("note: {} {}: left out: takes {} tokens, the model's context is {}", flag, n, tokens, longest);
+    return tokens <= longest;
+  };
   InterruptScope scope;
   for (const int64_t n : options.prefill) {
-    if (n + 1 > longest) continue;
+    if (!fits("--prefill", n, n + 1)) continue;
     std::vector<double> seconds;
     for (int i = 0; i < options.repeat; ++i) seconds.push_back(time_request(engine, random_request(model, n, 1)).prefill);
     report(options, fmt::format("prefill {}", n), 0, static_cast<double>(n), seconds, step_cost(model, 0, n, engine_options.cache_dtype), roofs);
   }
   for (const int64_t context : options.contexts) {
-    const int64_t prompt = std::max<int64_t>(1, context);
-    if (prompt + options.generate + 1 > longest) continue;
-    const Timing timing = time_request(engine, random_request(model, prompt, options.generate + 1));
+    if (!fits("--at", context, decode_tokens(context))) continue;
+    const Timing timing = time_request(engine, random_request(model, std::max<int64_t>(1, context), options.generate + 1));
     report(options, "decode", context, 1, timing.decode, step_cost(model, context + options.generate / 2, 1, engine_options.cache_dtype), roofs);
   }
 }

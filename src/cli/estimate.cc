@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "cli/machine.h"
+#include "base/memory.h"
 #include "cli/models.h"
 #include "engine/engine.h"
 
@@ -31,17 +31,15 @@ int run_estimate(const EstimateOptions& options) {
   const ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
   const std::vector<int64_t> contexts = context_ladder(options, config);
-  const uint64_t rebuilt = rebuilt_bytes(checkpoint, config);
-  const uint64_t work = activation_bytes(config, EngineOptions{}.prefill_chunk);
-  const MemoryState memory = memory_state();
+  const MemoryNeeds least = memory_needs(checkpoint, config, sizes, contexts.front(), DType::kBF16);
+  const MemoryState memory = memory_state().value_or(MemoryState{});
   const auto wanted = parse_cache_dtype(options.cache);
-  const int64_t layers = config.num_hidden_layers + config.num_nextn_predict_layers;
   if (!options.json) {
     out("{}\n\n", true_name(checkpoint, config, std::nullopt, sizes));
     out("  weights    {:>10}   (mapped from disk; share of each token read: {:.0f} %)\n", bytes_text(sizes.bytes),
           sizes.parameters == 0 ? 0 : 100.0 * static_cast<double>(sizes.active_parameters) / static_cast<double>(sizes.parameters));
-    out("  rebuilt    {:>10}   (projections kept in a second form)\n", bytes_text(rebuilt));
-    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(work), EngineOptions{}.prefill_chunk);
+    out("  rebuilt    {:>10}   (projections kept in a second form)\n", bytes_text(least.rebuilt));
+    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work), EngineOptions{}.prefill_chunk);
     out("  available  {:>10}   of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total),
           memory.limited ? " (limit of this container)" : "");
     out("  {:>9}  {:<5}  {:>10}  {:>10}\n", "context", "cache", "cache", "total");
@@ -49,16 +47,15 @@ int run_estimate(const EstimateOptions& options) {
   for (const int64_t context : contexts) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       if (wanted && *wanted != dtype) continue;
-      const auto cache = static_cast<uint64_t>(KvCache::bytes_per_token(config, layers, dtype) * context);
-      const uint64_t total = sizes.bytes + rebuilt + work + cache;
-      const bool fits = total <= memory.available;
+      const MemoryNeeds needs = memory_needs(checkpoint, config, sizes, context, dtype);
+      const bool fits = needs.total <= memory.available;
       const std::string_view name = dtype == DType::kF32 ? "f32" : "bf16";
       if (options.json) {
-        print_json({{"context", context}, {"cache", name}, {"weight_bytes", sizes.bytes}, {"rebuilt_bytes", rebuilt}, {"work_bytes", work},
-                    {"cache_bytes", cache}, {"total_bytes", total}, {"available_bytes", memory.available}, {"fits", fits}});
+        print_json({{"context", context}, {"cache", name}, {"weight_bytes", needs.weights}, {"rebuilt_bytes", needs.rebuilt}, {"work_bytes", needs.work},
+                    {"cache_bytes", needs.cache}, {"total_bytes", needs.total}, {"available_bytes", memory.available}, {"fits", fits}});
       } else {
-        out("  {:>9}  {:<5}  {:>10}  {:>10}  {}\n", context, name, bytes_text(cache), bytes_text(total),
-              fits ? "fits" : fmt::format("does not fit: {} missing", bytes_text(total - memory.available)));
+        out("  {:>9}  {:<5}  {:>10}  {:>10}  {}\n", context, name, bytes_text(needs.cache), bytes_text(needs.total),
+              fits ? "fits" : fmt::format("does not fit: {} missing", bytes_text(needs.total - memory.available)));
       }
     }
   }

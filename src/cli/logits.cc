@@ -4,9 +4,10 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "base/memory.h"
 #include "cli/ids.h"
 #include "cli/interrupt.h"
-#include "cli/machine.h"
 #include "cli/models.h"
 #include "cli/progress.h"
 #include "engine/engine.h"
@@ -36,11 +37,15 @@ int run_logits(const LogitsOptions& options) {
   Context ctx(thread_count(options.threads), parse_isa(options.isa).value_or(detect_isa()), parse_precision(options.precision));
   const std::vector<int32_t> ids = read_ids(options.ids);
   if (ids.empty()) fail("{}: no token ids, expected at least one", options.ids);
+  if (std::filesystem::is_directory(options.out)) fail("{}: is a folder, expected a file", options.out);
+  { const AtomicFile probe(options.out); }  // what cannot be written is found out before the work
   const Model model = Model::load(resolve_model(options.model));
   const auto tokens = static_cast<int64_t>(ids.size());
+  const int64_t longest = model.config().max_position_embeddings;
+  if (tokens > longest) fail("{}: {} token ids, expected at most {} (max_position_embeddings)", options.ids, tokens, longest);
   const int64_t vocab_size = model.config().vocab_size;
   const uint64_t result_bytes = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(vocab_size) * sizeof(float);
-  const uint64_t available = memory_state().available;
+  const uint64_t available = available_memory().value_or(0);
   if (available != 0 && result_bytes > available) {
     fail_resource("{}: logits of {} tokens take {}, available are {}", options.ids, tokens, bytes_text(result_bytes), bytes_text(available));
   }

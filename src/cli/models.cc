@@ -6,11 +6,12 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/limits.h"
+#include "base/memory.h"
 #include "base/thread_pool.h"
 #include "cli/interrupt.h"
-#include "cli/machine.h"
 #include "cli/progress.h"
 #include "engine/engine.h"
 #include "formats/json.h"
@@ -76,58 +77,67 @@ std::string given_name(const Checkpoint& checkpoint, const ModelConfig& config) 
   return path.stem().empty() || fs::is_directory(path) ? path.filename().string() : path.stem().string();
 }
 
-void apply_generation_config(const std::string& text, const std::string& place, SamplingAdvice& advice) {
+// What generation_config.json says about sampling. Its end-of-sequence ids are the tokenizer's (text/tokenizer.h).
+void apply_generation_config(const std::string& text, const std::string& place, int64_t vocab_size, SamplingAdvice& advice) {
   const nlohmann::json document = parse_json(text, place);
   const JsonObject json(document, place);
-  if (json.optional_boolean("do_sample") == false) {
-    advice.params = SamplingParams();  // greedy
-    advice.source = "generation_config.json";
-    return;
-  }
   const auto temperature = json.optional_number("temperature");
   const auto top_p = json.optional_number("top_p");
   const auto top_k = json.optional_integer("top_k", 0, 1 << 30);
-  if (!temperature && !top_p && !top_k) return;
+  const auto repetition_penalty = json.optional_number("repetition_penalty");
+  const bool greedy = json.optional_boolean("do_sample") == false;
+  SamplingParams& p = advice.params;
+  if (greedy) {
+    p = SamplingParams();
+  } else if (temperature || top_p || top_k) {
+    p.temperature = temperature.value_or(1.0);
+    p.top_p = top_p.value_or(1.0);
+    p.top_k = static_cast<int>(top_k.value_or(0));
+  } else if (!repetition_penalty) {
+    return;
+  }
+  p.repetition_penalty = repetition_penalty.value_or(1.0);
   advice.source = "generation_config.json";
-  advice.params.temperature = temperature.value_or(1.0);
-  advice.params.top_p = top_p.value_or(1.0);
-  advice.params.top_k = static_cast<int>(top_k.value_or(0));
-  advice.params.repetition_penalty = json.optional_number("repetition_penalty").value_or(1.0);
-}
-
-void add_stop_ids(const nlohmann::json& value, int64_t vocab_size, const std::string& place, std::vector<int32_t>& ids) {
-  for (const auto& id : value.is_array() ? value : nlohmann::json::array({value})) {
-    if (!id.is_number_integer() || id < 0 || id >= vocab_size) fail("{}: eos_token_id: expected ids below {}", place, vocab_size);
-    ids.push_back(id.get<int32_t>());
+  try {
+    validate_sampling(p, vocab_size);
+  } catch (const Error& error) {
+    fail("{}: {}", place, error.what());
   }
 }
 
 std::vector<int32_t> all_stop_ids(const Checkpoint& checkpoint, const ModelConfig& config, const Tokenizer& tokenizer) {
   std::vector<int32_t> ids(config.eos_token_ids.begin(), config.eos_token_ids.end());
   for (const int32_t id : tokenizer.eos_ids()) ids.push_back(id);
-  if (const auto text = checkpoint.side_file("generation_config.json", Limits{}.config_file_bytes)) {
-    const nlohmann::json document = parse_json(*text, "generation_config.json");
-    const JsonObject json(document, "generation_config.json");
-    if (json.has("eos_token_id")) add_stop_ids(json.value("eos_token_id"), config.vocab_size, "generation_config.json", ids);
-  }
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  if (!ids.empty() && ids.back() >= config.vocab_size) {
+    fail("{}: eos_token_id: found {}, expected ids below {} (vocab_size)", checkpoint.path().string(), ids.back(), config.vocab_size);
+  }
   return ids;
 }
 
+// Sizes of a config are positive and at most 2^31; what products of them exceed 64 bits is more than any machine has.
+Checked counted(int64_t size) { return static_cast<uint64_t>(size); }
+uint64_t or_too_many(Checked bytes) { return bytes.value().value_or(UINT64_MAX); }
+
+uint64_t activation_bytes(const ModelConfig& c, int64_t rows) {
+  const int64_t per_head = c.is_mla() ? 2 * (c.kv_lora_rank + c.qk_rope_head_dim) : 2 * c.head_dim;
+  const int64_t mlp = std::max(3 * c.intermediate_size, static_cast<int64_t>(c.router.num_experts_per_tok) *
+                                                            (3 * c.moe_intermediate_size + 2 * c.hidden_size));
+  const int64_t width = 4 * c.hidden_size + std::max(c.num_attention_heads * per_head, mlp);  // below 2^40: each factor has its limit
+  return or_too_many(counted(4) * (counted(rows) * counted(width) + counted(16) * counted(c.vocab_size)));
+}
+
 void check_memory(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes, const OpenOptions& options) {
-  const int64_t layers = config.num_hidden_layers + config.num_nextn_predict_layers;
   const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096, config.max_position_embeddings);
-  const auto cache = static_cast<uint64_t>(KvCache::bytes_per_token(config, layers, options.cache_dtype.value_or(DType::kBF16)) * context);
-  const uint64_t rebuilt = rebuilt_bytes(checkpoint, config);
-  const uint64_t step = activation_bytes(config, EngineOptions{}.prefill_chunk);
-  const MemoryState memory = memory_state();
-  const uint64_t needed = sizes.bytes + rebuilt + cache + step;
-  if (memory.available == 0 || needed <= memory.available) return;
+  const MemoryNeeds needs = memory_needs(checkpoint, config, sizes, context, options.cache_dtype.value_or(default_cache_dtype(checkpoint)));
+  const auto memory = memory_state();
+  if (!memory || needs.total <= memory->available) return;
+  const auto without_cache = Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.work);
   fail_resource("{}: needs {} of memory (weights {}, rebuilt {}, cache for {} tokens {}, work {}), available are {}{}: {}",
-                checkpoint.path().string(), bytes_text(needed), bytes_text(sizes.bytes), bytes_text(rebuilt), context, bytes_text(cache),
-                bytes_text(step), bytes_text(memory.available), memory.limited ? " (limit of this container)" : "",
-                sizes.bytes + rebuilt + step > memory.available
+                checkpoint.path().string(), bytes_text(needs.total), bytes_text(needs.weights), bytes_text(needs.rebuilt), context,
+                bytes_text(needs.cache), bytes_text(needs.work), bytes_text(memory->available), memory->limited ? " (limit of this container)" : "",
+                or_too_many(without_cache) > memory->available
                     ? "use a smaller quantisation, or --ignore-memory to let weights be read from disk again and again (slow)"
                     : "use a smaller --ctx or --cache bf16");
 }
@@ -235,32 +245,36 @@ ModelSizes measure_model(const Checkpoint& checkpoint, const ModelConfig* config
   return sizes;
 }
 
+int64_t cache_layers(const ModelConfig& config, const ModelSizes& sizes) {
+  const bool mtp = config.num_nextn_predict_layers > 0 && sizes.kind_bytes[static_cast<int>(TensorKind::kMtp)] > 0;
+  return config.num_hidden_layers + (mtp ? 1 : 0);
+}
+
 uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& c) {
   if (!c.is_mla()) return 0;
-  const auto elements = [&](int64_t per_head) { return static_cast<uint64_t>(c.num_attention_heads * per_head * c.kv_lora_rank); };
-  uint64_t bytes = 0;
+  const auto elements = [&](int64_t per_head) { return counted(c.num_attention_heads) * counted(per_head) * counted(c.kv_lora_rank); };
+  Checked bytes = 0;
   for (int64_t layer = 0; layer < c.num_hidden_layers + c.num_nextn_predict_layers; ++layer) {
     const bool gguf = checkpoint.gguf() != nullptr;
     const TensorInfo* whole = checkpoint.find(gguf ? fmt::format("blk.{}.attn_kv_b.weight", layer)
                                                    : fmt::format("model.layers.{}.self_attn.kv_b_proj.weight", layer));
     if (whole == nullptr) {  // stored by side: the whole is rebuilt in f32
       const bool stored = gguf && checkpoint.find(fmt::format("blk.{}.attn_k_b.weight", layer)) != nullptr;
-      if (stored) bytes += 4 * elements(c.qk_nope_head_dim + c.v_head_dim);
+      if (stored) bytes = bytes + counted(4) * elements(c.qk_nope_head_dim + c.v_head_dim);
       continue;
     }
-    bytes += elements(c.qk_nope_head_dim) * (whole->dtype == DType::kBF16 ? 2 : 4);
-    if (whole->dtype == DType::kF8E4M3) bytes += 4 * elements(c.qk_nope_head_dim + c.v_head_dim);
+    bytes = bytes + elements(c.qk_nope_head_dim) * counted(whole->dtype == DType::kBF16 ? 2 : 4);
+    if (whole->dtype == DType::kF8E4M3) bytes = bytes + counted(4) * elements(c.qk_nope_head_dim + c.v_head_dim);
   }
-  return bytes;
+  return or_too_many(bytes);
 }
 
-uint64_t activation_bytes(const ModelConfig& c, int64_t rows) {
-  const int64_t heads = c.num_attention_heads;
-  const int64_t attention = heads * (c.is_mla() ? 2 * (c.kv_lora_rank + c.qk_rope_head_dim) : 2 * c.head_dim);
-  const int64_t mlp = std::max(3 * c.intermediate_size, static_cast<int64_t>(c.router.num_experts_per_tok) *
-                                                            (3 * c.moe_intermediate_size + 2 * c.hidden_size));
-  const int64_t width = 4 * c.hidden_size + std::max(attention, mlp);
-  return static_cast<uint64_t>(4 * (rows * width + 16 * c.vocab_size));
+MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes, int64_t context, DType cache_dtype) {
+  const int64_t row = KvCache::bytes_per_token(config, cache_layers(config, sizes), cache_dtype);
+  MemoryNeeds needs{.weights = sizes.bytes, .rebuilt = rebuilt_bytes(checkpoint, config),
+                    .cache = or_too_many(counted(row) * counted(context)), .work = activation_bytes(config, EngineOptions{}.prefill_chunk)};
+  needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.cache) + Checked(needs.work));
+  return needs;
 }
 
 std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format,
@@ -296,7 +310,8 @@ SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& 
     advice.source = "fathom's default";
   }
   if (const auto text = checkpoint.side_file("generation_config.json", Limits{}.config_file_bytes)) {
-    apply_generation_config(*text, "generation_config.json", advice);
+    const fs::path folder = checkpoint.kind() == Checkpoint::Kind::kSafetensors ? checkpoint.path().parent_path() : checkpoint.path();
+    apply_generation_config(*text, (folder / "generation_config.json").string(), config.vocab_size, advice);
   }
   return advice;
 }

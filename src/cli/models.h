@@ -42,10 +42,19 @@ struct ModelSizes {
 };
 ModelSizes measure_model(const Checkpoint& checkpoint, const ModelConfig* config);
 
-// Bytes that load will add to the mapped files: projections rebuilt for the two forms of MLA (model/weights.h).
+// Layers the cache will hold: the MTP layer counts if it is declared and in the files (Model::cache_layers, before loading).
+int64_t cache_layers(const ModelConfig& config, const ModelSizes& sizes);
+
+// What a model will take; UINT64_MAX where 64 bits do not count it.
+struct MemoryNeeds {
+  uint64_t weights = 0;  // of the mapped files
+  uint64_t rebuilt = 0;  // added by loading: projections for the two forms of MLA (model/weights.h)
+  uint64_t cache = 0;
+  uint64_t work = 0;  // one step of EngineOptions::prefill_chunk tokens, roughly: the widest activations and the logits
+  uint64_t total = 0;
+};
+MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes, int64_t context, DType cache_dtype);
 uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& config);
-// Step memory of a forward pass over `rows` tokens, roughly: the widest activations and the logits.
-uint64_t activation_bytes(const ModelConfig& config, int64_t rows);
 
 // What the model is, for people: "R1 distilled into Qwen2, 7.6 B parameters", never just the family's famous name.
 std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format,

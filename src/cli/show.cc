@@ -48,7 +48,11 @@ std::string template_text(const Inspected& seen) {
   return seen.tokenizer->chat_template_source().empty() ? "none (base model)" : "unknown to fathom (choose with --template)";
 }
 
-int64_t cache_bytes(const ModelConfig& c, DType dtype) { return KvCache::bytes_per_token(c, c.num_hidden_layers, dtype); }
+bool has_mtp(const Inspected& seen) { return cache_layers(*seen.config, seen.sizes) > seen.config->num_hidden_layers; }
+
+int64_t cache_bytes(const Inspected& seen, DType dtype) {
+  return KvCache::bytes_per_token(*seen.config, cache_layers(*seen.config, seen.sizes), dtype);
+}
 
 Json config_json(const Inspected& seen) {
   const ModelConfig& c = *seen.config;
@@ -57,6 +61,7 @@ Json config_json(const Inspected& seen) {
   j["architecture"] = architecture_name(c.architecture);
   j["num_hidden_layers"] = c.num_hidden_layers;
   j["num_nextn_predict_layers"] = c.num_nextn_predict_layers;
+  j["mtp_in_files"] = has_mtp(seen);
   j["hidden_size"] = c.hidden_size;
   j["num_attention_heads"] = c.num_attention_heads;
   j["num_key_value_heads"] = c.num_key_value_heads;
@@ -68,7 +73,7 @@ Json config_json(const Inspected& seen) {
   }
   j["vocab_size"] = c.vocab_size;
   j["max_position_embeddings"] = c.max_position_embeddings;
-  j["cache_bytes_per_token"] = {{"f32", cache_bytes(c, DType::kF32)}, {"bf16", cache_bytes(c, DType::kBF16)}};
+  j["cache_bytes_per_token"] = {{"f32", cache_bytes(seen, DType::kF32)}, {"bf16", cache_bytes(seen, DType::kBF16)}};
   return j;
 }
 
@@ -98,7 +103,9 @@ void print_config(const Inspected& seen) {
   const ModelConfig& c = *seen.config;
   out("{}\n\n", true_name(seen.checkpoint, c, seen.format, seen.sizes));
   out("  architecture   {}\n", architecture_name(c.architecture));
-  out("  layers         {}{}\n", c.num_hidden_layers, c.num_nextn_predict_layers > 0 ? " + 1 for multi-token prediction" : "");
+  out("  layers         {}{}\n", c.num_hidden_layers,
+      has_mtp(seen) ? " + 1 for multi-token prediction"
+                    : c.num_nextn_predict_layers > 0 ? " (one more is declared, for multi-token prediction: not in the files)" : "");
   if (c.is_mla()) {
     out("  attention      MLA, {} heads, latent of {} + {} rotary\n", c.num_attention_heads, c.kv_lora_rank, c.qk_rope_head_dim);
   } else {
@@ -110,8 +117,8 @@ void print_config(const Inspected& seen) {
   }
   out("  hidden size    {}\n", c.hidden_size);
   out("  context        {} tokens\n", c.max_position_embeddings);
-  out("  cache          {} per token in f32, {} in bf16\n", bytes_text(static_cast<uint64_t>(cache_bytes(c, DType::kF32))),
-        bytes_text(static_cast<uint64_t>(cache_bytes(c, DType::kBF16))));
+  out("  cache          {} per token in f32, {} in bf16\n", bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kF32))),
+        bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kBF16))));
 }
 
 void print_for_people(const Inspected& seen, const ShowOptions& options) {

@@ -53,8 +53,8 @@ EngineOptions with_defaults(const ModelConfig& config, EngineOptions options) {
 
 }  // namespace
 
-DType default_cache_dtype(const Model& model) {
-  const auto& tensors = model.checkpoint().tensors();
+DType default_cache_dtype(const Checkpoint& checkpoint) {
+  const auto& tensors = checkpoint.tensors();
   return std::all_of(tensors.begin(), tensors.end(),
                      [](const TensorInfo* t) { return t->dtype == DType::kF32; })
              ? DType::kF32

@@ -9,11 +9,14 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "base/memory.h"
 #include "cli/bench.h"
 #include "cli/chat.h"
 #include "cli/eval.h"
 #include "cli/generation.h"
 #include "cli/ids.h"
+#include "cli/interrupt.h"
 #include "cli/machine.h"
 #include "cli/models.h"
 #include "cli/progress.h"
@@ -127,15 +130,15 @@ class FakeMachine {
 
 TEST(Machine, MemoryIsThatOfTheContainer) {
   FakeMachine machine;
-  EXPECT_EQ(memory_state(machine.root()).available, 600000u * 1024);
-  EXPECT_FALSE(memory_state(machine.root()).limited);
+  EXPECT_EQ(memory_state(machine.root())->available, 600000u * 1024);
+  EXPECT_FALSE(memory_state(machine.root())->limited);
   machine.write("proc/self/cgroup", "0::/a/b\n");
   machine.write("sys/fs/cgroup/a/b/memory.max", "max\n");
-  EXPECT_FALSE(memory_state(machine.root()).limited);
+  EXPECT_FALSE(memory_state(machine.root())->limited);
   machine.write("sys/fs/cgroup/a/memory.max", "100000000\n");  // a limit above binds too
   machine.write("sys/fs/cgroup/a/memory.current", "70000000\n");
   machine.write("sys/fs/cgroup/a/memory.stat", "anon 5\ninactive_file 20000000\nactive_file 10000000\n");
-  const MemoryState limited = memory_state(machine.root());
+  const MemoryState limited = memory_state(machine.root()).value();
   EXPECT_TRUE(limited.limited);
   EXPECT_EQ(limited.total, 100000000u);
   EXPECT_EQ(limited.available, 60000000u);  // file pages can be dropped
@@ -147,8 +150,8 @@ TEST(Machine, MemoryOfAnOldContainer) {
   machine.write("proc/self/cgroup", "5:cpu:/x\n4:memory:/x\n");
   machine.write("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "50000000\n");
   machine.write("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "60000000\n");
-  EXPECT_EQ(memory_state(machine.root()).total, 50000000u);
-  EXPECT_EQ(memory_state(machine.root()).available, 0u);
+  EXPECT_EQ(memory_state(machine.root())->total, 50000000u);
+  EXPECT_EQ(memory_state(machine.root())->available, 0u);
 }
 
 TEST(TensorKind, KnowsBothVocabularies) {
@@ -250,6 +253,72 @@ TEST(Conversation, SurvivesSavingAndRefusesOtherFiles) {
   for (const char* bad : {"", "[]", "{}", R"({"messages":{}})", R"({"messages":[1]})", R"({"messages":[{"role":"user"}]})"}) {
     EXPECT_THROW(parse_conversation(bad, "f"), Error) << bad;
   }
+}
+
+TEST(Conversation, TakesTurns) {
+  const auto error = [](const std::vector<std::string>& roles) {
+    std::string list;
+    for (const std::string& role : roles) list += (list.empty() ? "" : ",") + ("{\"role\":\"" + role + "\",\"content\":\"x\"}");
+    return message_of([&] { parse_conversation("{\"messages\":[" + list + "]}", "f"); });
+  };
+  const std::string s = "system", u = "user", a = "assistant";
+  for (const auto& good : std::vector<std::vector<std::string>>{{}, {s}, {u}, {s, u}, {u, a}, {s, u, a, u, a}, {u, a, u}}) EXPECT_EQ(error(good), "no error");
+  EXPECT_TRUE(error({a}).starts_with("f: message 0: role: found assistant, expected user")) << error({a});
+  EXPECT_TRUE(error({u, u}).starts_with("f: message 1: role: found user, expected assistant")) << error({u, u});
+  for (const auto& bad : std::vector<std::vector<std::string>>{{s, a}, {s, s}, {u, s}, {u, a, a}, {u, a, s}}) {
+    EXPECT_NE(error(bad).find("alternate"), std::string::npos) << error(bad);
+  }
+}
+
+TEST(SamplingAdvice, OfTheVendorIsTakenWholeOrRefusedWithItsPlace) {
+  const fs::path folder = fs::path(testing::TempDir()) / ("fathom_advice_" + std::to_string(getpid()));
+  fs::copy(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/models/v2-lite", folder);
+  const fs::path file = folder / "generation_config.json";
+  const auto advice = [&](const std::string& text) {
+    std::ofstream(file) << text;
+    const Checkpoint checkpoint = Checkpoint::open(folder);
+    return sampling_advice(checkpoint, load_config(checkpoint), std::nullopt);
+  };
+  const SamplingAdvice penalty = advice(R"({"repetition_penalty": 1.25})");
+  EXPECT_EQ(penalty.params.repetition_penalty, 1.25);
+  EXPECT_EQ(penalty.params.temperature, advice("{}").params.temperature);  // the family's
+  EXPECT_EQ(penalty.source, "generation_config.json");
+  const SamplingAdvice greedy = advice(R"({"do_sample": false, "temperature": 0.7, "repetition_penalty": 1.25})");
+  EXPECT_EQ(greedy.params.temperature, 0);
+  EXPECT_EQ(greedy.params.repetition_penalty, 1.25);
+  for (const char* bad : {R"({"temperature": -1})", R"({"top_p": 1.5})", R"({"repetition_penalty": 0})"}) {
+    EXPECT_TRUE(message_of([&] { advice(bad); }).starts_with(file.string() + ": ")) << bad;
+  }
+  fs::remove_all(folder);
+}
+
+TEST(SignalDeathTest, AFaultPastTheEndOfAShrunkFileExitsWithAMessage) {
+  const fs::path path = fs::path(testing::TempDir()) / ("fathom_shrunk_" + std::to_string(getpid()));
+  std::ofstream(path) << std::string(3 * 65536, 'x');
+  const auto shrink_and_touch = [&] {
+    install_signal_handlers();
+    const MappedFile file(path);
+    fs::resize_file(path, 1);
+    const volatile std::byte* last = file.bytes().data() + file.bytes().size() - 1;
+    [[maybe_unused]] const std::byte value = *last;
+  };
+  EXPECT_EXIT(shrink_and_touch(), testing::ExitedWithCode(2), "error: a model file changed while in use");
+  fs::remove(path);
+}
+
+TEST(MemoryNeeds, SaturateInsteadOfWrapping) {
+  const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/v2-lite-256-Q4_K_M.gguf");
+  ModelConfig config = load_config(checkpoint);
+  const ModelSizes sizes = measure_model(checkpoint, &config);
+  const MemoryNeeds small = memory_needs(checkpoint, config, sizes, 100, DType::kBF16);
+  EXPECT_EQ(small.total, small.weights + small.rebuilt + small.cache + small.work);
+  EXPECT_EQ(memory_needs(checkpoint, config, sizes, 100, DType::kF32).cache, 2 * small.cache);
+  config.num_attention_heads = 65536;  // the largest that a config may say
+  config.kv_lora_rank = config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim = 1 << 20;
+  config.num_hidden_layers = 1024;
+  const MemoryNeeds large = memory_needs(checkpoint, config, sizes, int64_t{1} << 31, DType::kF32);
+  EXPECT_GT(large.rebuilt, uint64_t{1} << 57);
+  EXPECT_EQ(memory_needs(checkpoint, config, sizes, int64_t{1} << 50, DType::kF32).total, UINT64_MAX);
 }
 
 TEST(SplitWords, TellsModelAndPromptApart) {

@@ -23,8 +23,8 @@ struct Limits {
   uint64_t vocabulary = 2'097'152;
   uint64_t config_file_bytes = 16u << 20;
   uint64_t tokenizer_file_bytes = 128u << 20;
+  uint64_t text_bytes = 256u << 20;  // a prompt, a file to score, a saved conversation
   uint64_t json_depth = 64;
-  uint64_t json_request_nodes = 200'000;
   uint64_t json_file_nodes = 4'000'000;
   uint64_t split_files = 1'024;
   uint64_t stop_strings = 16;

@@ -22,7 +22,6 @@ namespace {
 
 using Role = ChatMessage::Role;
 
-constexpr uint64_t kMaxConversationBytes = 64u << 20;
 constexpr std::string_view kHelp = R"(  /help, /?            this list
   /exit, /bye, /quit   leave (also Ctrl-D)
   /clear               forget the conversation
@@ -86,7 +85,8 @@ class Chat {
   explicit Chat(Session& session)
       : session_(session),
         color_(use_color(STDOUT_FILENO, session.options.output)),
-        history_(session.options.no_history ? History() : History(default_history_file())) {
+        history_(session.options.no_history ? History() : History(default_history_file())),
+        max_tokens_(session.options.max_tokens) {
     reset();
   }
 
@@ -173,7 +173,12 @@ class Chat {
 
   void ask(const std::string& text) {
     const std::vector<ChatMessage> before = messages_;
-    messages_.push_back({Role::kUser, attachment_.empty() ? text : attachment_ + "\n\n" + text, "", {}});
+    const std::string question = attachment_.empty() ? text : attachment_ + "\n\n" + text;
+    if (!messages_.empty() && messages_.back().role == Role::kUser) {
+      messages_.back().content += "\n\n" + question;  // a loaded conversation may end with a question: users and answers alternate
+    } else {
+      messages_.push_back({Role::kUser, question, "", {}});
+    }
     Generation generation;
     try {
       generation = answer();
@@ -198,22 +203,21 @@ class Chat {
     InterruptScope scope;
     const Generation generation = generate(
         session_.engine, session_.opened,
-        {encode_messages(session_, messages_), max_tokens_ > 0 ? max_tokens_ : session_.options.max_tokens, sampling, session_.options.stops, session_marks(session_)},
+        {encode_messages(session_, messages_), max_tokens_, sampling, session_.options.stops, session_marks(session_)},
         session_.options.output, [&](const OutputPart& part) { printer.show(part); });
     printer.finish();
     say("{}", rate_line(generation));
     ++turns_;
-    used_tokens_ = generation.prompt_tokens + generation.tokens;
     return generation;
   }
 
   void undo() {
-    if (messages_.empty() || messages_.back().role != Role::kAssistant) {
+    const auto last = std::find_if(messages_.rbegin(), messages_.rend(), [](const ChatMessage& m) { return m.role == Role::kUser; });
+    if (last == messages_.rend()) {
       say("There is nothing to take back.");
       return;
     }
-    messages_.resize(messages_.size() - 2);
-    used_tokens_ = 0;
+    messages_.erase(last.base() - 1, messages_.end());
     say("The last question and its answer are taken back.");
   }
 
@@ -243,7 +247,7 @@ class Chat {
     else if (name == "presence_penalty") changed.presence_penalty = parse_number(name, value);
     else if (name == "frequency_penalty") changed.frequency_penalty = parse_number(name, value);
     else if (name == "seed") changed.seed = static_cast<uint64_t>(parse_integer(name, value, 0));
-    else if (name == "max_tokens") max_tokens_ = parse_integer(name, value, 1);
+    else if (name == "max_tokens") max_tokens_ = parse_integer(name, value, 0);
     else fail("/set: found {}, expected temp, top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed, max_tokens or system", quoted(name));
     validate_sampling(changed, session_.opened.model.config().vocab_size);
     p = changed;
@@ -264,7 +268,9 @@ class Chat {
 
   void context() const {
     const int64_t all = session_.engine.options().context_tokens;
-    note("{} of {} tokens ({:.0f} %), {} messages", used_tokens_, all, 100.0 * static_cast<double>(used_tokens_) / static_cast<double>(all), messages_.size());
+    const bool talked = !messages_.empty() && messages_.back().role != Role::kSystem;
+    const int64_t used = talked ? std::ssize(encode_messages(session_, messages_)) : 0;
+    note("{} of {} tokens ({:.0f} %), {} messages", used, all, 100.0 * static_cast<double>(used) / static_cast<double>(all), messages_.size());
   }
 
   void think(bool on) {
@@ -279,7 +285,7 @@ class Chat {
 
   void read_file_in(const std::string& name) {
     if (name.empty()) fail("expected a file, as in /read notes.txt");
-    std::string text = read_file(name, kMaxConversationBytes);
+    std::string text = read_file(name, Limits{}.text_bytes);
     say("{}: {}, put in front of your next message.", name, bytes_text(text.size()));
     attachment_ = attachment_.empty() ? std::move(text) : attachment_ + "\n\n" + text;
   }
@@ -288,14 +294,13 @@ class Chat {
     const std::filesystem::path path = conversation_path(name);
     std::error_code error;
     if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), error);
-    write_file_atomically(path, conversation_text(messages_));
+    write_file_atomically(path, conversation_text(messages_), kPrivateFile);
     say("Saved as {}.", path.string());
   }
 
   void load(const std::string& name) {
     const std::filesystem::path path = conversation_path(name);
-    messages_ = parse_conversation(read_file(path, kMaxConversationBytes), path.string());
-    used_tokens_ = 0;
+    messages_ = parse_conversation(read_file(path, Limits{}.text_bytes), path.string());
     for (const ChatMessage& message : messages_) {
       say("{}: {}", role_name(message.role), without_controls(message.content));
     }
@@ -306,8 +311,8 @@ class Chat {
   History history_;
   std::vector<ChatMessage> messages_;
   std::string attachment_;  // of /read, for the next message
-  int64_t max_tokens_ = 0;  // of /set
-  int64_t turns_ = 0, used_tokens_ = 0;
+  int64_t max_tokens_;      // 0 = what the context leaves
+  int64_t turns_ = 0;
   bool done_ = false;
 };
 
@@ -349,6 +354,12 @@ std::vector<ChatMessage> parse_conversation(std::string_view text, const std::st
     else if (role == "user") message.role = Role::kUser;
     else if (role == "assistant") message.role = Role::kAssistant;
     else fail("{}: role: found {}, expected system, user or assistant", entry.place(), quoted(role));
+    const bool after_question = i > 0 && messages.back().role == Role::kUser;
+    const bool in_turn = message.role == Role::kSystem ? i == 0 : (message.role == Role::kAssistant) == after_question;
+    if (!in_turn) {
+      fail("{}: role: found {}, expected {} (after one system message at most, questions and answers alternate)", entry.place(), role,
+           after_question ? "assistant" : "user");
+    }
     messages.push_back(std::move(message));
   }
   return messages;

@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "base/limits.h"
+#include "base/memory.h"
 #include "cli/machine.h"
 #include "cli/models.h"
 #include "kernels/roofline.h"
@@ -34,8 +35,8 @@ void print_limits(bool json) {
       {"vocabulary", l.vocabulary},
       {"config_file_bytes", l.config_file_bytes},
       {"tokenizer_file_bytes", l.tokenizer_file_bytes},
+      {"text_bytes", l.text_bytes},
       {"json_depth", l.json_depth},
-      {"json_request_nodes", l.json_request_nodes},
       {"json_file_nodes", l.json_file_nodes},
       {"split_files", l.split_files},
       {"stop_strings", l.stop_strings},
@@ -64,7 +65,7 @@ int run_doctor(const DoctorOptions& options) {
     return 0;
   }
   Context ctx(thread_count(options.threads));
-  const MemoryState memory = memory_state();
+  const MemoryState memory = memory_state().value_or(MemoryState{});
   const HugePages huge = huge_pages();
   const std::vector<std::string> flags = cpu_vector_flags();
   if (!options.json) {

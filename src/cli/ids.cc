@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "formats/json.h"
 #include "formats/safetensors.h"
 
@@ -88,10 +89,10 @@ std::string read_stdin() {
     if (n < 0) fail("stdin: cannot read: {}", std::strerror(errno));
     if (n == 0) return text;
     text.append(buffer.data(), static_cast<size_t>(n));
-    if (text.size() > kMaxTextBytes) fail("stdin: more than {} bytes", kMaxTextBytes);
+    if (text.size() > Limits{}.text_bytes) fail("stdin: more than {} bytes", Limits{}.text_bytes);
   }
 }
 
-std::string read_text_file(const std::filesystem::path& path) { return path == "-" ? read_stdin() : read_file(path, kMaxTextBytes); }
+std::string read_text_file(const std::filesystem::path& path) { return path == "-" ? read_stdin() : read_file(path, Limits{}.text_bytes); }
 
 }  // namespace fathom

@@ -13,8 +13,7 @@ namespace fathom {
 std::vector<int32_t> parse_ids(std::string_view text, const std::string& place);
 // The same from a file; of a .safetensors file its tensor `input_ids` (I64 or I32, read flat).
 std::vector<int32_t> read_ids(const std::filesystem::path& path);
-// Everything on stdin, or a regular or special file. Throws over `kMaxTextBytes`.
-inline constexpr uint64_t kMaxTextBytes = 1u << 30;
+// Everything on stdin, or a regular or special file. Throws over Limits::text_bytes.
 std::string read_stdin();
 std::string read_text_file(const std::filesystem::path& path);
 

@@ -197,7 +197,8 @@ Session::Session(const RunOptions& options_, const std::filesystem::path& path)
 
 std::vector<int32_t> encode_messages(const Session& session, std::span<const ChatMessage> messages) {
   const OpenedModel& opened = session.opened;
-  if (opened.format && !session.options.raw) return encode_chat(opened.tokenizer, *opened.format, messages, {.thinking = session.thinking});
+  if (opened.format && !session.options.raw) return encode_chat(opened.tokenizer, *opened.format, messages,
+                       {.add_generation_prompt = messages.back().role != ChatMessage::Role::kAssistant, .thinking = session.thinking});
   std::vector<int32_t> ids;
   if (opened.tokenizer.add_bos() && opened.tokenizer.bos_id()) ids.push_back(*opened.tokenizer.bos_id());
   const std::vector<int32_t> text = opened.tokenizer.encode(messages.back().content, false);
@@ -212,6 +213,7 @@ std::optional<ThinkingMarks> session_marks(const Session& session) {
 
 int run_run(const RunOptions& options) {
   const ModelAndPrompt wanted = split_words(options);
+  if (options.context_tokens < 0) fail("--ctx: found {}, expected 1 or more", options.context_tokens);
   if (options.max_tokens < 0) fail("--max-tokens: found {}, expected 1 or more", options.max_tokens);
   const bool chat = !wanted.prompt && options.file.empty() && is_terminal(STDIN_FILENO) && is_terminal(STDOUT_FILENO) && !options.json;
   const std::filesystem::path path = resolve_model(wanted.model);

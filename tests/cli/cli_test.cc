@@ -142,6 +142,7 @@ TEST(Cli, AnEmptyPromptAndALongOneAreRefused) {
   expect_error(fit, 2, "20 tokens, expected less than the context of 20");
   EXPECT_EQ(run_fathom({"run", kTinyModel, std::string(19, 'z'), "-c", "20", "--quiet"}).code, 0);
   expect_error(run_fathom({"run", kTinyModel, "z", "-c", "513"}), 2, "512");
+  expect_error(run_fathom({"run", kTinyModel, "z", "-c", "-5"}), 2, "--ctx: found -5");
   expect_error(run_fathom({"run", kTinyModel, "zz", "-c", "10", "-n", "9", "--quiet"}), 2, "10");
 }
 
@@ -304,6 +305,27 @@ TEST(Cli, ShowTellsWhatIsInside) {
   EXPECT_EQ(by_tensor, objects[0]["bytes"].get<uint64_t>());
 }
 
+TEST(Cli, ShowAndEstimateCountTheMtpLayerOnlyIfTheFilesHaveIt) {
+  const TemporaryFolder folder;
+  const fs::path golden = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/models/";
+  const auto config_of = [](const fs::path& model) { return json::parse(std::ifstream(model / "config.json")); };
+  fs::copy(golden / "v2-lite", folder / "without");
+  json config = config_of(golden / "v2-lite");
+  config["num_nextn_predict_layers"] = 1;
+  std::ofstream(folder / "without/config.json") << config.dump();
+  for (const auto& [model, mtp] : {std::pair<fs::path, int>{golden / "v3", 1}, {folder / "without", 0}}) {
+    const json shown = json_lines(run_fathom({"show", model, "--json"}).out).at(0);
+    EXPECT_EQ(shown["num_nextn_predict_layers"], 1) << model;
+    EXPECT_EQ(shown["mtp_in_files"], mtp == 1) << model;
+    const json c = config_of(model);
+    const int per_layer = 4 * (c["kv_lora_rank"].get<int>() + c["qk_rope_head_dim"].get<int>());
+    EXPECT_EQ(shown["cache_bytes_per_token"]["f32"], per_layer * (c["num_hidden_layers"].get<int>() + mtp)) << model;
+    const json estimate = json_lines(run_fathom({"estimate", model, "-c", "10", "--cache", "f32", "--json"}).out).at(0);
+    EXPECT_EQ(estimate["cache_bytes"], 10 * shown["cache_bytes_per_token"]["f32"].get<int>()) << model;
+  }
+  EXPECT_TRUE(has(run_fathom({"show", folder / "without"}).out, "one more is declared, for multi-token prediction: not in the files"));
+}
+
 TEST(Cli, ShowListsABareSafetensorsAndFindsNaN) {
   const TemporaryFolder folder;
   const std::vector<float> values = {1, 2, std::numeric_limits<float>::quiet_NaN(), 4};
@@ -361,6 +383,12 @@ TEST(Cli, LogitsOfAnyChunkAndThreadsAreTheSameFile) {
   expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", "1 -2"), "-o", folder / "f"}), 2, "-2");
   expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", ""), "-o", folder / "f"}), 2, "no token ids");
   expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder / "f", "--form", "folded"}), 2, "folded");
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder / "none/f"}), 2, "none/f: cannot create");
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder.string()}), 2, "is a folder");
+  std::string many;
+  for (int i = 0; i < 513; ++i) many += "1 ";
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("many", many), "-o", folder / "f"}), 2, "513 token ids, expected at most 512");
+  EXPECT_FALSE(fs::exists(folder / "f"));
   EXPECT_FALSE(fs::exists(folder / "f"));
 }
 
@@ -413,6 +441,11 @@ TEST(Cli, BenchGivesAShareOfTheRoofForEachLine) {
     EXPECT_LE(o["seconds"]["p10"].get<double>(), o["seconds"]["p90"].get<double>());
   }
   EXPECT_EQ(objects[3]["context"], 32);
+  const Finished start = run_fathom({"bench", kTinyModel, "--json", "--prefill", "16,512", "--at", "0,509", "--generate", "3", "--repeat", "1", "-t", "1"});
+  EXPECT_EQ(start.code, 0) << start.err;
+  EXPECT_EQ(json_lines(start.out).size(), 2u) << start.out;
+  EXPECT_TRUE(has(start.err, "--prefill 512: left out: takes 513 tokens, the model's context is 512")) << start.err;
+  EXPECT_TRUE(has(start.err, "--at 509: left out: takes 513 tokens")) << start.err;
 }
 
 TEST(Cli, FlagsHaveEnvironmentVariablesAndWinOverThem) {
@@ -450,10 +483,14 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
   ASSERT_TRUE(chat.wait_for("generated 5 tokens"));
   ASSERT_TRUE(chat.wait_for("Type a message"));
   chat.type("/ctx\r");
-  ASSERT_TRUE(chat.wait_for("10 of 400 tokens (2 %), 2 messages"));
+  ASSERT_TRUE(chat.wait_for(" of 400 tokens"));
+  ASSERT_TRUE(chat.wait_for("2 messages"));
   ASSERT_TRUE(chat.wait_for("Type a message"));
   chat.type("/undo\r");
   ASSERT_TRUE(chat.wait_for("taken back"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/ctx\r");
+  ASSERT_TRUE(chat.wait_for("0 of 400 tokens (0 %), 0 messages"));
   ASSERT_TRUE(chat.wait_for("Type a message"));
   chat.type("/nosuch\r");
   ASSERT_TRUE(chat.wait_for("Send it as a message? [y/N]"));
@@ -473,8 +510,24 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
   ASSERT_TRUE(chat.wait_for("Type a message"));
   chat.type("/clear\r/load test\r");
   ASSERT_TRUE(chat.wait_for("user: pasted\r\nlines"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/set max_tokens 0\r/set\r");
+  ASSERT_TRUE(chat.wait_for("what the context leaves"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/load " + home.write("question.json", R"({"messages":[{"role":"user","content":"four"}]})").string() + "\r");
+  ASSERT_TRUE(chat.wait_for("user: four"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/ctx\r");
+  ASSERT_TRUE(chat.wait_for("4 of 400 tokens (1 %), 1 messages"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/undo\r");
+  ASSERT_TRUE(chat.wait_for("taken back"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
   chat.type("\x04");
   EXPECT_EQ(chat.finish(), 0);
+  for (const char* kept : {".local/state/fathom/history", ".local/state/fathom/chats/test.json"}) {
+    EXPECT_EQ(fs::status(home / kept).permissions(), fs::perms::owner_read | fs::perms::owner_write) << kept;
+  }
   EXPECT_TRUE(has(chat.screen(), "\x1b[?2004l"));  // bracketed paste is off again
   std::ifstream history(home / ".local/state/fathom/history");
   std::string first, second;
@@ -516,11 +569,13 @@ TEST(Terminal, ColoursKeepAwayFromThoseWhoDoNotWantThem) {
 }
 
 TEST(Terminal, ATerminatedChatLeavesTheTerminalAsItWas) {
-  TerminalChild chat({"run", kTinyModel, "--no-history"});
-  ASSERT_TRUE(chat.wait_for("Type a message"));
-  kill(chat.pid(), SIGTERM);
-  EXPECT_EQ(chat.finish(), 128 + SIGTERM);
-  EXPECT_TRUE(has(chat.screen(), "\x1b[?2004l"));
+  for (const auto& [signal, code] : {std::pair{SIGTERM, 128 + SIGTERM}, {SIGBUS, 2}, {SIGABRT, 1000 + SIGABRT}}) {
+    TerminalChild chat({"run", kTinyModel, "--no-history"});
+    ASSERT_TRUE(chat.wait_for("Type a message"));
+    kill(chat.pid(), signal);
+    EXPECT_EQ(chat.finish(), code);
+    EXPECT_TRUE(has(chat.screen(), "\x1b[?2004l")) << signal;
+  }
 }
 
 }  // namespace

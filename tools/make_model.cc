@@ -195,7 +195,7 @@ std::optional<DType> find_dtype(std::string_view name) {
   return std::nullopt;
 }
 
-// A row that is no multiple of the block gets llama.cpp's fallback (models.md §8.3).
+// A row that is no multiple of the block gets llama.cpp's fallback.
 DType fallback(DType dtype, int64_t cols) {
   if (cols % dtype_info(dtype).block_elements == 0) return dtype;
   switch (dtype) {

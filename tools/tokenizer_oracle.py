@@ -107,7 +107,7 @@ def train(folder):
             shell["normalizer"] = {"type": "NFC"}
         tokenizer = Tokenizer.from_str(json.dumps(shell))
         letters = alphabet
-        if name == "deepseek-llm":  # the bytes that UTF-8 never has are added tokens instead (models.md §9.3)
+        if name == "deepseek-llm":  # the bytes that UTF-8 never has are added tokens instead
             letters = [c for c in alphabet if c not in map(chr, NOT_IN_UTF8)]
         trainer = trainers.BpeTrainer(vocab_size=1000, initial_alphabet=letters, show_progress=False, max_token_length=24)
         tokenizer.train_from_iterator(corpus, trainer)

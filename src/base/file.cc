@@ -67,7 +67,8 @@ std::string read_file(const std::filesystem::path& path, uint64_t max_bytes) {
     const ssize_t n = ::read(fd.get(), contents.data() + done, size - done);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail_errno(path.string(), "read");
-    if (n == 0) fail("{}: ends after {} bytes, expected {} (changed while read)", path.string(), done, size);
+    if (n == 0)
+      fail("{}: ends after {} bytes, expected {} (changed while read)", path.string(), done, size);
     done += static_cast<size_t>(n);
   }
   return contents;
@@ -105,7 +106,8 @@ void AtomicFile::commit() {
   if (fd.get() < 0 || ::fsync(fd.get()) != 0) fail_errno(folder.string(), "sync");
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view contents, uint32_t mode) {
+void write_file_atomically(const std::filesystem::path& path, std::string_view contents,
+                           uint32_t mode) {
   AtomicFile file(path, mode);
   file.write(contents);
   file.commit();

@@ -1,5 +1,5 @@
-// Files: read whole (with a cap), map read-only, write atomically (temporary file, fsync, rename, fsync of the
-// folder). Every failure throws fathom::Error that begins with the path.
+// Files: read whole (with a cap), map read-only, write atomically (temporary file, fsync, rename,
+// fsync of the folder). Every failure throws fathom::Error that begins with the path.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@ std::string read_file(const std::filesystem::path& path, uint64_t max_bytes);
 
 inline constexpr uint32_t kPublicFile = 0644, kPrivateFile = 0600;  // modes; the umask narrows them
 
-// Replaces `path` all or nothing: bytes go to a temporary file beside it until commit(). Without a commit the
-// temporary is removed and `path` stays as it was.
+// Replaces `path` all or nothing: bytes go to a temporary file beside it until commit(). Without a
+// commit the temporary is removed and `path` stays as it was.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path, uint32_t mode = kPublicFile);
@@ -35,10 +35,12 @@ class AtomicFile {
   int fd_ = -1;
 };
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view contents, uint32_t mode = kPublicFile);
+void write_file_atomically(const std::filesystem::path& path, std::string_view contents,
+                           uint32_t mode = kPublicFile);
 
-// A read-only mapping that unmaps itself. The file may shrink under us: check_unchanged() compares size and time
-// with those at open. A read past the new end is a SIGBUS, which the program turns into a message (cli/interrupt.h).
+// A read-only mapping that unmaps itself. The file may shrink under us: check_unchanged() compares
+// size and time with those at open. A read past the new end is a SIGBUS, which the program turns
+// into a message (cli/interrupt.h).
 class MappedFile {
  public:
   MappedFile() = default;

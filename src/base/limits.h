@@ -18,6 +18,10 @@ struct Limits {
   uint64_t tensors = 1'000'000;
   uint64_t tensor_rank = 8;
   uint64_t tensor_name_bytes = 512;
+  uint64_t width = 1u << 20;  // hidden sizes, ranks, head sizes: far above any model, far below overflow
+  uint64_t heads = 65'536;
+  uint64_t shared_experts = 64;
+  uint64_t positions = uint64_t{1} << 31;
   uint64_t layers = 1'024;
   uint64_t experts = 4'096;
   uint64_t vocabulary = 2'097'152;

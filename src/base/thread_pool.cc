@@ -2,14 +2,19 @@
 
 #include <sched.h>
 
+#include <algorithm>
+#include <cmath>
+#include <fstream>
 #include <utility>
 
 #include "base/check.h"
+#include "base/error.h"
 
 namespace fathom {
 namespace {
 
-// Some 20 µs of spinning: longer than the gap between two loops of a decode step, far shorter than a user notices.
+// Some 20 µs of spinning: longer than the gap between two loops of a decode step, far shorter than
+// a user notices.
 constexpr int kSpins = 500;
 
 inline void relax() {
@@ -22,10 +27,18 @@ inline void relax() {
 
 ThreadPool::ThreadPool(int threads) {
   FATHOM_CHECK(threads >= 1, threads);
-  for (int w = 1; w < threads; ++w) workers_.emplace_back([this, w] { worker_loop(w); });
+  try {
+    for (int w = 1; w < threads; ++w) workers_.emplace_back([this, w] { worker_loop(w); });
+  } catch (const std::exception& error) {  // std::system_error or bad_alloc: the ones that started
+                                           // must not be left waiting
+    stop();
+    fail_resource("threads: started {} of {}: {}", workers_.size() + 1, threads, error.what());
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     const std::lock_guard lock(mutex_);
     stop_.store(true);
@@ -43,7 +56,8 @@ void ThreadPool::work(int worker, uint32_t loop) {
     const Call call = call_.load(std::memory_order_relaxed);
     void* const body = body_.load(std::memory_order_relaxed);
     const int64_t item = items_.load(std::memory_order_relaxed) - left;
-    // If the ticket is unchanged, an item of this loop is open: the caller still waits for it, so what we read is this loop's.
+    // If the ticket is unchanged, an item of this loop is open: the caller still waits for it, so
+    // what we read is this loop's.
     if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) continue;
     if (!failed_.load(std::memory_order_relaxed)) {
       try {
@@ -97,12 +111,27 @@ void ThreadPool::worker_loop(int worker) {
   }
 }
 
-int available_cores() {
+int available_cores(const std::filesystem::path& root) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  const int cores = CPU_COUNT(&set);
-  return cores > 0 ? cores : 1;
+  int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+  // A container's share of processor time, "quota period" in microseconds, "max" without a limit.
+  const auto limit = [&](const std::filesystem::path& quota_file,
+                         const std::filesystem::path& period_file) {
+    std::ifstream quota_in(root / quota_file), period_in(root / period_file);
+    double quota = 0, period = 0;
+    if (quota_file == period_file) {
+      quota_in >> quota >> period;
+    } else {
+      quota_in >> quota;
+      period_in >> period;
+    }
+    if (quota > 0 && period > 0)
+      cores = std::min(cores, std::max(1, static_cast<int>(std::ceil(quota / period))));
+  };
+  limit("sys/fs/cgroup/cpu.max", "sys/fs/cgroup/cpu.max");
+  limit("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  return cores;
 }
 
 }  // namespace fathom

@@ -1,14 +1,16 @@
 // A fixed set of threads that run the items of one loop at a time.
 //
-// Work is cut by the caller, by shape: item i does the same arithmetic whoever runs it, so one thread and sixteen
-// give the same bits. Items are handed out dynamically (an atomic counter), so uneven items balance.
-// Between loops workers spin briefly, then sleep: thousands of loops per token are cheap, an idle process costs nothing.
+// Work is cut by the caller, by shape: item i does the same arithmetic whoever runs it, so one
+// thread and sixteen give the same bits. Items are handed out dynamically (an atomic counter), so
+// uneven items balance. Between loops workers spin briefly, then sleep: thousands of loops per
+// token are cheap, an idle process costs nothing.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -18,7 +20,8 @@ namespace fathom {
 
 class ThreadPool {
  public:
-  // `threads` >= 1 counts the calling thread.
+  // `threads` >= 1 counts the calling thread. Throws (exit code 3) if the system does not give so
+  // many.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -26,14 +29,15 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(item, worker) once for each item in [0, items), worker in [0, threads()); returns when all are done.
-  // The first exception of any item is rethrown here, after all running items have ended. Not reentrant: one caller
-  // thread, no nested run. Allocates nothing.
+  // Calls body(item, worker) once for each item in [0, items), worker in [0, threads()); returns
+  // when all are done. The first exception of any item is rethrown here, after all running items
+  // have ended. Not reentrant: one caller thread, no nested run. Allocates nothing.
   template <class Body>
   void run(int64_t items, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    run_erased(items, [](void* b, int64_t item, int worker) { (*static_cast<Plain*>(b))(item, worker); },
-               const_cast<void*>(static_cast<const void*>(&body)));
+    run_erased(
+        items, [](void* b, int64_t item, int worker) { (*static_cast<Plain*>(b))(item, worker); },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:
@@ -41,14 +45,16 @@ class ThreadPool {
   void run_erased(int64_t items, Call call, void* body);
   void work(int worker, uint32_t loop);
   void worker_loop(int worker);
+  void stop();
   uint32_t current_loop() const { return static_cast<uint32_t>(ticket_.load() >> 32); }
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
 
-  // Loop number (upper half) and items left (lower half) in one word: whoever counts it down owns that item of that loop. A worker that
-  // comes late finds 0 left and touches nothing, so the caller need not wait for workers that sleep.
+  // Loop number (upper half) and items left (lower half) in one word: whoever counts it down owns
+  // that item of that loop. A worker that comes late finds 0 left and touches nothing, so the
+  // caller need not wait for workers that sleep.
   std::atomic<uint64_t> ticket_{0};
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> body_{nullptr};
@@ -60,7 +66,9 @@ class ThreadPool {
   std::exception_ptr error_;
 };
 
-// Cores this process may run on (affinity and cgroup respected through the scheduler), at least 1.
-int available_cores();
+// Cores this process may use: its affinity, narrowed by its container's share of processor time
+// (cgroup version 1 or 2, as the container sees it). At least 1. `root` stands for "/": tests give
+// a made-up tree.
+int available_cores(const std::filesystem::path& root = "/");
 
 }  // namespace fathom

@@ -6,7 +6,8 @@ Utf8Char decode_utf8(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char first = byte(0);
   if (first < 0x80) return {first, 1, true, false};
-  // Second-byte ranges of Unicode table 3-7 rule out overlong forms, surrogates and values above U+10FFFF.
+  // Second-byte ranges of Unicode table 3-7 rule out overlong forms, surrogates and values above
+  // U+10FFFF.
   uint32_t length = 0;
   unsigned char low = 0x80, high = 0xbf;
   if (first >= 0xc2 && first <= 0xdf) {
@@ -42,7 +43,8 @@ void append_utf8(uint32_t c, std::string& out) {
   } else if (c < 0x10000) {
     put(0xe0 | c >> 12), put(0x80 | (c >> 6 & 0x3f)), put(0x80 | (c & 0x3f));
   } else {
-    put(0xf0 | c >> 18), put(0x80 | (c >> 12 & 0x3f)), put(0x80 | (c >> 6 & 0x3f)), put(0x80 | (c & 0x3f));
+    put(0xf0 | c >> 18), put(0x80 | (c >> 12 & 0x3f)), put(0x80 | (c >> 6 & 0x3f)),
+        put(0x80 | (c & 0x3f));
   }
 }
 

@@ -1,5 +1,5 @@
-// UTF-8, decoded by hand because input may be invalid anywhere and must never be guessed at (RFC 3629: no
-// overlong forms, no surrogates, nothing above U+10FFFF).
+// UTF-8, decoded by hand because input may be invalid anywhere and must never be guessed at (RFC
+// 3629: no overlong forms, no surrogates, nothing above U+10FFFF).
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,8 @@ namespace fathom {
 
 struct Utf8Char {
   uint32_t code_point;  // U+FFFD if !valid
-  uint32_t bytes;       // consumed; if !valid the length of the maximal ill-formed prefix (Unicode §3.9), at least 1
+  uint32_t bytes;       // consumed; if !valid the length of the maximal ill-formed prefix (Unicode
+                        // §3.9), at least 1
   bool valid;
   bool incomplete;  // !valid only because the text ended: more bytes could make it valid
 };

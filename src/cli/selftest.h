@@ -1,8 +1,10 @@
 // `fathom selftest DIR...`: does this program, on this machine, compute what recorded vectors say?
 //
-// DIR is a model folder with golden.safetensors beside the weights (input_ids, logits; hidden, experts, mtp_logits, logits_bf16_weights if
-// recorded), or a folder of GGUF files whose golden.safetensors holds NAME.logits for NAME.gguf and PREFIX.input_ids.
-// Every form of MLA and every way to feed the prompt (whole, token by token, ragged chunks) is compared; the worst position is named.
+// DIR is a model folder with golden.safetensors beside the weights (input_ids, logits; hidden,
+// experts, mtp_logits, logits_bf16_weights if recorded), or a folder of GGUF files whose
+// golden.safetensors holds NAME.logits for NAME.gguf and PREFIX.input_ids. Every form of MLA and
+// every way to feed the prompt (whole, token by token, ragged chunks) is compared; the worst
+// position is named.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +23,11 @@ struct SelftestOptions {
 // One comparison.
 struct SelftestResult {
   std::string subject;  // "v3: logits, absorbed, ragged chunks"
-  double error = 0;     // largest |difference| over the largest |reference|; infinite when the places of NaN differ
+  double error = 0;  // largest |difference| over the largest |reference|; infinite when the places
+                     // of NaN differ
   double bound = 0;
   int64_t row = 0, column = 0;  // of the worst element
-  std::string detail;   // expected and found there
+  std::string detail;           // expected and found there
   bool passed = false;
 };
 

@@ -23,7 +23,8 @@ InferBatch Feeder::batch(std::span<const int32_t> tokens, const SequenceRows& se
   return {tokens, {&sequence, 1}, all_rows_, &cache_.view(), form_};
 }
 
-void Feeder::feed(std::span<const int32_t> tokens, Rows logits, Rows* hidden_out, ForwardTrace* trace) {
+void Feeder::feed(std::span<const int32_t> tokens, Rows logits, Rows* hidden_out,
+                  ForwardTrace* trace) {
   const SequenceRows sequence{static_cast<int64_t>(tokens.size()), position_, block_rows_};
   model_.forward_infer(ctx_, batch(tokens, sequence), logits, hidden_out, trace);
   position_ += sequence.rows;

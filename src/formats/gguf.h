@@ -1,4 +1,4 @@
-// GGUF v3, and v2 which has the same layout (models.md §8.3), little endian; a model may be split over files
+// GGUF v3, and v2 which has the same layout, little endian; a model may be split over files
 // `-00001-of-000NN.gguf`.
 #pragma once
 

@@ -1,4 +1,4 @@
-// safetensors (models.md §8.2): u64 header length, JSON header, data that tiles the rest of the file.
+// safetensors: u64 header length, JSON header, data that tiles the rest of the file.
 //
 // Reading validates everything before it publishes a pointer: header size, strict JSON, names, dtypes, shapes, offsets
 // contiguous from 0 to the end without hole or overlap, sizes equal to shape times type. Writing is streaming and atomic.

@@ -1,4 +1,4 @@
-// Stored weight formats to f32, bit for bit as their definitions (models.md §5 and §8.5-8.6; each value is rounded at
+// Stored weight formats to f32, bit for bit as their definitions (GGUF block formats, OCP MX and E4M3; each value is rounded at
 // most once, in its last operation, so no target can differ).
 #pragma once
 

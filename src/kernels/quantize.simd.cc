@@ -87,7 +87,7 @@ U8x16 fifth_bits(uint16_t bits) {
   return reinterpret_cast<U8x16>((reinterpret_cast<U8x16>(bytes) & kBit) == kBit) & 16;
 }
 
-// The 4-bit code books of models.md §8.5; the second is the doubled E2M1.
+// The 4-bit code books of IQ4_NL and MXFP4; the second is the doubled E2M1.
 constexpr I8x16 kIq4 = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr I8x16 kFp4 = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 U8x16 iq4(U8x16 codes) { return lookup(reinterpret_cast<U8x16>(kIq4), codes); }

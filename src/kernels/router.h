@@ -1,4 +1,4 @@
-// DeepSeekMoE routing: which experts a token visits and with what weight (V2 §2.2, V3 §2.1.2; models.md §3).
+// DeepSeekMoE routing: which experts a token visits and with what weight (V2 §2.2, V3 §2.1.2).
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* 
 void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts, const float* dweights,
                     Rows dlogits);
 
-// The balance loss of each document, averaged over the documents (V2 §2.1.3 equation for L_exp; V3 §2.1.2, L_Bal; models.md §10.1-10.2):
+// The balance loss of each document, averaged over the documents (V2 §2.1.3 equation for L_exp; V3 §2.1.2, L_Bal-10.2):
 //   alpha / D sum_d sum_i f[d, i] P[d, i],   f[d, i] = n_routed_experts / (k T_d) * (tokens of d that chose i), no gradient,
 //   P[d, i] = mean over d's tokens of s[i] (softmax) or s[i] / sum_j s[j] (sigmoid), without the correction bias.
 // Returns its value and adds its gradient to dlogits. document_lengths: T_d >= 1, their sum is the rows of logits. In double, each gradient

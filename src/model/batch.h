@@ -1,5 +1,6 @@
-// One forward step: rows of several sequences, where their positions are and where their keys and values live. The model declares
-// what it needs of the cache; the engine (pages) or a caller with one contiguous buffer fills it.
+// One forward step: rows of several sequences, where their positions are and where their keys and
+// values live. The model declares what it needs of the cache; the engine (pages) or a caller with
+// one contiguous buffer fills it.
 #pragma once
 
 #include <cstddef>
@@ -11,35 +12,41 @@
 
 namespace fathom {
 
-// The two forms of MLA (V2 §2.1.2; same mathematics, different rounding). Results are bit-equal within one form whatever the
-// chunking, batch or threads; across forms only within the bound of docs/numerics.md. GQA models have one form.
+// The two forms of MLA (V2 §2.1.2; same mathematics, different rounding). Results are bit-equal
+// within one form whatever the chunking, batch or threads; across forms only within the bound of
+// docs/numerics.md. GQA models have one form.
 enum class MlaForm { kExpanded, kAbsorbed };
 
 // Consecutive new tokens of one sequence.
 struct SequenceRows {
   int64_t rows = 0;
-  int64_t position = 0;                 // of the first row; all earlier positions are already in the cache
-  std::span<const int64_t> block_rows;  // position p lives in cache row block_rows[p / kKeyBlock] + p % kKeyBlock
+  int64_t position = 0;  // of the first row; all earlier positions are already in the cache
+  std::span<const int64_t>
+      block_rows;  // position p lives in cache row block_rows[p / kKeyBlock] + p % kKeyBlock
 };
 
 struct KvCacheView {
-  DType dtype = DType::kF32;       // F32 or BF16
-  int64_t row_width = 0;           // ModelConfig::cache_width()
-  std::vector<std::byte*> layers;  // base of each layer's rows; the MTP layer, if any, is the last one
+  DType dtype = DType::kF32;  // F32 or BF16
+  int64_t row_width = 0;      // ModelConfig::cache_width()
+  std::vector<std::byte*>
+      layers;  // base of each layer's rows; the MTP layer, if any, is the last one
 };
 
 struct InferBatch {
-  std::span<const int32_t> tokens;           // of all sequences, one after the other; each in [0, vocab_size)
-  std::span<const SequenceRows> sequences;   // rows add up to tokens.size()
-  std::span<const int32_t> logit_rows;       // batch rows whose logits are wanted, in the order wanted
+  std::span<const int32_t>
+      tokens;  // of all sequences, one after the other; each in [0, vocab_size)
+  std::span<const SequenceRows> sequences;  // rows add up to tokens.size()
+  std::span<const int32_t> logit_rows;  // batch rows whose logits are wanted, in the order wanted
   const KvCacheView* cache = nullptr;
   MlaForm form = MlaForm::kAbsorbed;
 };
 
 // What a check may want to see; filled when given. Costs a copy per layer.
 struct ForwardTrace {
-  std::vector<float> hidden;     // [num_hidden_layers + 1, tokens, hidden_size]: residual stream after the embedding and each layer
-  std::vector<int32_t> experts;  // [MoE layers, tokens, num_experts_per_tok], sorted by id in each row
+  std::vector<float> hidden;  // [num_hidden_layers + 1, tokens, hidden_size]: residual stream after
+                              // the embedding and each layer
+  std::vector<int32_t>
+      experts;  // [MoE layers, tokens, num_experts_per_tok], sorted by id in each row
 };
 
 }  // namespace fathom

@@ -8,8 +8,9 @@
 
 namespace fathom {
 
-void block_forward_infer(Context& ctx, const ModelConfig& c, const BlockWeights& w, const InferBatch& batch, int64_t layer,
-                         ConstRows cos_sin, Rows x, int32_t* experts) {
+void block_forward_infer(Context& ctx, const ModelConfig& c, const BlockWeights& w,
+                         const InferBatch& batch, int64_t layer, ConstRows cos_sin, Rows x,
+                         int32_t* experts) {
   ArenaScope scope(ctx.scratch());
   const auto eps = static_cast<float>(c.rms_norm_eps);
   const Rows normed = scope.rows(x.rows, x.cols);

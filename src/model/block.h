@@ -8,7 +8,8 @@
 namespace fathom {
 
 // x [tokens, hidden_size] in place. `layer` indexes the cache. experts: see moe_forward.
-void block_forward_infer(Context& ctx, const ModelConfig& config, const BlockWeights& weights, const InferBatch& batch, int64_t layer,
-                         ConstRows cos_sin, Rows x, int32_t* experts);
+void block_forward_infer(Context& ctx, const ModelConfig& config, const BlockWeights& weights,
+                         const InferBatch& batch, int64_t layer, ConstRows cos_sin, Rows x,
+                         int32_t* experts);
 
 }  // namespace fathom

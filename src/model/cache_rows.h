@@ -8,9 +8,12 @@
 namespace fathom {
 
 // Stores x[t, :] at columns [column, column + x.cols) of the cache row of batch row t.
-void store_cache_rows(Context& ctx, const InferBatch& batch, int64_t layer, int64_t column, ConstRows x);
+void store_cache_rows(Context& ctx, const InferBatch& batch, int64_t layer, int64_t column,
+                      ConstRows x);
 
-// out[j, :] = columns [column, column + out.cols) of the cache rows of positions j = 0 .. out.rows - 1 of one sequence.
-void load_cache_rows(Context& ctx, const KvCacheView& cache, int64_t layer, const SequenceRows& sequence, int64_t column, Rows out);
+// out[j, :] = columns [column, column + out.cols) of the cache rows of positions j = 0 .. out.rows
+// - 1 of one sequence.
+void load_cache_rows(Context& ctx, const KvCacheView& cache, int64_t layer,
+                     const SequenceRows& sequence, int64_t column, Rows out);
 
 }  // namespace fathom

@@ -1,8 +1,9 @@
-// What a model is: every number that decides the computation, in the vocabulary of config.json. Nothing is guessed from
-// tensor shapes; unknown or contradictory values are refused.
+// What a model is: every number that decides the computation, in the vocabulary of config.json.
+// Nothing is guessed from tensor shapes; unknown or contradictory values are refused.
 //
-// Sources: models.md-style tables of DeepSeek-V2 (arXiv 2405.04434), V3 (2412.19437), Qwen2 and Llama-3 configs; GGUF metadata of
-// arch deepseek2, qwen2 and llama. docs/formats.md lists the keys.
+// Sources: the papers and configs of DeepSeek-V2 (arXiv 2405.04434), V3 (2412.19437), Qwen2 and
+// Llama-3 configs; GGUF metadata of arch deepseek2, qwen2 and llama. docs/formats.md lists the
+// keys.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,8 @@ struct RopeConfig {
   double mscale = 0, mscale_all_dim = 0;
   // llama3
   double low_freq_factor = 1, high_freq_factor = 4;
-  // A GGUF stores llama3's scaling as these divisors of inv_freq instead (tensor rope_freqs.weight); empty otherwise.
+  // A GGUF stores llama3's scaling as these divisors of inv_freq instead (tensor
+  // rope_freqs.weight); empty otherwise.
   std::vector<double> freq_divisors;
   RopeLayout layout = RopeLayout::kInterleaved;
 };
@@ -89,7 +91,8 @@ struct ModelConfig {
 
 std::string_view architecture_name(Architecture architecture);  // "DeepseekV3ForCausalLM", ...
 
-// From config.json text or GGUF metadata, validated against each other's ranges. Throws fathom::Error.
+// From config.json text or GGUF metadata, validated against each other's ranges. Throws
+// fathom::Error.
 ModelConfig parse_config(std::string_view config_json, std::string_view place);
 ModelConfig config_from_gguf(const Gguf& gguf);
 // Whichever the checkpoint carries.

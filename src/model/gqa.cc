@@ -1,4 +1,5 @@
-// q, k, v = W x + b; rotate q and k; query head i reads kv head i / (num_attention_heads / num_key_value_heads); y = W_o concat(o_i).
+// q, k, v = W x + b; rotate q and k; query head i reads kv head i / (num_attention_heads /
+// num_key_value_heads); y = W_o concat(o_i).
 #include "model/gqa.h"
 
 #include "kernels/attention.h"
@@ -9,9 +10,11 @@
 
 namespace fathom {
 
-void gqa_forward_infer(Context& ctx, const ModelConfig& c, const GqaWeights& w, const InferBatch& batch, int64_t layer, ConstRows cos_sin,
-                       ConstRows x, Rows out) {
-  const int64_t tokens = x.rows, heads = c.num_attention_heads, kv_heads = c.num_key_value_heads, dim = c.head_dim;
+void gqa_forward_infer(Context& ctx, const ModelConfig& c, const GqaWeights& w,
+                       const InferBatch& batch, int64_t layer, ConstRows cos_sin, ConstRows x,
+                       Rows out) {
+  const int64_t tokens = x.rows, heads = c.num_attention_heads, kv_heads = c.num_key_value_heads,
+                dim = c.head_dim;
   const auto bias = [](const std::vector<float>& b) { return b.empty() ? nullptr : b.data(); };
   ArenaScope scope(ctx.scratch());
   const Rows q = scope.rows(tokens, heads * dim);
@@ -29,9 +32,12 @@ void gqa_forward_infer(Context& ctx, const ModelConfig& c, const GqaWeights& w, 
   const Rows o = scope.rows(tokens, heads * dim);
   int64_t first = 0;
   for (const SequenceRows& sequence : batch.sequences) {
-    const AttentionKeys parts{{cache.dtype, k, cache.row_width, dim, dim}, {}, {cache.dtype, v, cache.row_width, dim, dim}, sequence.block_rows};
-    attention(ctx, q.slice(first, sequence.rows), sequence.position, heads, kv_heads, static_cast<float>(softmax_scale(c)), parts,
-              o.slice(first, sequence.rows));
+    const AttentionKeys parts{{cache.dtype, k, cache.row_width, dim, dim},
+                              {},
+                              {cache.dtype, v, cache.row_width, dim, dim},
+                              sequence.block_rows};
+    attention(ctx, q.slice(first, sequence.rows), sequence.position, heads, kv_heads,
+              static_cast<float>(softmax_scale(c)), parts, o.slice(first, sequence.rows));
     first += sequence.rows;
   }
   linear(ctx, o, w.o_proj, nullptr, out);

@@ -1,6 +1,9 @@
-// One token's query, latent and rotated key (V2 §2.1; q_a and kv_a norms use 1e-6 whatever rms_norm_eps says, as DeepSeek's own code):
-//   q = W_q x, or W_qb norm(W_qa x);  [c | k_rope] = W_kva x;  c = norm(c);  the rope parts of q and k_rope are turned
-// The cache keeps [c | k_rope], all that V2 §2.1.2 asks for; both forms read it from there, so a fresh token and a cached one are one case.
+// One token's query, latent and rotated key (V2 §2.1; q_a and kv_a norms use 1e-6 whatever
+// rms_norm_eps says, as DeepSeek's own code):
+//   q = W_q x, or W_qb norm(W_qa x);  [c | k_rope] = W_kva x;  c = norm(c);  the rope parts of q
+//   and k_rope are turned
+// The cache keeps [c | k_rope], all that V2 §2.1.2 asks for; both forms read it from there, so a
+// fresh token and a cached one are one case.
 #include "model/mla.h"
 
 #include <algorithm>
@@ -33,9 +36,11 @@ CachedPart f32_part(const float* data, int64_t row_stride, int64_t head_stride, 
   return {DType::kF32, reinterpret_cast<const std::byte*>(data), row_stride, head_stride, dim};
 }
 
-// Expanded form: k_nope and v of every cached token are rebuilt from its latent, k = [k_nope | k_rope].
-void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w, const InferBatch& batch, int64_t layer,
-                     const SequenceRows& sequence, ConstRows q, Rows out) {
+// Expanded form: k_nope and v of every cached token are rebuilt from its latent, k = [k_nope |
+// k_rope].
+void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w,
+                     const InferBatch& batch, int64_t layer, const SequenceRows& sequence,
+                     ConstRows q, Rows out) {
   const int64_t keys = sequence.position + sequence.rows;
   const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim, heads = c.num_attention_heads;
   ArenaScope scope(ctx.scratch());
@@ -50,14 +55,18 @@ void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w, co
     const int64_t count = std::min(group, heads - head);
     const Rows kv{kv_buffer.data, keys, count * (nope + v), count * (nope + v)};
     linear(ctx, latent, w.kv_b_proj.slice(head * (nope + v), count * (nope + v)), nullptr, kv);
-    const AttentionKeys parts{f32_part(kv.data, kv.stride, nope + v, nope), f32_part(key_rope.data, key_rope.stride, 0, key_rope.cols),
+    const AttentionKeys parts{f32_part(kv.data, kv.stride, nope + v, nope),
+                              f32_part(key_rope.data, key_rope.stride, 0, key_rope.cols),
                               f32_part(kv.data + nope, kv.stride, nope + v, v), blocks};
-    const ConstRows q_heads{q.data + head * c.qk_head_dim(), q.rows, count * c.qk_head_dim(), q.stride};
-    attention(ctx, q_heads, sequence.position, count, count, static_cast<float>(softmax_scale(c)), parts, out.columns(head * v, count * v));
+    const ConstRows q_heads{q.data + head * c.qk_head_dim(), q.rows, count * c.qk_head_dim(),
+                            q.stride};
+    attention(ctx, q_heads, sequence.position, count, count, static_cast<float>(softmax_scale(c)),
+              parts, out.columns(head * v, count * v));
   }
 }
 
-// x [tokens, heads * width] <-> y [heads * tokens, width]: rows of one head together, as grouped_linear wants them.
+// x [tokens, heads * width] <-> y [heads * tokens, width]: rows of one head together, as
+// grouped_linear wants them.
 template <class Copy>
 void for_each_head_row(Context& ctx, int64_t tokens, int64_t heads, Copy copy) {
   ctx.pool().run(heads, [&](int64_t head, int) {
@@ -65,10 +74,14 @@ void for_each_head_row(Context& ctx, int64_t tokens, int64_t heads, Copy copy) {
   });
 }
 
-// Absorbed form: W_uk moves to the query, W_uv behind the softmax, and all heads attend to one row [c | k_rope] (V2 §2.1.2):
-//   q~ = W_uk^T q_nope;  s_j = scale ([q~ | q_rope] · [c_j | k_rope_j]);  u = sum_j p_j c_j;  o = W_uv u
-void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w, const InferBatch& batch, int64_t layer, ConstRows q, Rows out) {
-  const int64_t tokens = q.rows, heads = c.num_attention_heads, rank = c.kv_lora_rank, turned = c.qk_rope_head_dim;
+// Absorbed form: W_uk moves to the query, W_uv behind the softmax, and all heads attend to one row
+// [c | k_rope] (V2 §2.1.2):
+//   q~ = W_uk^T q_nope;  s_j = scale ([q~ | q_rope] · [c_j | k_rope_j]);  u = sum_j p_j c_j;  o =
+//   W_uv u
+void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
+                     const InferBatch& batch, int64_t layer, ConstRows q, Rows out) {
+  const int64_t tokens = q.rows, heads = c.num_attention_heads, rank = c.kv_lora_rank,
+                turned = c.qk_rope_head_dim;
   const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim;
   ArenaScope scope(ctx.scratch());
   auto* offsets = scope.array<int64_t>(heads + 1);
@@ -77,7 +90,8 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w, co
 
   const Rows q_nope = scope.rows(heads * tokens, nope);
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(q_nope.row(row), q.row(t) + head * (nope + turned), static_cast<size_t>(nope) * sizeof(float));
+    std::memcpy(q_nope.row(row), q.row(t) + head * (nope + turned),
+                static_cast<size_t>(nope) * sizeof(float));
   });
   const Rows q_latent = scope.rows(heads * tokens, rank);
   grouped_linear(ctx, q_nope, head_offsets, w.k_up_transposed, q_latent);
@@ -85,7 +99,8 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w, co
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
     float* to = q_absorbed.row(t) + head * (rank + turned);
     std::memcpy(to, q_latent.row(row), static_cast<size_t>(rank) * sizeof(float));
-    std::memcpy(to + rank, q.row(t) + head * (nope + turned) + nope, static_cast<size_t>(turned) * sizeof(float));
+    std::memcpy(to + rank, q.row(t) + head * (nope + turned) + nope,
+                static_cast<size_t>(turned) * sizeof(float));
   });
 
   const KvCacheView& cache = *batch.cache;
@@ -93,15 +108,19 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w, co
   const Rows u = scope.rows(tokens, heads * rank);
   int64_t first = 0;
   for (const SequenceRows& sequence : batch.sequences) {
-    const AttentionKeys parts{{cache.dtype, base, cache.row_width, 0, rank + turned}, {}, {cache.dtype, base, cache.row_width, 0, rank}, sequence.block_rows};
-    attention(ctx, q_absorbed.slice(first, sequence.rows), sequence.position, heads, 1, static_cast<float>(softmax_scale(c)), parts,
-              u.slice(first, sequence.rows));
+    const AttentionKeys parts{{cache.dtype, base, cache.row_width, 0, rank + turned},
+                              {},
+                              {cache.dtype, base, cache.row_width, 0, rank},
+                              sequence.block_rows};
+    attention(ctx, q_absorbed.slice(first, sequence.rows), sequence.position, heads, 1,
+              static_cast<float>(softmax_scale(c)), parts, u.slice(first, sequence.rows));
     first += sequence.rows;
   }
 
   const Rows u_heads = scope.rows(heads * tokens, rank);
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(u_heads.row(row), u.row(t) + head * rank, static_cast<size_t>(rank) * sizeof(float));
+    std::memcpy(u_heads.row(row), u.row(t) + head * rank,
+                static_cast<size_t>(rank) * sizeof(float));
   });
   const Rows o_heads = scope.rows(heads * tokens, v);
   grouped_linear(ctx, u_heads, head_offsets, w.v_up, o_heads);
@@ -112,8 +131,9 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w, co
 
 }  // namespace
 
-void mla_forward_infer(Context& ctx, const ModelConfig& c, const MlaWeights& w, const InferBatch& batch, int64_t layer, ConstRows cos_sin,
-                       ConstRows x, Rows out) {
+void mla_forward_infer(Context& ctx, const ModelConfig& c, const MlaWeights& w,
+                       const InferBatch& batch, int64_t layer, ConstRows cos_sin, ConstRows x,
+                       Rows out) {
   const int64_t tokens = x.rows, heads = c.num_attention_heads;
   ArenaScope scope(ctx.scratch());
 
@@ -130,7 +150,8 @@ void mla_forward_infer(Context& ctx, const ModelConfig& c, const MlaWeights& w, 
 
   const Rows kv_a = scope.rows(tokens, c.kv_lora_rank + c.qk_rope_head_dim);
   linear(ctx, x, w.kv_a_proj_with_mqa, nullptr, kv_a);
-  const Rows latent = kv_a.columns(0, c.kv_lora_rank);  // only the latent is normed, not the rope part behind it
+  const Rows latent =
+      kv_a.columns(0, c.kv_lora_rank);  // only the latent is normed, not the rope part behind it
   rms_norm(ctx, latent, w.kv_a_layernorm.data(), kLatentNormEps, latent);
   rope(ctx, cos_sin, c.rope.layout, 1, kv_a.cols, c.kv_lora_rank, kv_a);
   store_cache_rows(ctx, batch, layer, 0, kv_a);
@@ -141,7 +162,8 @@ void mla_forward_infer(Context& ctx, const ModelConfig& c, const MlaWeights& w, 
   } else {
     int64_t first = 0;
     for (const SequenceRows& sequence : batch.sequences) {
-      attend_expanded(ctx, c, w, batch, layer, sequence, q.slice(first, sequence.rows), o.slice(first, sequence.rows));
+      attend_expanded(ctx, c, w, batch, layer, sequence, q.slice(first, sequence.rows),
+                      o.slice(first, sequence.rows));
       first += sequence.rows;
     }
   }

@@ -7,9 +7,11 @@
 
 namespace fathom {
 
-// out [tokens, hidden_size] = attention of x (already normed) over the cache, whose rows of these tokens it writes first.
-// cos_sin: rope_angles of the batch's positions. `layer` indexes cache.layers.
-void mla_forward_infer(Context& ctx, const ModelConfig& config, const MlaWeights& weights, const InferBatch& batch, int64_t layer,
-                       ConstRows cos_sin, ConstRows x, Rows out);
+// out [tokens, hidden_size] = attention of x (already normed) over the cache, whose rows of these
+// tokens it writes first. cos_sin: rope_angles of the batch's positions. `layer` indexes
+// cache.layers.
+void mla_forward_infer(Context& ctx, const ModelConfig& config, const MlaWeights& weights,
+                       const InferBatch& batch, int64_t layer, ConstRows cos_sin, ConstRows x,
+                       Rows out);
 
 }  // namespace fathom

@@ -19,7 +19,8 @@ void mlp_forward(Context& ctx, const MlpWeights& w, ConstRows x, Rows out) {
   linear(ctx, gate, w.down_proj, nullptr, out);
 }
 
-void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstRows x, Rows out, int32_t* experts_out) {
+void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstRows x, Rows out,
+                 int32_t* experts_out) {
   const int64_t tokens = x.rows, slots = tokens * c.router.num_experts_per_tok;
   ArenaScope scope(ctx.scratch());
 
@@ -31,11 +32,15 @@ void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstR
   }
 
   const Rows logits = scope.rows(tokens, c.n_routed_experts);
-  const WeightView gate{DType::kF32, c.n_routed_experts, c.hidden_size, reinterpret_cast<const std::byte*>(w.gate.data()), nullptr, 0};
+  const WeightView gate{DType::kF32,   c.n_routed_experts,
+                        c.hidden_size, reinterpret_cast<const std::byte*>(w.gate.data()),
+                        nullptr,       0};
   linear(ctx, x, gate, nullptr, logits);
   auto* experts = scope.array<int32_t>(slots);
   auto* weights = scope.array<float>(slots);
-  route(ctx, c.router, logits, w.e_score_correction_bias.empty() ? nullptr : w.e_score_correction_bias.data(), experts, weights);
+  route(ctx, c.router, logits,
+        w.e_score_correction_bias.empty() ? nullptr : w.e_score_correction_bias.data(), experts,
+        weights);
   if (experts_out != nullptr) std::copy_n(experts, slots, experts_out);
 
   auto* offsets = scope.array<int64_t>(c.n_routed_experts + 1);

@@ -1,5 +1,6 @@
-// The model definition: DeepSeek V2/V3 (MLA, DeepSeekMoE, MTP) and the dense Qwen2 and Llama-3 of the R1 distillations, as config + weights +
-// blocks. One forward pass serves prefill, decode and (with a tape) training.
+// The model definition: DeepSeek V2/V3 (MLA, DeepSeekMoE, MTP) and the dense Qwen2 and Llama-3 of
+// the R1 distillations, as config + weights + blocks. One forward pass serves prefill, decode and
+// (with a tape) training.
 #pragma once
 
 #include <filesystem>
@@ -25,19 +26,26 @@ class Model {
   // Layers the cache must hold: num_hidden_layers, plus one with MTP.
   int64_t cache_layers() const { return config_.num_hidden_layers + (has_mtp() ? 1 : 0); }
 
-  // Runs the batch: writes the cache rows of its tokens in every main layer, and logits [logit_rows.size(), vocab_size] of the rows asked for.
-  // hidden_out, if not null: [tokens, hidden_size], the state after the final norm (what MTP and its training read).
-  // trace, if not null, is filled. Uses ctx.scratch(); call from one thread at a time.
-  void forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Rows* hidden_out = nullptr, ForwardTrace* trace = nullptr) const;
+  // Runs the batch: writes the cache rows of its tokens in every main layer, and logits
+  // [logit_rows.size(), vocab_size] of the rows asked for. hidden_out, if not null: [tokens,
+  // hidden_size], the state after the final norm (what MTP and its training read). trace, if not
+  // null, is filled. Uses ctx.scratch(); call from one thread at a time.
+  void forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Rows* hidden_out = nullptr,
+                     ForwardTrace* trace = nullptr) const;
 
-  // Multi-token prediction (V3 §2.2), one layer deep: row i holds the main model's final hidden state of position i (`hidden`, after
-  // model.norm) and, in batch.tokens, the token of position i + 1; the logits predict position i + 2. Positions are those of the hidden states.
-  //   z = eh_proj [norm(embedding; enorm) | norm(hidden; hnorm)];  logits = lm_head norm(block(z); shared_head.norm)
-  // REQUIRES: has_mtp(). Writes the last cache layer. hidden_out: [tokens, hidden_size] after shared_head.norm (for deeper drafts).
-  void forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden, Rows logits, Rows* hidden_out = nullptr) const;
+  // Multi-token prediction (V3 §2.2), one layer deep: row i holds the main model's final hidden
+  // state of position i (`hidden`, after model.norm) and, in batch.tokens, the token of position i
+  // + 1; the logits predict position i + 2. Positions are those of the hidden states.
+  //   z = eh_proj [norm(embedding; enorm) | norm(hidden; hnorm)];  logits = lm_head norm(block(z);
+  //   shared_head.norm)
+  // REQUIRES: has_mtp(). Writes the last cache layer. hidden_out: [tokens, hidden_size] after
+  // shared_head.norm (for deeper drafts).
+  void forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden, Rows logits,
+                   Rows* hidden_out = nullptr) const;
 
  private:
-  std::unique_ptr<Checkpoint> checkpoint_;  // behind a pointer: weights_ holds views into it, and a Model can move
+  std::unique_ptr<Checkpoint>
+      checkpoint_;  // behind a pointer: weights_ holds views into it, and a Model can move
   ModelConfig config_;
   ModelWeights weights_;
   std::vector<double> inv_freq_;

@@ -18,14 +18,18 @@ std::vector<double> rope_inv_freq(const ModelConfig& config) {
   const auto dim = static_cast<double>(config.rope_dim());
   const auto pairs = static_cast<size_t>(config.rope_dim() / 2);
   std::vector<double> inv_freq(pairs);
-  for (size_t i = 0; i < pairs; ++i) inv_freq[i] = std::pow(rope.rope_theta, -2.0 * static_cast<double>(i) / dim);
+  for (size_t i = 0; i < pairs; ++i)
+    inv_freq[i] = std::pow(rope.rope_theta, -2.0 * static_cast<double>(i) / dim);
 
   if (rope.type == RopeScalingType::kYarn) {
     const auto corr = [&](double rotations) {
-      return dim * std::log(rope.original_max_position_embeddings / (2 * std::numbers::pi * rotations)) / (2 * std::log(rope.rope_theta));
+      return dim *
+             std::log(rope.original_max_position_embeddings / (2 * std::numbers::pi * rotations)) /
+             (2 * std::log(rope.rope_theta));
     };
     const double low = std::max(std::floor(corr(rope.beta_fast)), 0.0);
-    double high = std::min(std::ceil(corr(rope.beta_slow)), dim - 1);  // dim - 1, not pairs - 1: as published
+    double high =
+        std::min(std::ceil(corr(rope.beta_slow)), dim - 1);  // dim - 1, not pairs - 1: as published
     if (low == high) high += 0.001;
     for (size_t i = 0; i < pairs; ++i) {
       const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
@@ -38,7 +42,8 @@ std::vector<double> rope_inv_freq(const ModelConfig& config) {
       if (wavelength > original / rope.low_freq_factor) {
         f /= rope.factor;
       } else if (wavelength >= original / rope.high_freq_factor) {
-        const double smooth = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+        const double smooth = (original / wavelength - rope.low_freq_factor) /
+                              (rope.high_freq_factor - rope.low_freq_factor);
         f = (1 - smooth) * f / rope.factor + smooth * f;
       }
     }

@@ -64,7 +64,8 @@ std::string gguf_tensor_name(std::string_view name) {
   FATHOM_CHECK(dot != std::string_view::npos, name);
   const std::string_view suffix = rest.substr(dot + 1);
   for (const NamePair& pair : kBlock) {
-    if (suffix == pair.hugging_face) return "blk." + std::string(rest.substr(0, dot + 1)) + std::string(pair.gguf);
+    if (suffix == pair.hugging_face)
+      return "blk." + std::string(rest.substr(0, dot + 1)) + std::string(pair.gguf);
   }
   FATHOM_CHECK(false, name);
   return {};

@@ -1,8 +1,8 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <algorithm>
 #include <set>
 
 #include "base/check.h"
@@ -13,18 +13,24 @@
 namespace fathom {
 namespace {
 
-std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string shape_text(const std::vector<int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 size_t alignment_of(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return 4;
+    case DType::kF32:
+      return 4;
     case DType::kF16:
-    case DType::kBF16: return 2;
-    default: return 1;
+    case DType::kBF16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
-// Asks the checkpoint for tensors by Hugging Face name and expected shape, and remembers what was asked for.
+// Asks the checkpoint for tensors by Hugging Face name and expected shape, and remembers what was
+// asked for.
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const ModelConfig& config, ModelWeights& out)
@@ -40,36 +46,43 @@ class Loader {
     if (tensor.dtype == DType::kF8E4M3) {
       const int64_t scale_rows = (rows + 127) / 128;
       view.scale_cols = (cols + 127) / 128;
-      const TensorInfo& scales = require(stored_name(name) + "_scale_inv", {scale_rows, view.scale_cols});
+      const TensorInfo& scales =
+          require(stored_name(name) + "_scale_inv", {scale_rows, view.scale_cols});
       if (scales.dtype != DType::kF32) fail_dtype(scales, "F32");
       view.block_scales = reinterpret_cast<const float*>(aligned(scales));
     }
     return view;
   }
 
-  // n_routed_experts weights of one shape: separate tensors in Hugging Face files, one stacked tensor in GGUF.
-  std::vector<WeightView> experts(const std::string& mlp, const std::string& part, int64_t rows, int64_t cols) {
+  // n_routed_experts weights of one shape: separate tensors in Hugging Face files, one stacked
+  // tensor in GGUF.
+  std::vector<WeightView> experts(const std::string& mlp, const std::string& part, int64_t rows,
+                                  int64_t cols) {
     std::vector<WeightView> views;
     if (!gguf_) {
       for (int64_t e = 0; e < config_.n_routed_experts; ++e) {
         views.push_back(matrix(fmt::format("{}.experts.{}.{}.weight", mlp, e, part), rows, cols));
         if (views.back().dtype != views.front().dtype) {
-          fail("{}: {}.experts.{}.{}: type {}, expected {} as its siblings", checkpoint_.path().string(), mlp, e, part,
-               dtype_name(views.back().dtype), dtype_name(views.front().dtype));
+          fail("{}: {}.experts.{}.{}: type {}, expected {} as its siblings",
+               checkpoint_.path().string(), mlp, e, part, dtype_name(views.back().dtype),
+               dtype_name(views.front().dtype));
         }
       }
       return views;
     }
-    const TensorInfo& stacked = require(stored_name(mlp + ".experts." + part + ".weight"), {config_.n_routed_experts, rows, cols});
+    const TensorInfo& stacked = require(stored_name(mlp + ".experts." + part + ".weight"),
+                                        {config_.n_routed_experts, rows, cols});
     const WeightView all = view_of(stacked, config_.n_routed_experts * rows, cols);
-    for (int64_t e = 0; e < config_.n_routed_experts; ++e) views.push_back(all.slice(e * rows, rows));
+    for (int64_t e = 0; e < config_.n_routed_experts; ++e)
+      views.push_back(all.slice(e * rows, rows));
     return views;
   }
 
   // Any float tensor of `count` elements, widened to f32.
   std::vector<float> vector(const std::string& name, std::vector<int64_t> shape) {
     const TensorInfo& tensor = require(stored_name(name), shape);
-    if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kBF16 && tensor.dtype != DType::kF16) {
+    if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kBF16 &&
+        tensor.dtype != DType::kF16) {
       fail_dtype(tensor, "F32, BF16 or F16");
     }
     int64_t count = 1;
@@ -91,44 +104,51 @@ class Loader {
       const bool harmless = name.ends_with("rotary_emb.inv_freq") || name == "rope_freqs.weight" ||
                             (name == "lm_head.weight" && config_.tie_word_embeddings);
       if (!used_.contains(name) && !harmless) {
-        fail("{}: tensor {}: not a tensor of {} with this config", checkpoint_.file_name(*tensor), quoted(name),
-             architecture_name(config_.architecture));
+        fail("{}: tensor {}: not a tensor of {} with this config", checkpoint_.file_name(*tensor),
+             quoted(name), architecture_name(config_.architecture));
       }
     }
   }
 
  private:
-  std::string stored_name(const std::string& name) const { return gguf_ ? gguf_tensor_name(name) : name; }
+  std::string stored_name(const std::string& name) const {
+    return gguf_ ? gguf_tensor_name(name) : name;
+  }
 
   const TensorInfo& require(const std::string& stored, const std::vector<int64_t>& shape) {
     const TensorInfo* tensor = checkpoint_.find(stored);
     if (tensor == nullptr) {
-      fail("{}: tensor {}: missing, expected shape {}", checkpoint_.path().string(), quoted(stored), shape_text(shape));
+      fail("{}: tensor {}: missing, expected shape {}", checkpoint_.path().string(), quoted(stored),
+           shape_text(shape));
     }
     if (tensor->shape != shape) {
-      fail("{}: tensor {}: shape {}, expected {}", checkpoint_.file_name(*tensor), quoted(stored), shape_text(tensor->shape), shape_text(shape));
+      fail("{}: tensor {}: shape {}, expected {}", checkpoint_.file_name(*tensor), quoted(stored),
+           shape_text(tensor->shape), shape_text(shape));
     }
     used_.insert(stored);
     return *tensor;
   }
 
   [[noreturn]] void fail_dtype(const TensorInfo& tensor, std::string_view expected) const {
-    fail("{}: tensor {}: type {}, expected {}", checkpoint_.file_name(tensor), quoted(tensor.name), dtype_name(tensor.dtype), expected);
+    fail("{}: tensor {}: type {}, expected {}", checkpoint_.file_name(tensor), quoted(tensor.name),
+         dtype_name(tensor.dtype), expected);
   }
 
   WeightView view_of(const TensorInfo& tensor, int64_t rows, int64_t cols) {
     const DTypeInfo& info = dtype_info(tensor.dtype);
     if (!info.computable) fail_dtype(tensor, "a floating-point or quantised type");
     if (cols % info.block_elements != 0) {
-      fail("{}: tensor {}: {} columns, expected a multiple of {} for {}", checkpoint_.file_name(tensor), quoted(tensor.name), cols,
-           info.block_elements, info.name);
+      fail("{}: tensor {}: {} columns, expected a multiple of {} for {}",
+           checkpoint_.file_name(tensor), quoted(tensor.name), cols, info.block_elements,
+           info.name);
     }
     return {tensor.dtype, rows, cols, aligned(tensor), nullptr, 0};
   }
 
   // The tensor's bytes, copied only if the file put them at an address its element type cannot use.
   const std::byte* aligned(const TensorInfo& tensor) {
-    if (reinterpret_cast<uintptr_t>(tensor.data) % alignment_of(tensor.dtype) == 0) return tensor.data;
+    if (reinterpret_cast<uintptr_t>(tensor.data) % alignment_of(tensor.dtype) == 0)
+      return tensor.data;
     std::byte* copy = own(tensor.bytes);
     std::memcpy(copy, tensor.data, tensor.bytes);
     return copy;
@@ -148,7 +168,12 @@ class Loader {
   WeightView transposed(const WeightView& w) {
     std::vector<float> row(static_cast<size_t>(w.cols));
     const bool keep = w.dtype == DType::kBF16;
-    WeightView t{keep ? DType::kBF16 : DType::kF32, w.cols, w.rows, own(static_cast<size_t>(w.rows * w.cols) * (keep ? 2 : 4)), nullptr, 0};
+    WeightView t{keep ? DType::kBF16 : DType::kF32,
+                 w.cols,
+                 w.rows,
+                 own(static_cast<size_t>(w.rows * w.cols) * (keep ? 2 : 4)),
+                 nullptr,
+                 0};
     auto* data = const_cast<std::byte*>(t.data);
     for (int64_t r = 0; r < w.rows; ++r) {
       dequantize_weight(Isa::kPortable, w, r, 0, w.cols, row.data());
@@ -173,17 +198,20 @@ class Loader {
 
 void Loader::kv_b(const std::string& attn, int64_t layer, MlaWeights& w) {
   const ModelConfig& c = config_;
-  const int64_t heads = c.num_attention_heads, nope = c.qk_nope_head_dim, v = c.v_head_dim, rank = c.kv_lora_rank;
+  const int64_t heads = c.num_attention_heads, nope = c.qk_nope_head_dim, v = c.v_head_dim,
+                rank = c.kv_lora_rank;
   const std::string blk = fmt::format("blk.{}.", layer);
-  // Newer GGUF files store k transposed and v apart; some carry both layouts (models differ in which is quantised how):
-  // kv_b, where present, is the checkpoint's own tensor.
+  // Newer GGUF files store k transposed and v apart; some carry both layouts (models differ in
+  // which is quantised how): kv_b, where present, is the checkpoint's own tensor.
   if (!gguf_ || has(attn + ".kv_b_proj.weight")) {
     if (gguf_) ignore(blk + "attn_k_b.weight"), ignore(blk + "attn_v_b.weight");
     w.kv_b_proj = matrix(attn + ".kv_b_proj.weight", heads * (nope + v), rank);
-    if (w.kv_b_proj.dtype == DType::kF8E4M3) {  // a head's rows need not start on a scale block: widen, exactly
+    if (w.kv_b_proj.dtype ==
+        DType::kF8E4M3) {  // a head's rows need not start on a scale block: widen, exactly
       const WeightView wide = own_f32(heads * (nope + v), rank);
       auto* data = reinterpret_cast<float*>(const_cast<std::byte*>(wide.data));
-      for (int64_t r = 0; r < wide.rows; ++r) dequantize_weight(Isa::kPortable, w.kv_b_proj, r, 0, rank, data + r * rank);
+      for (int64_t r = 0; r < wide.rows; ++r)
+        dequantize_weight(Isa::kPortable, w.kv_b_proj, r, 0, rank, data + r * rank);
       w.kv_b_proj = wide;
     }
     for (int64_t i = 0; i < heads; ++i) {
@@ -192,8 +220,10 @@ void Loader::kv_b(const std::string& attn, int64_t layer, MlaWeights& w) {
     }
     return;
   }
-  const WeightView k_b = view_of(require(blk + "attn_k_b.weight", {heads, rank, nope}), heads * rank, nope);
-  const WeightView v_b = view_of(require(blk + "attn_v_b.weight", {heads, v, rank}), heads * v, rank);
+  const WeightView k_b =
+      view_of(require(blk + "attn_k_b.weight", {heads, rank, nope}), heads * rank, nope);
+  const WeightView v_b =
+      view_of(require(blk + "attn_v_b.weight", {heads, v, rank}), heads * v, rank);
   w.kv_b_proj = own_f32(heads * (nope + v), rank);
   auto* kv = reinterpret_cast<float*>(const_cast<std::byte*>(w.kv_b_proj.data));
   std::vector<float> row(static_cast<size_t>(nope));
@@ -205,7 +235,8 @@ void Loader::kv_b(const std::string& attn, int64_t layer, MlaWeights& w) {
       dequantize_weight(Isa::kPortable, w.k_up_transposed.back(), r, 0, nope, row.data());
       for (int64_t d = 0; d < nope; ++d) head[d * rank + r] = row[static_cast<size_t>(d)];
     }
-    for (int64_t d = 0; d < v; ++d) dequantize_weight(Isa::kPortable, w.v_up.back(), d, 0, rank, head + (nope + d) * rank);
+    for (int64_t d = 0; d < v; ++d)
+      dequantize_weight(Isa::kPortable, w.v_up.back(), d, 0, rank, head + (nope + d) * rank);
   }
 }
 
@@ -219,7 +250,8 @@ MlaWeights load_mla(Loader& load, const ModelConfig& c, int64_t layer, const std
   } else {
     w.q_proj = load.matrix(attn + ".q_proj.weight", h * c.qk_head_dim(), c.hidden_size);
   }
-  w.kv_a_proj_with_mqa = load.matrix(attn + ".kv_a_proj_with_mqa.weight", c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size);
+  w.kv_a_proj_with_mqa = load.matrix(attn + ".kv_a_proj_with_mqa.weight",
+                                     c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size);
   w.kv_a_layernorm = load.vector(attn + ".kv_a_layernorm.weight", {c.kv_lora_rank});
   load.kv_b(attn, layer, w);
   w.o_proj = load.matrix(attn + ".o_proj.weight", c.hidden_size, h * c.v_head_dim);
@@ -241,7 +273,8 @@ GqaWeights load_gqa(Loader& load, const ModelConfig& c, const std::string& attn)
   return w;
 }
 
-MlpWeights load_mlp(Loader& load, const std::string& mlp, int64_t hidden_size, int64_t intermediate_size) {
+MlpWeights load_mlp(Loader& load, const std::string& mlp, int64_t hidden_size,
+                    int64_t intermediate_size) {
   return {load.matrix(mlp + ".gate_proj.weight", intermediate_size, hidden_size),
           load.matrix(mlp + ".up_proj.weight", intermediate_size, hidden_size),
           load.matrix(mlp + ".down_proj.weight", hidden_size, intermediate_size)};
@@ -251,13 +284,15 @@ MoeWeights load_moe(Loader& load, const ModelConfig& c, const std::string& mlp) 
   MoeWeights w;
   w.gate = load.vector(mlp + ".gate.weight", {c.n_routed_experts, c.hidden_size});
   if (c.router.topk_method == TopkMethod::kNoauxTc) {
-    w.e_score_correction_bias = load.vector(mlp + ".gate.e_score_correction_bias", {c.n_routed_experts});
+    w.e_score_correction_bias =
+        load.vector(mlp + ".gate.e_score_correction_bias", {c.n_routed_experts});
   }
   w.gate_proj = load.experts(mlp, "gate_proj", c.moe_intermediate_size, c.hidden_size);
   w.up_proj = load.experts(mlp, "up_proj", c.moe_intermediate_size, c.hidden_size);
   w.down_proj = load.experts(mlp, "down_proj", c.hidden_size, c.moe_intermediate_size);
   if (c.n_shared_experts > 0) {
-    w.shared_experts = load_mlp(load, mlp + ".shared_experts", c.hidden_size, c.n_shared_experts * c.moe_intermediate_size);
+    w.shared_experts = load_mlp(load, mlp + ".shared_experts", c.hidden_size,
+                                c.n_shared_experts * c.moe_intermediate_size);
   }
   return w;
 }
@@ -266,7 +301,8 @@ BlockWeights load_block(Loader& load, const ModelConfig& c, int64_t layer) {
   const std::string prefix = fmt::format("model.layers.{}", layer);
   BlockWeights w;
   w.input_layernorm = load.vector(prefix + ".input_layernorm.weight", {c.hidden_size});
-  w.post_attention_layernorm = load.vector(prefix + ".post_attention_layernorm.weight", {c.hidden_size});
+  w.post_attention_layernorm =
+      load.vector(prefix + ".post_attention_layernorm.weight", {c.hidden_size});
   if (c.is_mla()) {
     w.mla = load_mla(load, c, layer, prefix + ".self_attn");
   } else {
@@ -280,19 +316,24 @@ BlockWeights load_block(Loader& load, const ModelConfig& c, int64_t layer) {
   return w;
 }
 
-// Absent when no tensor of the declared layer is in the files; half a layer is an error like any other.
-std::optional<MtpWeights> load_mtp(Loader& load, const ModelConfig& c, const std::vector<float>& norm) {
+// Absent when no tensor of the declared layer is in the files; half a layer is an error like any
+// other.
+std::optional<MtpWeights> load_mtp(Loader& load, const ModelConfig& c,
+                                   const std::vector<float>& norm) {
   const int64_t layer = c.num_hidden_layers;
   const std::string prefix = fmt::format("model.layers.{}", layer);
-  if (!load.has(prefix + ".eh_proj.weight") && !load.has(prefix + ".input_layernorm.weight")) return std::nullopt;
+  if (!load.has(prefix + ".eh_proj.weight") && !load.has(prefix + ".input_layernorm.weight"))
+    return std::nullopt;
   MtpWeights w;
   w.enorm = load.vector(prefix + ".enorm.weight", {c.hidden_size});
   w.hnorm = load.vector(prefix + ".hnorm.weight", {c.hidden_size});
   w.eh_proj = load.matrix(prefix + ".eh_proj.weight", c.hidden_size, 2 * c.hidden_size);
   w.block = load_block(load, c, layer);
   const bool own_norm = !load.gguf() || load.has(prefix + ".shared_head.norm.weight");
-  w.shared_head_norm = own_norm ? load.vector(prefix + ".shared_head.norm.weight", {c.hidden_size}) : norm;
-  // Byte copies of the main model's embedding and head in DeepSeek's files: checked for shape, not used twice.
+  w.shared_head_norm =
+      own_norm ? load.vector(prefix + ".shared_head.norm.weight", {c.hidden_size}) : norm;
+  // Byte copies of the main model's embedding and head in DeepSeek's files: checked for shape, not
+  // used twice.
   for (const char* copy : {".embed_tokens.weight", ".shared_head.head.weight"}) {
     if (load.has(prefix + copy)) load.matrix(prefix + copy, c.vocab_size, c.hidden_size);
   }
@@ -306,8 +347,10 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& c) {
   Loader load(checkpoint, c, w);
   w.embed_tokens = load.matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
   w.norm = load.vector("model.norm.weight", {c.hidden_size});
-  w.lm_head = c.tie_word_embeddings ? w.embed_tokens : load.matrix("lm_head.weight", c.vocab_size, c.hidden_size);
-  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) w.layers.push_back(load_block(load, c, layer));
+  w.lm_head = c.tie_word_embeddings ? w.embed_tokens
+                                    : load.matrix("lm_head.weight", c.vocab_size, c.hidden_size);
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer)
+    w.layers.push_back(load_block(load, c, layer));
   if (c.num_nextn_predict_layers > 0) w.mtp = load_mtp(load, c, w.norm);
   load.expect_nothing_left();
   return w;
@@ -329,7 +372,8 @@ void check_finite(const Checkpoint& checkpoint) {
       dequantize_row(Isa::kPortable, tensor->dtype, bytes.data(), count, values.data());
       for (int64_t i = 0; i < count; ++i) {
         if (!std::isfinite(values[static_cast<size_t>(i)])) {
-          fail("{}: tensor {}: element {} is {}, expected finite weights", checkpoint.file_name(*tensor), quoted(tensor->name), begin + i,
+          fail("{}: tensor {}: element {} is {}, expected finite weights",
+               checkpoint.file_name(*tensor), quoted(tensor->name), begin + i,
                values[static_cast<size_t>(i)]);
         }
       }

@@ -1,6 +1,6 @@
-// Scratch memory for one step: a bump allocator that keeps its memory. Allocate inside an ArenaScope; leaving the
-// scope frees everything allocated in it. The arena grows while the first steps find out how much they need;
-// from then on a step allocates nothing.
+// Scratch memory for one step: a bump allocator that keeps its memory. Allocate inside an
+// ArenaScope; leaving the scope frees everything allocated in it. The arena grows while the first
+// steps find out how much they need; from then on a step allocates nothing.
 #pragma once
 
 #include <cstddef>

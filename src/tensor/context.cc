@@ -10,9 +10,12 @@ namespace fathom {
 
 std::string_view isa_name(Isa isa) {
   switch (isa) {
-    case Isa::kPortable: return "portable";
-    case Isa::kAvx2: return "AVX2+FMA";
-    case Isa::kAvx512: return "AVX-512 (VNNI, BF16)";
+    case Isa::kPortable:
+      return "portable";
+    case Isa::kAvx2:
+      return "AVX2+FMA";
+    case Isa::kAvx512:
+      return "AVX-512 (VNNI, BF16)";
   }
   return "?";
 }

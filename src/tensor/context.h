@@ -1,4 +1,5 @@
-// What every kernel that splits work is given first: the threads, their scratch and the instruction set.
+// What every kernel that splits work is given first: the threads, their scratch and the instruction
+// set.
 #pragma once
 
 #include <memory>
@@ -10,15 +11,17 @@
 
 namespace fathom {
 
-// Instruction sets the kernels are compiled for, weakest first. kAvx512 means F, BW, DQ, VL, VNNI and BF16 together
-// (Zen 4 and later, Sapphire Rapids and later); a CPU with part of them runs kAvx2.
+// Instruction sets the kernels are compiled for, weakest first. kAvx512 means F, BW, DQ, VL, VNNI
+// and BF16 together (Zen 4 and later, Sapphire Rapids and later); a CPU with part of them runs
+// kAvx2.
 enum class Isa { kPortable, kAvx2, kAvx512 };
 std::string_view isa_name(Isa isa);
 // The strongest set this CPU and operating system run (CPUID and XGETBV).
 Isa detect_isa();
 
-// How linear layers with BF16 weights see their input (kernels/gemm.h). kNative rounds it to bf16, as BF16 models are trained and served;
-// kF32 keeps it in f32: for checks against exact references. No other weight type is affected.
+// How linear layers with BF16 weights see their input (kernels/gemm.h). kNative rounds it to bf16,
+// as BF16 models are trained and served; kF32 keeps it in f32: for checks against exact references.
+// No other weight type is affected.
 enum class Precision { kNative, kF32 };
 
 class Context {

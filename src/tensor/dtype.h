@@ -1,5 +1,6 @@
-// Storage types of weights and caches: the safetensors and GGUF types this program reads, with their block geometry
-// and the scalar conversions. This is the one place that lists dtypes; block contents are decoded in kernels/quantize.h.
+// Storage types of weights and caches: the safetensors and GGUF types this program reads, with
+// their block geometry and the scalar conversions. This is the one place that lists dtypes; block
+// contents are decoded in kernels/quantize.h.
 #pragma once
 
 #include <bit>
@@ -9,11 +10,34 @@
 namespace fathom {
 
 enum class DType : uint8_t {
-  kF32, kF16, kBF16, kF8E4M3,               // floating point; kF8E4M3 weights carry 128x128 block scales
-  kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1,        // GGUF blocks of 32
-  kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K,        // GGUF blocks of 256
-  kIQ4_NL, kIQ4_XS, kMXFP4,
-  kI8, kI16, kI32, kI64, kU8, kU16, kU32, kU64, kF64, kBool, kF8E5M2,  // readable by `show`, never computed with
+  kF32,
+  kF16,
+  kBF16,
+  kF8E4M3,  // floating point; kF8E4M3 weights carry 128x128 block scales
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,  // GGUF blocks of 32
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,  // GGUF blocks of 256
+  kIQ4_NL,
+  kIQ4_XS,
+  kMXFP4,
+  kI8,
+  kI16,
+  kI32,
+  kI64,
+  kU8,
+  kU16,
+  kU32,
+  kU64,
+  kF64,
+  kBool,
+  kF8E5M2,  // readable by `show`, never computed with
 };
 inline constexpr int kDTypeCount = static_cast<int>(DType::kF8E5M2) + 1;
 

@@ -1,4 +1,5 @@
-// Borrowed views. They own nothing and travel by value; whoever hands one out keeps the memory alive.
+// Borrowed views. They own nothing and travel by value; whoever hands one out keeps the memory
+// alive.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +9,8 @@
 
 namespace fathom {
 
-// A matrix of f32 activations, one row per token: [rows, cols], consecutive rows `stride` elements apart.
+// A matrix of f32 activations, one row per token: [rows, cols], consecutive rows `stride` elements
+// apart.
 struct ConstRows {
   const float* data = nullptr;
   int64_t rows = 0;
@@ -23,15 +25,20 @@ struct Rows {
   int64_t cols = 0;
   int64_t stride = 0;
   float* row(int64_t i) const { return data + i * stride; }
-  operator ConstRows() const { return {data, rows, cols, stride}; }  // NOLINT: widening to const is safe
+  operator ConstRows() const {
+    return {data, rows, cols, stride};
+  }  // NOLINT: widening to const is safe
   // Columns [begin, begin + count) of every row; rows [begin, begin + count).
   Rows columns(int64_t begin, int64_t count) const { return {data + begin, rows, count, stride}; }
-  Rows slice(int64_t begin, int64_t count) const { return {data + begin * stride, count, cols, stride}; }
+  Rows slice(int64_t begin, int64_t count) const {
+    return {data + begin * stride, count, cols, stride};
+  }
 };
 
-// The weight of a linear layer, [rows = out, cols = in], in its file's own type; rows are contiguous and follow each
-// other. Block types need cols to be a multiple of the block. Data is aligned to its element (F32: 4, BF16/F16: 2, others: 1).
-// F8_E4M3: W[r, c] = f8(r, c) * block_scales[r / 128][c / 128] (models.md §5.2), scales f32, `scale_cols` per row.
+// The weight of a linear layer, [rows = out, cols = in], in its file's own type; rows are
+// contiguous and follow each other. Block types need cols to be a multiple of the block. Data is
+// aligned to its element (F32: 4, BF16/F16: 2, others: 1). F8_E4M3: W[r, c] = f8(r, c) *
+// block_scales[r / 128][c / 128], scales f32, `scale_cols` per row.
 struct WeightView {
   DType dtype = DType::kF32;
   int64_t rows = 0;

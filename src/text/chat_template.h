@@ -1,4 +1,4 @@
-// Prompt encoders: messages to token ids, in code, for each published format (models.md §9.5). No
+// Prompt encoders: messages to token ids, in code, for each published format. No
 // template language is run.
 //
 // Special tokens come only from here; message contents are encoded with special tokens off. The format is

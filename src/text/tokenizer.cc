@@ -24,7 +24,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxTextBytes = 256u << 20;
+constexpr size_t kMaxTextBytes = Limits{}.text_bytes;
 
 // Byte-level vocabularies write bytes as printable characters: the visible ones of Latin-1 stand for
 // themselves, the other 68 are U+0100 and on in byte order (space is U+0120).

@@ -1,15 +1,20 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/error.h"
 
 namespace fathom {
 namespace {
@@ -25,7 +30,8 @@ TEST(ThreadPool, EveryItemRunsExactlyOnceByAWorkerOfThePool) {
         runs[static_cast<size_t>(item)].fetch_add(1);
         if (worker < 0 || worker >= threads) worker_in_range = false;
       });
-      for (const auto& n : runs) ASSERT_EQ(n.load(), 1) << threads << " threads, " << items << " items";
+      for (const auto& n : runs)
+        ASSERT_EQ(n.load(), 1) << threads << " threads, " << items << " items";
       EXPECT_TRUE(worker_in_range);
     }
   }
@@ -37,7 +43,9 @@ TEST(ThreadPool, RunReturnsOnlyAfterTheSlowestItem) {
   std::atomic<int> done = 0;
   pool.run(2, [&](int64_t, int worker) {
     ++begun;
-    const double deadline = seconds_now() + 2;  // both threads hold an item, or the machine is too busy to show anything
+    const double deadline =
+        seconds_now() +
+        2;  // both threads hold an item, or the machine is too busy to show anything
     while (begun < 2 && seconds_now() < deadline) std::this_thread::yield();
     if (worker != 0) std::this_thread::sleep_for(std::chrono::milliseconds(30));
     ++done;
@@ -58,7 +66,8 @@ TEST(ThreadPool, OneWorkerNeverRunsTwoItemsAtATime) {
 
 TEST(ThreadPool, WritesOfTheItemsAreVisibleAfterEachOfManyLoops) {
   ThreadPool pool(3);
-  std::vector<int64_t> plain(64);  // not atomic: a missing synchronisation is a data race under TSan
+  std::vector<int64_t> plain(
+      64);  // not atomic: a missing synchronisation is a data race under TSan
   for (int64_t loop = 1; loop <= 3000; ++loop) {
     pool.run(64, [&](int64_t item, int) { plain[static_cast<size_t>(item)] += item; });
     for (int64_t i = 0; i < 64; ++i) ASSERT_EQ(plain[static_cast<size_t>(i)], i * loop);
@@ -72,7 +81,9 @@ TEST(ThreadPool, ALateWorkerTakesNoItemOfALongerLoopTwice) {
     const int64_t items = loop % 2 == 0 ? 2 : 64;
     for (auto& n : runs) n = 0;
     pool.run(items, [&](int64_t item, int) { ++runs[static_cast<size_t>(item)]; });
-    for (int64_t i = 0; i < 64; ++i) ASSERT_EQ(runs[static_cast<size_t>(i)], i < items ? 1 : 0) << "loop " << loop << ", item " << i;
+    for (int64_t i = 0; i < 64; ++i)
+      ASSERT_EQ(runs[static_cast<size_t>(i)], i < items ? 1 : 0)
+          << "loop " << loop << ", item " << i;
   }
 }
 
@@ -116,8 +127,43 @@ TEST(ThreadPool, AnExceptionOfAnItemReachesTheCallerAndThePoolStaysUsable) {
 TEST(ThreadPool, WhenEveryItemThrowsOneExceptionArrives) {
   ThreadPool pool(4);
   for (int loop = 0; loop < 200; ++loop) {
-    EXPECT_THROW(pool.run(8, [](int64_t, int) { throw std::runtime_error("all"); }), std::runtime_error);
+    EXPECT_THROW(pool.run(8, [](int64_t, int) { throw std::runtime_error("all"); }),
+                 std::runtime_error);
   }
+}
+
+TEST(ThreadPool, AContainersShareOfProcessorTimeLimitsTheCores) {
+  const std::filesystem::path root = std::filesystem::path(testing::TempDir()) / "fathom-cores";
+  const auto with = [&](const std::string& file, const std::string& text) {
+    std::filesystem::create_directories((root / file).parent_path());
+    std::ofstream(root / file) << text;
+    return available_cores(root);
+  };
+  const int all = with("sys/fs/cgroup/cpu.max", "max 100000\n");
+  EXPECT_GE(all, 1);
+  EXPECT_EQ(with("sys/fs/cgroup/cpu.max", "50000 100000\n"), 1);
+  EXPECT_EQ(with("sys/fs/cgroup/cpu.max", "150000 100000\n"), std::min(all, 2));
+  EXPECT_EQ(with("sys/fs/cgroup/cpu.max", "garbage"), all);
+  with("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(with("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"), all);
+  EXPECT_EQ(with("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "100000\n"), 1);
+  std::filesystem::remove_all(root);
+}
+
+// In the child: room for some hundred stacks of 8 MiB, then 4000 threads are asked for.
+[[noreturn]] void ask_for_too_many_threads() {
+  const rlimit limit{size_t{1} << 30, size_t{1} << 30};
+  setrlimit(RLIMIT_AS, &limit);
+  try {
+    ThreadPool pool(4000);
+  } catch (const Error& error) {
+    _exit(static_cast<int>(error.code()));
+  }
+  _exit(0);
+}
+
+TEST(ThreadPoolDeathTest, MoreThreadsThanTheSystemGivesIsAnErrorNotAHang) {
+  EXPECT_EXIT(ask_for_too_many_threads(), testing::ExitedWithCode(3), "");
 }
 
 TEST(ThreadPool, AvailableCoresIsAtLeastOne) { EXPECT_GE(available_cores(), 1); }

@@ -1,5 +1,6 @@
-// Every malformed model of tools/make_hostile_files.py, given to the real program: exit code 2, one line that begins with the file, the
-// words the generator expects, and no more than 64 MiB above what the program takes to print its version.
+// Every malformed model of tools/make_hostile_files.py, given to the real program: exit code 2, one
+// line that begins with the file, the words the generator expects, and no more than 64 MiB above
+// what the program takes to print its version.
 #include <sys/resource.h>
 
 #include <filesystem>
@@ -24,7 +25,8 @@ TEST(Hostile, EveryMalformedModelIsRefusedInWords) {
   fs::remove_all(folder);
   run_fathom({"version"});
   const int64_t before = children_peak_bytes();
-  const std::string generate = "python3 '" + std::string(FATHOM_SOURCE_DIR) + "/tools/make_hostile_files.py' '" + folder.string() + "' >/dev/null";
+  const std::string generate = "python3 '" + std::string(FATHOM_SOURCE_DIR) +
+                               "/tools/make_hostile_files.py' '" + folder.string() + "' >/dev/null";
   ASSERT_EQ(std::system(generate.c_str()), 0);
   const int64_t generator = children_peak_bytes();
   const std::string ids = (folder / "ids.txt").string();
@@ -42,19 +44,22 @@ TEST(Hostile, EveryMalformedModelIsRefusedInWords) {
     kinds.insert(kind);
     const std::string path = (folder / name).string();
     // A lone safetensors file has no config to load by: `show` reads it.
-    std::vector<std::string> arguments = {"logits", path, "--ids", ids, "-o", (folder / "out.safetensors").string()};
+    std::vector<std::string> arguments = {"logits", path, "--ids",
+                                          ids,      "-o", (folder / "out.safetensors").string()};
     if (kind == "tokenizer") arguments = {"tokenize", path, "hello"};
     if (kind == "safetensors") arguments = {"show", path};
     const Finished run = run_fathom(arguments);
     EXPECT_EQ(run.code, 2) << name << ": " << run.err << run.out;
     EXPECT_EQ(run.err.rfind("error: " + path, 0), 0u) << name << ": " << run.err;
     EXPECT_EQ(run.out, "") << name;
-    EXPECT_NE(run.err.find(expected), std::string::npos) << name << ": expected '" << expected << "' in " << run.err;
+    EXPECT_NE(run.err.find(expected), std::string::npos)
+        << name << ": expected '" << expected << "' in " << run.err;
     EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << name << ": " << run.err;
     ++cases;
   }
   EXPECT_GE(cases, 200);
-  EXPECT_EQ(kinds, (std::set<std::string>{"config", "gguf", "safetensors", "tokenizer", "weights"}));
+  EXPECT_EQ(kinds,
+            (std::set<std::string>{"config", "gguf", "safetensors", "tokenizer", "weights"}));
   EXPECT_FALSE(fs::exists(folder / "out.safetensors"));
   EXPECT_LE(children_peak_bytes(), std::max(before + (int64_t{64} << 20), generator));
   fs::remove_all(folder);

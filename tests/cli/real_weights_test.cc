@@ -1,6 +1,7 @@
 // label: slow
-// SmolLM2-135M, the model `make run` fetches: does the program read real files rightly? Its perplexity is compared with the double-precision
-// twin's, and it must know a capital. `make test-slow` fetches the model first.
+// SmolLM2-135M, the model `make run` fetches: does the program read real files rightly? Its
+// perplexity is compared with the double-precision twin's, and it must know a capital. `make
+// test-slow` fetches the model first.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -13,13 +14,15 @@
 namespace fathom {
 namespace {
 
-const std::string kModel = std::string(FATHOM_SOURCE_DIR) + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+const std::string kModel =
+    std::string(FATHOM_SOURCE_DIR) + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 TEST(RealWeights, PerplexityIsTheTwins) {
   // The first 256 tokens: the twin multiplies in plain loops.
   const Model model = Model::load(kModel);
   const Tokenizer tokenizer = Tokenizer::from_checkpoint(model.checkpoint());
-  const std::string text = read_file(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/eval/public_domain.txt", 1 << 20);
+  const std::string text =
+      read_file(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/eval/public_domain.txt", 1 << 20);
   std::vector<int32_t> ids = tokenizer.encode(text, false);
   ids.resize(256);
   const auto logits = reference::model_logits(model, ids, Precision::kF32);
@@ -46,7 +49,8 @@ TEST(RealWeights, PerplexityIsTheTwins) {
 }
 
 TEST(RealWeights, KnowsACapitalAtTemperatureZero) {
-  const Finished run = run_fathom({"run", kModel, "What is the capital of France?", "--temp", "0", "-n", "40"});
+  const Finished run =
+      run_fathom({"run", kModel, "What is the capital of France?", "--temp", "0", "-n", "40"});
   ASSERT_EQ(run.code, 0) << run.err;
   EXPECT_NE(run.out.find("Paris"), std::string::npos) << run.out;
 }

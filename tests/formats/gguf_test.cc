@@ -130,7 +130,7 @@ TEST(Gguf, TensorsHaveReversedDimensionsAndTheirBytes) {
 }
 
 TEST(Gguf, EveryTypeIdIsTheTypeOfThisNameAndSize) {
-  // ids, names, elements and bytes per block of the format (models.md §8.3, §8.5, §8.6)
+  // ids, names, elements and bytes per block of the format
   const std::vector<std::tuple<uint32_t, std::string, uint64_t, size_t>> types = {
       {0, "F32", 1, 4},      {1, "F16", 1, 2},      {2, "Q4_0", 32, 18},    {3, "Q4_1", 32, 20},     {6, "Q5_0", 32, 22},
       {7, "Q5_1", 32, 24},   {8, "Q8_0", 32, 34},   {10, "Q2_K", 256, 84},  {11, "Q3_K", 256, 110},  {12, "Q4_K", 256, 144},

@@ -1,5 +1,6 @@
-// The forward pass: against the double-precision twin, the twin against vectors of an independent implementation, and the bit-for-bit
-// properties every architecture promises. (`fathom selftest`, tested in tests/cli, compares with the recorded vectors themselves.)
+// The forward pass: against the double-precision twin, the twin against vectors of an independent
+// implementation, and the bit-for-bit properties every architecture promises. (`fathom selftest`,
+// tested in tests/cli, compares with the recorded vectors themselves.)
 #include "model/model.h"
 
 #include <gtest/gtest.h>
@@ -22,9 +23,11 @@ double largest(std::span<const double> values) {
 
 class GoldenModel : public testing::TestWithParam<std::string> {
  protected:
-  GoldenModel() : model_(Model::load(golden_path("models/" + GetParam()))), ids_(golden_ids(GetParam())) {}
+  GoldenModel()
+      : model_(Model::load(golden_path("models/" + GetParam()))), ids_(golden_ids(GetParam())) {}
   std::vector<MlaForm> forms() const {
-    return model_.config().is_mla() ? std::vector{MlaForm::kExpanded, MlaForm::kAbsorbed} : std::vector{MlaForm::kExpanded};
+    return model_.config().is_mla() ? std::vector{MlaForm::kExpanded, MlaForm::kAbsorbed}
+                                    : std::vector{MlaForm::kExpanded};
   }
   Model model_;
   std::vector<int32_t> ids_;
@@ -60,7 +63,8 @@ TEST_P(GoldenModel, ChunksAndThreadsDoNotChangeOneBit) {
         const auto whole = feed_logits(model_, one, ids_, {96}, form, cache);
         for (const int threads : {1, 2, 3}) {
           Context ctx(threads, static_cast<Isa>(isa));
-          for (const std::vector<int64_t>& chunks : {std::vector<int64_t>{1}, {96}, {5, 1, 64, 2}, {65}}) {
+          for (const std::vector<int64_t>& chunks :
+               {std::vector<int64_t>{1}, {96}, {5, 1, 64, 2}, {65}}) {
             expect_same_bits(feed_logits(model_, ctx, ids_, chunks, form, cache), whole);
           }
         }
@@ -74,7 +78,8 @@ TEST_P(GoldenModel, NeighboursDoNotChangeOneBit) {
   const ModelConfig& c = model_.config();
   for (const MlaForm form : forms()) {
     const auto alone = feed_logits(model_, ctx, ids_, {96}, form);
-    // Three sequences in one batch, blocks dealt out alternately: the first and third are prefixes of ours, the second is it reversed.
+    // Three sequences in one batch, blocks dealt out alternately: the first and third are prefixes
+    // of ours, the second is it reversed.
     std::vector<int32_t> reversed(ids_.rbegin(), ids_.rend());
     KvCache cache(model_, DType::kF32, 96 * 3 + 3 * 64);
     std::vector<int64_t> blocks[3];
@@ -90,7 +95,8 @@ TEST_P(GoldenModel, NeighboursDoNotChangeOneBit) {
     for (int32_t i = 0; i < 96; ++i) wanted.push_back(166 + i);
     std::vector<float> logits(wanted.size() * static_cast<size_t>(c.vocab_size));
     const auto rows = static_cast<int64_t>(wanted.size());
-    model_.forward_infer(ctx, {tokens, sequences, wanted, &cache.view(), form}, {logits.data(), rows, c.vocab_size, c.vocab_size});
+    model_.forward_infer(ctx, {tokens, sequences, wanted, &cache.view(), form},
+                         {logits.data(), rows, c.vocab_size, c.vocab_size});
     const auto split = static_cast<size_t>(70 * c.vocab_size);
     expect_same_bits(std::span(logits).first(split), std::span(alone).first(split));
     expect_same_bits(std::span(logits).subspan(split), alone);
@@ -108,17 +114,19 @@ TEST_P(GoldenModel, ExpandedAndAbsorbedAgreeWithinTheBound) {
   EXPECT_NE(absorbed, expanded) << "the two forms should be different sums";
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(golden_models()), [](const auto& test) {
-  std::string name = test.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(golden_models()),
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 class Bf16Model : public testing::TestWithParam<std::string> {};
 
-// kernels/gemm.h: BF16 weights see x rounded to bf16. A twin that rounds at the same places differs only where an f32 rounding
-// error carries x over a bf16 rounding border: probability about 2^-15 an element, and then by one ulp, up to 2^-7 of one term of a sum of
-// 64 to 256. Ten such terms together stay below 10 * 2^-7 / sqrt(64) of the sum.
+// kernels/gemm.h: BF16 weights see x rounded to bf16. A twin that rounds at the same places differs
+// only where an f32 rounding error carries x over a bf16 rounding border: probability about 2^-15
+// an element, and then by one ulp, up to 2^-7 of one term of a sum of 64 to 256. Ten such terms
+// together stay below 10 * 2^-7 / sqrt(64) of the sum.
 TEST_P(Bf16Model, NativeArithmeticIsTheTwinsWithRoundedInputs) {
   const Model model = Model::load(golden_path("gguf/" + GetParam() + ".gguf"));
   const auto ids = golden_ids(GetParam() == "v3-BF16" ? "v3" : "llama3");
@@ -155,10 +163,12 @@ TEST(GgufMtp, IsTheRecordedOne) {
   const ModelConfig& c = model.config();
   Context ctx(2, detect_isa(), Precision::kF32);
   Feeder feeder(model, ctx, 96, DType::kF32, MlaForm::kAbsorbed);
-  std::vector<float> logits(static_cast<size_t>(96 * c.vocab_size)), hidden(static_cast<size_t>(96 * c.hidden_size)), mtp(static_cast<size_t>(95 * c.vocab_size));
+  std::vector<float> logits(static_cast<size_t>(96 * c.vocab_size)),
+      hidden(static_cast<size_t>(96 * c.hidden_size)), mtp(static_cast<size_t>(95 * c.vocab_size));
   Rows hidden_rows{hidden.data(), 96, c.hidden_size, c.hidden_size};
   feeder.feed(ids, {logits.data(), 96, c.vocab_size, c.vocab_size}, &hidden_rows);
-  feeder.feed_mtp(std::span(ids).subspan(1), hidden_rows.slice(0, 95), {mtp.data(), 95, c.vocab_size, c.vocab_size});
+  feeder.feed_mtp(std::span(ids).subspan(1), hidden_rows.slice(0, 95),
+                  {mtp.data(), 95, c.vocab_size, c.vocab_size});
   const Safetensors golden = Safetensors::open(golden_path("gguf/golden.safetensors"));
   std::vector<float> recorded(mtp.size());
   __builtin_memcpy(recorded.data(), golden.find("v3-BF16.mtp_logits")->data, recorded.size() * 4);
@@ -167,7 +177,10 @@ TEST(GgufMtp, IsTheRecordedOne) {
   expect_close(mtp, recorded, 2e-5 * scale);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Bf16Model, testing::Values("v3-BF16", "llama3-BF16"), [](const auto& test) { return test.param.substr(0, test.param.find('-')); });
+INSTANTIATE_TEST_SUITE_P(All, Bf16Model, testing::Values("v3-BF16", "llama3-BF16"),
+                         [](const auto& test) {
+                           return test.param.substr(0, test.param.find('-'));
+                         });
 
 }  // namespace
 }  // namespace fathom

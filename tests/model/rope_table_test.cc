@@ -7,7 +7,8 @@
 namespace fathom {
 namespace {
 
-ModelConfig mla_config(double theta, double factor, double original, double beta_fast, double beta_slow, double mscale) {
+ModelConfig mla_config(double theta, double factor, double original, double beta_fast,
+                       double beta_slow, double mscale) {
   ModelConfig c;
   c.kv_lora_rank = 512;
   c.qk_nope_head_dim = 128;
@@ -22,20 +23,36 @@ ModelConfig mla_config(double theta, double factor, double original, double beta
   return c;
 }
 
-void expect_near_relative(double found, double expected) { EXPECT_NEAR(found / expected, 1.0, 1e-8) << found << " " << expected; }
+void expect_near_relative(double found, double expected) {
+  EXPECT_NEAR(found / expected, 1.0, 1e-8) << found << " " << expected;
+}
 
 TEST(RopeTable, YarnFrequenciesOfV3AreThePublishedOnes) {
   const auto f = rope_inv_freq(mla_config(10000, 40, 4096, 32, 1, 1.0));
   ASSERT_EQ(f.size(), 32u);
-  const std::pair<size_t, double> kExpected[] = {{0, 1}, {10, 0.0562341325}, {11, 0.0390069266}, {15, 0.00833450895}, {16, 0.0055},
-                                                 {20, 7.90569415e-4}, {23, 3.33380358e-5}, {24, 2.5e-5}, {31, 3.33380358e-6}};
+  const std::pair<size_t, double> kExpected[] = {{0, 1},
+                                                 {10, 0.0562341325},
+                                                 {11, 0.0390069266},
+                                                 {15, 0.00833450895},
+                                                 {16, 0.0055},
+                                                 {20, 7.90569415e-4},
+                                                 {23, 3.33380358e-5},
+                                                 {24, 2.5e-5},
+                                                 {31, 3.33380358e-6}};
   for (const auto& [i, value] : kExpected) expect_near_relative(f[i], value);
 }
 
 TEST(RopeTable, YarnFrequenciesOfKimiK2AreThePublishedOnes) {
   const auto f = rope_inv_freq(mla_config(50000, 32, 4096, 1, 1, 1.0));
-  const std::pair<size_t, double> kExpected[] = {{0, 1}, {10, 0.0340072782}, {11, 0.0242509670}, {15, 0.00627130338}, {16, 0.00447213595},
-                                                 {20, 3.61404677e-5}, {23, 1.31058542e-5}, {24, 9.34592988e-6}, {31, 8.76441291e-7}};
+  const std::pair<size_t, double> kExpected[] = {{0, 1},
+                                                 {10, 0.0340072782},
+                                                 {11, 0.0242509670},
+                                                 {15, 0.00627130338},
+                                                 {16, 0.00447213595},
+                                                 {20, 3.61404677e-5},
+                                                 {23, 1.31058542e-5},
+                                                 {24, 9.34592988e-6},
+                                                 {31, 8.76441291e-7}};
   for (const auto& [i, value] : kExpected) expect_near_relative(f[i], value);
 }
 
@@ -49,18 +66,28 @@ TEST(RopeTable, Llama3FrequenciesAreThePublishedOnes) {
   c.rope.high_freq_factor = 4;
   c.rope.original_max_position_embeddings = 8192;
   const auto f = rope_inv_freq(c);
-  const std::pair<size_t, double> kExpected[] = {{0, 1}, {1, 0.814617234}, {28, 3.21144599e-3}, {29, 2.16657076e-3}, {30, 1.37189357e-3},
-                                                 {31, 8.56751413e-4}, {32, 5.24846161e-4}, {33, 3.12693750e-4}, {34, 1.78507813e-4},
-                                                 {35, 9.55621235e-5}, {40, 3.42810220e-5}, {63, 3.06892599e-7}};
+  const std::pair<size_t, double> kExpected[] = {{0, 1},
+                                                 {1, 0.814617234},
+                                                 {28, 3.21144599e-3},
+                                                 {29, 2.16657076e-3},
+                                                 {30, 1.37189357e-3},
+                                                 {31, 8.56751413e-4},
+                                                 {32, 5.24846161e-4},
+                                                 {33, 3.12693750e-4},
+                                                 {34, 1.78507813e-4},
+                                                 {35, 9.55621235e-5},
+                                                 {40, 3.42810220e-5},
+                                                 {63, 3.06892599e-7}};
   for (const auto& [i, value] : kExpected) expect_near_relative(f[i], value);
 }
 
 TEST(RopeTable, SoftmaxScaleCarriesYarnsFactorSquared) {
   expect_near_relative(softmax_scale(mla_config(10000, 1, 0, 32, 1, 0)), 1 / std::sqrt(192.0));
-  const std::pair<ModelConfig, double> kExpected[] = {{mla_config(10000, 40, 4096, 32, 1, 1.0), 0.13523378},
-                                                      {mla_config(10000, 40, 4096, 32, 1, 0.707), 0.11472139},
-                                                      {mla_config(50000, 32, 4096, 1, 1, 1.0), 0.13086080},
-                                                      {mla_config(50000, 64, 4096, 1, 1, 1.0), 0.14467963}};
+  const std::pair<ModelConfig, double> kExpected[] = {
+      {mla_config(10000, 40, 4096, 32, 1, 1.0), 0.13523378},
+      {mla_config(10000, 40, 4096, 32, 1, 0.707), 0.11472139},
+      {mla_config(50000, 32, 4096, 1, 1, 1.0), 0.13086080},
+      {mla_config(50000, 64, 4096, 1, 1, 1.0), 0.14467963}};
   for (const auto& [config, value] : kExpected) EXPECT_NEAR(softmax_scale(config), value, 1e-8);
 }
 

@@ -13,7 +13,9 @@ namespace {
 using Vector = std::vector<double>;
 using Matrix = std::vector<Vector>;  // one row per token
 
-double dot(const Vector& a, const Vector& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
+double dot(const Vector& a, const Vector& b) {
+  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+}
 
 Vector weight_row(const WeightView& w, int64_t r) {
   std::vector<float> row(static_cast<size_t>(w.cols));
@@ -22,7 +24,8 @@ Vector weight_row(const WeightView& w, int64_t r) {
 }
 
 // y = W x (+ b), row by row of W so that large matrices are widened once.
-Matrix linear(Precision precision, const WeightView& w, Matrix x, const std::vector<float>* bias = nullptr) {
+Matrix linear(Precision precision, const WeightView& w, Matrix x,
+              const std::vector<float>* bias = nullptr) {
   if (w.dtype == DType::kBF16 && precision == Precision::kNative) {
     for (Vector& row : x) {
       for (double& v : row) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
@@ -32,7 +35,9 @@ Matrix linear(Precision precision, const WeightView& w, Matrix x, const std::vec
   for (int64_t r = 0; r < w.rows; ++r) {
     const Vector row = weight_row(w, r);
     for (size_t t = 0; t < x.size(); ++t) {
-      y[t][static_cast<size_t>(r)] = dot(row, x[t]) + (bias != nullptr && !bias->empty() ? (*bias)[static_cast<size_t>(r)] : 0.0);
+      y[t][static_cast<size_t>(r)] =
+          dot(row, x[t]) +
+          (bias != nullptr && !bias->empty() ? (*bias)[static_cast<size_t>(r)] : 0.0);
     }
   }
   return y;
@@ -55,7 +60,8 @@ void rotate(const ModelConfig& c, const Vector& inv_freq, size_t position, doubl
   const size_t pairs = inv_freq.size();
   for (size_t p = 0; p < pairs; ++p) {
     const double angle = static_cast<double>(position) * inv_freq[p];
-    const double cosine = std::cos(angle) * rope_magnitude(c), sine = std::sin(angle) * rope_magnitude(c);
+    const double cosine = std::cos(angle) * rope_magnitude(c),
+                 sine = std::sin(angle) * rope_magnitude(c);
     double& a = c.rope.layout == RopeLayout::kInterleaved ? x[2 * p] : x[p];
     double& b = c.rope.layout == RopeLayout::kInterleaved ? x[2 * p + 1] : x[p + pairs];
     const double turned_a = a * cosine - b * sine, turned_b = a * sine + b * cosine;
@@ -82,12 +88,16 @@ Matrix attend(const Matrix& q, const Matrix& k, const Matrix& v, double scale) {
   return out;
 }
 
-Vector slice(const Vector& x, int64_t begin, int64_t count) { return {x.begin() + begin, x.begin() + begin + count}; }
+Vector slice(const Vector& x, int64_t begin, int64_t count) {
+  return {x.begin() + begin, x.begin() + begin + count};
+}
 
 Matrix mla(Precision p, const ModelConfig& c, const MlaWeights& w, const Matrix& x) {
   const Vector inv_freq = rope_inv_freq(c);
   const int64_t nope = c.qk_nope_head_dim, turned = c.qk_rope_head_dim, dv = c.v_head_dim;
-  Matrix q = c.q_lora_rank > 0 ? linear(p, w.q_b_proj, rms_norm(linear(p, w.q_a_proj, x), w.q_a_layernorm, 1e-6)) : linear(p, w.q_proj, x);
+  Matrix q = c.q_lora_rank > 0
+                 ? linear(p, w.q_b_proj, rms_norm(linear(p, w.q_a_proj, x), w.q_a_layernorm, 1e-6))
+                 : linear(p, w.q_proj, x);
   Matrix kv_a = linear(p, w.kv_a_proj_with_mqa, x);
   Matrix latent;
   for (size_t t = 0; t < x.size(); ++t) {
@@ -132,11 +142,13 @@ Matrix gqa(Precision p, const ModelConfig& c, const GqaWeights& w, const Matrix&
   return linear(p, w.o_proj, heads);
 }
 
-Matrix mlp(Precision p, const WeightView& gate_proj, const WeightView& up_proj, const WeightView& down_proj, const Matrix& x) {
+Matrix mlp(Precision p, const WeightView& gate_proj, const WeightView& up_proj,
+           const WeightView& down_proj, const Matrix& x) {
   Matrix gate = linear(p, gate_proj, x);
   const Matrix up = linear(p, up_proj, x);
   for (size_t t = 0; t < x.size(); ++t) {
-    for (size_t i = 0; i < gate[t].size(); ++i) gate[t][i] = gate[t][i] / (1 + std::exp(-gate[t][i])) * up[t][i];
+    for (size_t i = 0; i < gate[t].size(); ++i)
+      gate[t][i] = gate[t][i] / (1 + std::exp(-gate[t][i])) * up[t][i];
   }
   return linear(p, down_proj, gate);
 }
@@ -145,7 +157,8 @@ Matrix mlp(Precision p, const WeightView& gate_proj, const WeightView& up_proj, 
 std::vector<size_t> largest(const Vector& values, size_t count) {
   std::vector<size_t> order(values.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return values[a] > values[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return values[a] > values[b]; });
   order.resize(count);
   return order;
 }
@@ -173,28 +186,35 @@ Choice choose(const RouterRule& r, const std::vector<float>& bias, const Vector&
     const size_t size = c.size() / static_cast<size_t>(r.n_group);
     Vector group_score;
     for (size_t g = 0; g < static_cast<size_t>(r.n_group); ++g) {
-      Vector group(c.begin() + static_cast<int64_t>(g * size), c.begin() + static_cast<int64_t>((g + 1) * size));
+      Vector group(c.begin() + static_cast<int64_t>(g * size),
+                   c.begin() + static_cast<int64_t>((g + 1) * size));
       std::sort(group.rbegin(), group.rend());
-      group_score.push_back(r.topk_method == TopkMethod::kNoauxTc ? group[0] + (size > 1 ? group[1] : 0.0) : group[0]);
+      group_score.push_back(r.topk_method == TopkMethod::kNoauxTc
+                                ? group[0] + (size > 1 ? group[1] : 0.0)
+                                : group[0]);
     }
     const auto kept = largest(group_score, static_cast<size_t>(r.topk_group));
     for (size_t e = 0; e < c.size(); ++e) {
-      if (std::find(kept.begin(), kept.end(), e / size) == kept.end()) c[e] = r.topk_method == TopkMethod::kNoauxTc ? -INFINITY : 0.0;
+      if (std::find(kept.begin(), kept.end(), e / size) == kept.end())
+        c[e] = r.topk_method == TopkMethod::kNoauxTc ? -INFINITY : 0.0;
     }
   }
   Choice choice{largest(c, static_cast<size_t>(r.num_experts_per_tok)), {}};
   double sum = 0;
   for (const size_t e : choice.experts) sum += s[e];
-  const bool normed = r.norm_topk_prob && (r.scoring_func == ScoringFunc::kSigmoid || r.num_experts_per_tok > 1);
+  const bool normed =
+      r.norm_topk_prob && (r.scoring_func == ScoringFunc::kSigmoid || r.num_experts_per_tok > 1);
   const bool scaled = r.scoring_func == ScoringFunc::kSigmoid || !normed;
   for (const size_t e : choice.experts) {
-    choice.weights.push_back(s[e] / (normed ? sum + 1e-20 : 1.0) * (scaled ? r.routed_scaling_factor : 1.0));
+    choice.weights.push_back(s[e] / (normed ? sum + 1e-20 : 1.0) *
+                             (scaled ? r.routed_scaling_factor : 1.0));
   }
   return choice;
 }
 
 Matrix moe(Precision p, const ModelConfig& c, const MoeWeights& w, const Matrix& x) {
-  Matrix y = w.shared_experts ? mlp(p, w.shared_experts->gate_proj, w.shared_experts->up_proj, w.shared_experts->down_proj, x)
+  Matrix y = w.shared_experts ? mlp(p, w.shared_experts->gate_proj, w.shared_experts->up_proj,
+                                    w.shared_experts->down_proj, x)
                               : Matrix(x.size(), Vector(static_cast<size_t>(c.hidden_size)));
   for (size_t t = 0; t < x.size(); ++t) {
     Vector logits;
@@ -222,7 +242,8 @@ void block(Precision p, const ModelConfig& c, const BlockWeights& w, Matrix& x) 
   const Matrix normed = rms_norm(x, w.input_layernorm, c.rms_norm_eps);
   add(x, w.mla ? mla(p, c, *w.mla, normed) : gqa(p, c, *w.gqa, normed));
   const Matrix again = rms_norm(x, w.post_attention_layernorm, c.rms_norm_eps);
-  add(x, w.moe ? moe(p, c, *w.moe, again) : mlp(p, w.mlp->gate_proj, w.mlp->up_proj, w.mlp->down_proj, again));
+  add(x, w.moe ? moe(p, c, *w.moe, again)
+               : mlp(p, w.mlp->gate_proj, w.mlp->up_proj, w.mlp->down_proj, again));
 }
 
 std::vector<double> flatten(const Matrix& m) {
@@ -233,7 +254,8 @@ std::vector<double> flatten(const Matrix& m) {
 
 }  // namespace
 
-std::vector<double> model_logits(const Model& model, std::span<const int32_t> tokens, Precision p, std::vector<double>* hidden) {
+std::vector<double> model_logits(const Model& model, std::span<const int32_t> tokens, Precision p,
+                                 std::vector<double>* hidden) {
   const ModelConfig& c = model.config();
   const ModelWeights& w = model.weights();
   Matrix x;
@@ -244,19 +266,24 @@ std::vector<double> model_logits(const Model& model, std::span<const int32_t> to
   return flatten(linear(p, w.lm_head, normed));
 }
 
-std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> tokens, Precision p, std::span<const double> hidden) {
+std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> tokens, Precision p,
+                               std::span<const double> hidden) {
   const ModelConfig& c = model.config();
   const MtpWeights& w = *model.weights().mtp;
   const auto d = static_cast<size_t>(c.hidden_size);
   Matrix pair;
   for (size_t t = 0; t + 1 < tokens.size(); ++t) {
-    pair.push_back(rms_norm(weight_row(model.weights().embed_tokens, tokens[t + 1]), w.enorm, c.rms_norm_eps));
-    const Vector h = rms_norm(Vector(hidden.begin() + static_cast<int64_t>(t * d), hidden.begin() + static_cast<int64_t>((t + 1) * d)), w.hnorm, c.rms_norm_eps);
+    pair.push_back(
+        rms_norm(weight_row(model.weights().embed_tokens, tokens[t + 1]), w.enorm, c.rms_norm_eps));
+    const Vector h = rms_norm(Vector(hidden.begin() + static_cast<int64_t>(t * d),
+                                     hidden.begin() + static_cast<int64_t>((t + 1) * d)),
+                              w.hnorm, c.rms_norm_eps);
     pair[t].insert(pair[t].end(), h.begin(), h.end());
   }
   Matrix z = linear(p, w.eh_proj, pair);
   block(p, c, w.block, z);
-  return flatten(linear(p, model.weights().lm_head, rms_norm(z, w.shared_head_norm, c.rms_norm_eps)));
+  return flatten(
+      linear(p, model.weights().lm_head, rms_norm(z, w.shared_head_norm, c.rms_norm_eps)));
 }
 
 }  // namespace fathom::reference

@@ -29,7 +29,7 @@ struct RouteRef {
   std::vector<int32_t> experts;  // [T, k]
   std::vector<double> weights;   // [T, k]
 };
-// Literally the steps of models.md §3.1 and §3.2, by sorting. REQUIRES: no NaN.
+// Literally the steps of V2 §2.2 and V3 §2.1.2, by sorting. REQUIRES: no NaN.
 RouteRef route_ref(const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias);
 
 // inout + the weighted sum of each token's k rows of y; position as in moe_permute.h.

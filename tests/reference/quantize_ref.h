@@ -1,5 +1,4 @@
-// The plain twin of kernels/quantize.h: one element at a time, read off the tables of models.md §5 and
-// §8.5-8.6.
+// The plain twin of kernels/quantize.h: one element at a time, read off the tables of the formats.
 #pragma once
 
 #include "tensor/view.h"

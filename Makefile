@@ -10,7 +10,7 @@ PROMPT ?= What is the capital of France?
 .DELETE_ON_ERROR:
 
 run: build $(MODEL)
-	$(FATHOM) run $(MODEL) "$(PROMPT)"
+	$(FATHOM) run $(MODEL) "$(PROMPT)" --temp 0
 
 setup:
 	@scripts/setup

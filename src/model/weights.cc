@@ -13,10 +13,6 @@
 namespace fathom {
 namespace {
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
 size_t alignment_of(DType dtype) {
   switch (dtype) {
     case DType::kF32:

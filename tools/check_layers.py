@@ -14,10 +14,11 @@ ALLOWED = {
     "text": ["formats", "tensor", "base"],
     "model": ["kernels", "formats", "tensor", "base"],
     "engine": ["model", "kernels", "tensor", "base"],
-    "cli": ["engine", "text", "model", "kernels", "formats", "tensor", "base"],
+    "train": ["engine", "text", "model", "kernels", "formats", "tensor", "base"],
+    "cli": ["train", "engine", "text", "model", "kernels", "formats", "tensor", "base"],
 }
 # Libraries with heavy headers live in one file each.
-ONLY_IN = {"CLI/": "src/cli/main.cc"}
+ONLY_IN = {"CLI/": "src/cli/main.cc", "toml++/": "src/train/recipe.cc"}
 
 
 def main() -> int:

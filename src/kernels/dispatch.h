@@ -22,3 +22,10 @@
   namespace portable { __VA_ARGS__; }
 #define FATHOM_SIMD_CALL(isa, function) (static_cast<void>(isa), portable::function)
 #endif
+
+namespace fathom {
+
+// Whether vdpbf16ps is the fastest way to multiply bf16 here (gemm.cc).
+bool native_bf16(Isa isa);
+
+}  // namespace fathom

@@ -24,6 +24,16 @@ void gemm_native_bf16(const GemmBlock& b);
 }
 #endif
 
+bool native_bf16(Isa isa) {
+#if defined(__x86_64__)
+  // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
+  return isa == Isa::kAvx512 && __builtin_cpu_is("amd");
+#else
+  static_cast<void>(isa);
+  return false;
+#endif
+}
+
 namespace {
 
 constexpr int64_t kPanelBytes = 4096;      // one row of a panel: 8 rows fit L1 beside the rows of x
@@ -40,12 +50,7 @@ enum class Form { kF32, kSplitBf16, kNativeBf16 };
 
 Form choose_form(Isa isa, DType dtype, Precision precision) {
   if (dtype != DType::kBF16 || precision == Precision::kF32) return Form::kF32;
-#if defined(__x86_64__)
-  // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
-  if (isa == Isa::kAvx512 && __builtin_cpu_is("amd")) return Form::kNativeBf16;
-#endif
-  static_cast<void>(isa);
-  return Form::kSplitBf16;
+  return native_bf16(isa) ? Form::kNativeBf16 : Form::kSplitBf16;
 }
 
 struct Problem {

@@ -18,14 +18,33 @@ FATHOM_SIMD_DECLARE(void transpose_f32(const float* in, int64_t in_stride, int64
 FATHOM_SIMD_DECLARE(void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
                                             int64_t m, int64_t n, int64_t k, float* scratch, float* dw,
                                             int64_t dw_stride))
+FATHOM_SIMD_DECLARE(void add_outer_products_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
+                                                 int64_t m, int64_t n, int64_t k, float* scratch, float* dw,
+                                                 int64_t dw_stride))
+#if defined(__x86_64__)
+namespace avx512 {
+void add_outer_products_native_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
+                                    int64_t k, float* scratch, float* dw, int64_t dw_stride);
+}
+#endif
 FATHOM_SIMD_DECLARE(void column_sums(const float* x, int64_t stride, int64_t rows, int64_t cols, float* inout))
 
 namespace {
 
 constexpr int64_t kStripRows = 16;
 constexpr int64_t kStripCols = 256;  // the largest block of a weight format
-constexpr int64_t kTileN = 96, kTileK = 256;
+constexpr int64_t kTileN = 192, kTileK = 256;
 constexpr int64_t kOuterScratch = 256 * (kTileN + 64);  // both operands of one block of tokens (gemm_backward.simd.cc)
+
+using OuterProducts = void (*)(const float*, int64_t, const float*, int64_t, int64_t, int64_t, int64_t, float*, float*, int64_t);
+
+OuterProducts choose_outer_products(const Context& ctx, DType operands) {
+  if (operands != DType::kBF16 || ctx.precision() == Precision::kF32) return FATHOM_SIMD_CALL(ctx.isa(), add_outer_products);
+#if defined(__x86_64__)
+  if (native_bf16(ctx.isa())) return avx512::add_outer_products_native_bf16;
+#endif
+  return FATHOM_SIMD_CALL(ctx.isa(), add_outer_products_bf16);
+}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -78,17 +97,17 @@ void grouped_linear_backward_input(Context& ctx, ConstRows dy, std::span<const i
   grouped_linear(ctx, dy, offsets, turned, dx);
 }
 
-void linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, Rows dw) {
+void linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, DType operands, Rows dw) {
   const int64_t offsets[] = {0, dy.rows};
-  grouped_linear_backward_weight(ctx, dy, x, offsets, {&dw, 1});
+  grouped_linear_backward_weight(ctx, dy, x, offsets, operands, {&dw, 1});
 }
 
 void grouped_linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, std::span<const int64_t> offsets,
-                                    std::span<const Rows> dw) {
+                                    DType operands, std::span<const Rows> dw) {
   FATHOM_CHECK(offsets.size() == dw.size() + 1 && offsets.front() == 0 && offsets.back() == x.rows, x.rows);
   FATHOM_CHECK(dy.rows == x.rows, dy.rows, x.rows);
   for (const Rows& d : dw) FATHOM_CHECK(d.rows == dy.cols && d.cols == x.cols, d.rows, dy.cols, d.cols, x.cols);
-  const auto add_outer = FATHOM_SIMD_CALL(ctx.isa(), add_outer_products);
+  const OuterProducts add_outer = choose_outer_products(ctx, operands);
   const int64_t across = ceil_div(x.cols, kTileK), items = ceil_div(dy.cols, kTileN) * across;
   ctx.pool().run(static_cast<int64_t>(dw.size()) * items, [&](int64_t i, int worker) {
     const auto e = static_cast<size_t>(i / items);

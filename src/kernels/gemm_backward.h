@@ -24,12 +24,13 @@ void linear_backward_input(Context& ctx, ConstRows dy, const WeightView& w, Rows
 void grouped_linear_backward_input(Context& ctx, ConstRows dy, std::span<const int64_t> offsets,
                                    std::span<const WeightView> experts, Rows dx);
 
-// Both operands in f32, also where W is BF16. Tokens are cut into blocks of 256, each summed in order by one chain of FMAs and then added to
-// dW. Error bound: (min(M, 256) + M/256 + 1) u (|dW before| + sum|dy x|), u = 2^-24.
-void linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, Rows dw);
+// operands kF32: dy and x as they are. kBF16: both rounded to bf16 (nearest even), the products summed in f32 (Precision::kF32: as kF32).
+// Tokens are cut into blocks of 256, each summed in order by one chain of FMAs (vdpbf16ps: of pairs, the odd token first) and then
+// added to dW. Error bound: (min(M, 256) + M/256 + 1) u (|dW before| + sum|dy x|), u = 2^-24, plus (2^-8 + 2^-18) sum|dy x| for kBF16.
+void linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, DType operands, Rows dw);
 // One dw per expert, all of one shape; an expert without rows adds nothing and its dw is not touched.
 void grouped_linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, std::span<const int64_t> offsets,
-                                    std::span<const Rows> dw);
+                                    DType operands, std::span<const Rows> dw);
 
 // Summed in double in order of m, rounded once: error u |result|.
 void bias_backward(Context& ctx, ConstRows dy, float* db);

@@ -137,17 +137,29 @@ void transpose_bf16(const uint16_t* in, int64_t in_stride, int64_t rows, int64_t
   transpose_strip(in, in_stride, rows, cols, out, out_stride);
 }
 
+namespace {
+
+// A value as it is, or rounded to bf16.
+template <bool kRound>
+inline float operand(float x) {
+  if (!kRound) return x;
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  return __builtin_bit_cast(float, (bits & 0x7fffffff) > 0x7f800000 ? bits : rounded);
+}
+
 // dw [n, k] += dyᵀ · x over m tokens. scratch: kBlock * (n rounded up to kRows + 64). A block of dy is packed tile by tile of columns, x one panel
 // as wide as the tile at a time, so that the tiles read memory in order; lanes past the end are zeros.
-void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
-                        int64_t k, float* scratch, float* dw, int64_t dw_stride) {
+template <bool kRound>
+void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n, int64_t k,
+                    float* scratch, float* dw, int64_t dw_stride) {
   float* const panel = scratch;
   float* const packed = scratch + kBlock * 64;
   for (; m > 0; m -= kBlock, dy += kBlock * dy_stride, x += kBlock * x_stride) {
     const int64_t block = m < kBlock ? m : kBlock;
     for (int64_t i = 0; i < n; i += kRows) {
       for (int64_t t = 0; t < block; ++t) {
-        for (int64_t r = 0; r < kRows; ++r) packed[i * block + t * kRows + r] = i + r < n ? dy[t * dy_stride + i + r] : 0.0f;
+        for (int64_t r = 0; r < kRows; ++r) packed[i * block + t * kRows + r] = i + r < n ? operand<kRound>(dy[t * dy_stride + i + r]) : 0.0f;
       }
     }
     for (int64_t j = 0; j < k; j += kWidth) {
@@ -155,7 +167,9 @@ void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int6
       for (int64_t t = 0; t < block; ++t) {
         for (int64_t c = 0; c < kWidth; c += kLanes) {
           const int64_t count = cols - c < 0 ? 0 : cols - c < kLanes ? cols - c : kLanes;
-          store(load_n(x + t * x_stride + j + c, count), panel + t * kWidth + c);
+          float* const to = panel + t * kWidth + c;
+          store(load_n(x + t * x_stride + j + c, count), to);
+          for (int64_t l = 0; l < kLanes; ++l) to[l] = operand<kRound>(to[l]);
         }
       }
       for (int64_t i = 0; i < n; i += kRows) {
@@ -164,6 +178,98 @@ void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int6
     }
   }
 }
+
+}  // namespace
+
+void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
+                        int64_t k, float* scratch, float* dw, int64_t dw_stride) {
+  outer_products<false>(dy, dy_stride, x, x_stride, m, n, k, scratch, dw, dw_stride);
+}
+
+// The same with both operands rounded to bf16 (nearest even) on the way into the packing.
+void add_outer_products_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
+                             int64_t k, float* scratch, float* dw, int64_t dw_stride) {
+  outer_products<true>(dy, dy_stride, x, x_stride, m, n, k, scratch, dw, dw_stride);
+}
+
+#if defined(FATHOM_SIMD_IS_avx512)
+namespace {
+
+// Two rows of 16 floats as 16 pairs of bf16, the first row in the low halves.
+inline __m512i pairs(__m512 even, __m512 odd) {
+  const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
+  const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// Columns [0, cols) of m rows as [(m + 1) / 2, width] pairs, zeros past the ends.
+inline void pack_pairs(const float* in, int64_t stride, int64_t m, int64_t cols, int64_t width, uint32_t* out) {
+  for (int64_t t = 0; t < m; t += 2, in += 2 * stride, out += width) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const int64_t count = cols - c < 0 ? 0 : cols - c < kLanes ? cols - c : kLanes;
+      const auto mask = static_cast<__mmask16>((1u << count) - 1);
+      const __m512 even = _mm512_maskz_loadu_ps(mask, in + c);
+      const __m512 odd = t + 1 < m ? _mm512_maskz_loadu_ps(mask, in + stride + c) : _mm512_setzero_ps();
+      _mm512_storeu_si512(out + c, pairs(even, odd));
+    }
+  }
+}
+
+// R rows of dw by 64 columns: sums over `count` pairs of tokens, then added to dw.
+template <int64_t R>
+inline void pair_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t count, int64_t cols, float* dw, int64_t dw_stride) {
+  __m512 sum[R][4] = {};
+  for (int64_t t = 0; t < count; ++t, a += a_stride, b += 64) {
+    __m512i v[4];
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; ++j) v[j] = _mm512_loadu_si512(b + 16 * j);
+#pragma GCC unroll 6
+    for (int64_t i = 0; i < R; ++i) {
+      const __m512bh w = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a[i])));
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < 4; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], w, reinterpret_cast<__m512bh>(v[j]));
+    }
+  }
+  for (int64_t i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; ++j) {
+      const int64_t left = cols - 16 * j;
+      if (left <= 0) break;
+      float* const p = dw + i * dw_stride + 16 * j;
+      store_n(load_n(p, left < 16 ? left : 16) + F32x16{sum[i][j]}, p, left < 16 ? left : 16);
+    }
+  }
+}
+
+}  // namespace
+
+// The same by vdpbf16ps: each step adds the products of two tokens, fma(even, fma(odd, sum)), subnormals as zero.
+void add_outer_products_native_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
+                                    int64_t k, float* scratch, float* dw, int64_t dw_stride) {
+  auto* const panel = reinterpret_cast<uint32_t*>(scratch);
+  uint32_t* const packed = panel + kBlock / 2 * 64;
+  const int64_t width = (n + kLanes - 1) / kLanes * kLanes;
+  for (; m > 0; m -= kBlock, dy += kBlock * dy_stride, x += kBlock * x_stride) {
+    const int64_t block = m < kBlock ? m : kBlock, count = (block + 1) / 2;
+    pack_pairs(dy, dy_stride, block, n, width, packed);
+    for (int64_t j = 0; j < k; j += 64) {
+      const int64_t cols = k - j < 64 ? k - j : 64;
+      pack_pairs(x + j, x_stride, block, cols, 64, panel);
+      float* const out = dw + j;
+      int64_t i = 0;
+      for (; i + 6 <= n; i += 6) pair_tile<6>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
+      switch (n - i) {
+        case 5: pair_tile<5>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
+        case 4: pair_tile<4>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
+        case 3: pair_tile<3>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
+        case 2: pair_tile<2>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
+        case 1: pair_tile<1>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
+        default: break;
+      }
+    }
+  }
+}
+#endif
 
 // inout[c] += sum over the rows, in order and in double; cols <= 128.
 void column_sums(const float* x, int64_t stride, int64_t rows, int64_t cols, float* inout) {

@@ -92,13 +92,22 @@ TEST(LinearBackwardInput, WidensEveryOtherType) {
   }
 }
 
-void check_weight(Context& ctx, int64_t m, int64_t n, int64_t k) {
-  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " M " + std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
+// The values of a kBF16 operand: with them the products are exact and the sums have f32's bound.
+Doubles rounded_to_bf16(Doubles values) {
+  for (double& v : values) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
+  return values;
+}
+
+void check_weight(Context& ctx, DType operands, int64_t m, int64_t n, int64_t k) {
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(operands)) + " M " + std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
   const PaddedRows dy(m, n, 1), x(m, k, 2), dw(n, k, 3), before(n, k, 3);
-  linear_backward_weight(ctx, dy.view, x.view, dw.view);
+  linear_backward_weight(ctx, dy.view, x.view, operands, dw.view);
   Doubles expected = dense(before.view), bounds(expected.size());
   if (n > 0 && k > 0) {
-    const auto g = reference::linear_gradient(dense(x.view), Doubles(static_cast<size_t>(n * k)), n, dense(dy.view));
+    const bool round = operands == DType::kBF16 && ctx.precision() == Precision::kNative;
+    const Doubles x_values = round ? rounded_to_bf16(dense(x.view)) : dense(x.view);
+    const Doubles dy_values = round ? rounded_to_bf16(dense(dy.view)) : dense(dy.view);
+    const auto g = reference::linear_gradient(x_values, Doubles(static_cast<size_t>(n * k)), n, dy_values);
     const double terms = static_cast<double>(std::min<int64_t>(m, 256)) + static_cast<double>(m) / 256 + 1;
     for (size_t i = 0; i < expected.size(); ++i) {
       bounds[i] = terms * kUnit * (std::abs(expected[i]) + g.dw_terms[i]);
@@ -111,11 +120,15 @@ void check_weight(Context& ctx, int64_t m, int64_t n, int64_t k) {
 
 TEST(LinearBackwardWeight, EqualsTheTwinInEveryShape) {
   for (const Isa isa : instruction_sets()) {
-    Context ctx(2, isa);
-    for (int64_t n = 0; n <= 20; ++n) check_weight(ctx, 5, n, 70 - n);
-    for (int64_t k = 0; k <= 140; ++k) check_weight(ctx, 3, 7, k);
-    for (const int64_t m : {0, 1, 2, 255, 256, 257, 700}) check_weight(ctx, m, 13, 67);
-    check_weight(ctx, 40, 200, 530);
+    for (const DType operands : {DType::kF32, DType::kBF16}) {
+      Context ctx(2, isa);
+      for (int64_t n = 0; n <= 20; ++n) check_weight(ctx, operands, 5, n, 70 - n);
+      for (int64_t k = 0; k <= 140; ++k) check_weight(ctx, operands, 3, 7, k);
+      for (const int64_t m : {0, 1, 2, 255, 256, 257, 700}) check_weight(ctx, operands, m, 13, 67);
+      check_weight(ctx, operands, 40, 200, 530);
+    }
+    Context exact(2, isa, Precision::kF32);
+    check_weight(exact, DType::kBF16, 40, 30, 70);
   }
 }
 
@@ -160,10 +173,11 @@ TEST(GroupedLinearBackward, EachExpertIsALinearLayerOfItsOwnRows) {
           continue;
         }
         linear_backward_input(one, dy.view.slice(begin, count), weights.back().view, alone_dx.view.slice(begin, count));
-        linear_backward_weight(one, dy.view.slice(begin, count), x.view.slice(begin, count), alone_dw.view.slice(e * n, n));
+        linear_backward_weight(one, dy.view.slice(begin, count), x.view.slice(begin, count), dtype,
+                               alone_dw.view.slice(e * n, n));
       }
       grouped_linear_backward_input(ctx, dy.view, offsets, experts, dx.view);
-      grouped_linear_backward_weight(ctx, dy.view, x.view, offsets, gradients);
+      grouped_linear_backward_weight(ctx, dy.view, x.view, offsets, dtype, gradients);
       expect_same_bits(dx.view, alone_dx.view);
       expect_same_bits(dw.view, alone_dw.view);
     }
@@ -181,7 +195,7 @@ TEST(LinearBackward, HasTheSameBitsOnAnyNumberOfThreads) {
       const PaddedRows dx(m, k), dw(n, k, 5), db(1, n, 6);
       const bool first = threads == 1;
       linear_backward_input(ctx, dy.view, w.view, first ? first_dx.view : dx.view);
-      linear_backward_weight(ctx, dy.view, x.view, first ? first_dw.view : dw.view);
+      linear_backward_weight(ctx, dy.view, x.view, DType::kBF16, first ? first_dw.view : dw.view);
       bias_backward(ctx, dy.view, first ? first_db.view.data : db.view.data);
       if (first) continue;
       expect_same_bits(dx.view, first_dx.view);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/attention_documents.h"
 #include "kernels/attention_tile.h"
 #include "kernels/dispatch.h"
 
@@ -134,6 +135,14 @@ void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attentio
       }
     });
   }
+}
+
+void attention_documents(Context& ctx, ConstRows q, std::span<const int64_t> document_lengths, int64_t num_attention_heads,
+                         int64_t num_key_value_heads, float scale, const AttentionKeys& keys, Rows out) {
+  for_documents(ctx, document_lengths, q.rows, keys, [&](Context& on, int64_t row, int64_t rows, const AttentionKeys& own) {
+    attention(on, {q.row(row), rows, q.cols, q.stride}, 0, num_attention_heads, num_key_value_heads, scale, own,
+              out.slice(row, rows));
+  });
 }
 
 }  // namespace fathom

@@ -52,4 +52,10 @@ struct AttentionKeys {
 void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attention_heads, int64_t num_key_value_heads,
                float scale, const AttentionKeys& keys, Rows out);
 
+// The same for packed documents, each attending to itself from position 0: document d is the next document_lengths[d] rows of q and out,
+// and its keys are the same rows of each part (block_rows is not used). The very bits of attention() for each document alone.
+// REQUIRES: lengths >= 1 add up to q.rows.
+void attention_documents(Context& ctx, ConstRows q, std::span<const int64_t> document_lengths, int64_t num_attention_heads,
+                         int64_t num_key_value_heads, float scale, const AttentionKeys& keys, Rows out);
+
 }  // namespace fathom

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "kernels/attention_backward_tile.h"
+#include "kernels/attention_documents.h"
 #include "kernels/dispatch.h"
 
 namespace fathom {
@@ -160,6 +161,20 @@ void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads, 
       }
     });
   }
+}
+
+void attention_documents_backward(Context& ctx, ConstRows q, std::span<const int64_t> document_lengths,
+                                  int64_t num_attention_heads, int64_t num_key_value_heads, float scale,
+                                  const AttentionKeys& keys, ConstRows dout, Rows dq, const AttentionGradients& gradients) {
+  const auto from = [](GradientPart part, int64_t row) {
+    if (part.data != nullptr) part.data += row * part.row_stride;
+    return part;
+  };
+  for_documents(ctx, document_lengths, q.rows, keys, [&](Context& on, int64_t row, int64_t rows, const AttentionKeys& own) {
+    attention_backward(on, {q.row(row), rows, q.cols, q.stride}, num_attention_heads, num_key_value_heads, scale, own,
+                       {dout.row(row), rows, dout.cols, dout.stride}, dq.slice(row, rows),
+                       {from(gradients.dkey, row), from(gradients.dkey_rope, row), from(gradients.dvalue, row)});
+  });
 }
 
 }  // namespace fathom

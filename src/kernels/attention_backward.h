@@ -46,4 +46,10 @@ void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads, 
                         float scale, const AttentionKeys& keys, ConstRows dout, Rows dq,
                         const AttentionGradients& gradients);
 
+// The same for packed documents, as attention_documents() has them: rows of a document in q, dout, dq and all parts are its own, and the
+// bits are those of attention_backward() for each document alone.
+void attention_documents_backward(Context& ctx, ConstRows q, std::span<const int64_t> document_lengths,
+                                  int64_t num_attention_heads, int64_t num_key_value_heads, float scale,
+                                  const AttentionKeys& keys, ConstRows dout, Rows dq, const AttentionGradients& gradients);
+
 }  // namespace fathom

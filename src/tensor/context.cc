@@ -42,7 +42,17 @@ Isa detect_isa() {
 Context::Context(int threads, Isa isa, Precision precision)
     : pool_(threads), isa_(isa), precision_(precision), scratch_(std::make_unique<Arena>()) {
   FATHOM_CHECK(isa <= detect_isa(), isa_name(isa));
-  for (int w = 0; w < threads; ++w) worker_scratch_.push_back(std::make_unique<Arena>());
+  for (int w = 0; w < threads; ++w) {
+    worker_scratch_.push_back(std::make_unique<Arena>());
+    serial_.push_back(std::unique_ptr<Context>(new Context(Serial{}, isa, precision)));
+  }
 }
+
+Context::Context(Serial, Isa isa, Precision precision)
+    : pool_(1), isa_(isa), precision_(precision), scratch_(std::make_unique<Arena>()) {
+  worker_scratch_.push_back(std::make_unique<Arena>());
+}
+
+Context::~Context() = default;
 
 }  // namespace fathom

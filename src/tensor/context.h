@@ -27,6 +27,7 @@ enum class Precision { kNative, kF32 };
 class Context {
  public:
   explicit Context(int threads, Isa isa = detect_isa(), Precision precision = Precision::kNative);
+  ~Context();
 
   ThreadPool& pool() { return pool_; }
   Isa isa() const { return isa_; }
@@ -35,13 +36,20 @@ class Context {
   Arena& scratch() { return *scratch_; }
   // For the body of a parallel loop; worker in [0, pool().threads()).
   Arena& worker_scratch(int worker) { return *worker_scratch_[static_cast<size_t>(worker)]; }
+  // For the same: a context of one thread, to call a kernel from inside a loop over many small problems.
+  // Kernels give the same bits on it.
+  Context& serial(int worker) { return *serial_[static_cast<size_t>(worker)]; }
 
  private:
+  struct Serial {};
+  Context(Serial, Isa isa, Precision precision);
+
   ThreadPool pool_;
   Isa isa_;
   Precision precision_;
   std::unique_ptr<Arena> scratch_;
   std::vector<std::unique_ptr<Arena>> worker_scratch_;
+  std::vector<std::unique_ptr<Context>> serial_;  // none inside a serial context
 };
 
 }  // namespace fathom

@@ -34,17 +34,17 @@ struct Cost {
 };
 
 void add_mlp(const MlpWeights& mlp, double rows, Cost& cost) {
-  for (const WeightView* w : {&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj}) cost.add_weight(*w, rows);
+  for (const Linear* w : {&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj}) cost.add_weight(w->weight, rows);
 }
 
 void add_block(const BlockWeights& block, const ModelConfig& config, double rows, Cost& cost) {
   if (block.mla) {
     const MlaWeights& w = *block.mla;
-    for (const WeightView* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.kv_a_proj_with_mqa, &w.o_proj}) cost.add_weight(*v, rows);
-    for (const WeightView& v : w.k_up_transposed) cost.add_weight(v, rows);
-    for (const WeightView& v : w.v_up) cost.add_weight(v, rows);
+    for (const Linear* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.kv_a_proj_with_mqa, &w.o_proj}) cost.add_weight(v->weight, rows);
+    for (const WeightView& v : w.absorbed.k_up_transposed) cost.add_weight(v, rows);
+    for (const WeightView& v : w.absorbed.v_up) cost.add_weight(v, rows);
   } else {
-    for (const WeightView* v : {&block.gqa->q_proj, &block.gqa->k_proj, &block.gqa->v_proj, &block.gqa->o_proj}) cost.add_weight(*v, rows);
+    for (const Linear* v : {&block.gqa->q_proj, &block.gqa->k_proj, &block.gqa->v_proj, &block.gqa->o_proj}) cost.add_weight(v->weight, rows);
   }
   if (block.mlp) add_mlp(*block.mlp, rows, cost);
   if (!block.moe) return;
@@ -54,7 +54,7 @@ void add_block(const BlockWeights& block, const ModelConfig& config, double rows
   const double chosen = static_cast<double>(config.router.num_experts_per_tok) / static_cast<double>(config.n_routed_experts);
   const double read = 1 - std::pow(1 - chosen, rows);
   for (const auto* part : {&moe.gate_proj, &moe.up_proj, &moe.down_proj}) {
-    for (const WeightView& expert : *part) {
+    for (const WeightView& expert : part->weight) {
       cost.add_weight(expert, rows * chosen / read, read);
     }
   }
@@ -65,7 +65,7 @@ Cost step_cost(const Model& model, int64_t context, int64_t rows, DType cache_dt
   const ModelConfig& c = model.config();
   Cost cost;
   for (const BlockWeights& block : model.weights().layers) add_block(block, c, static_cast<double>(rows), cost);
-  cost.add_weight(model.weights().lm_head, 1);
+  cost.add_weight(model.weights().lm_head.weight, 1);
   const double pairs = static_cast<double>(rows) * (static_cast<double>(context) + static_cast<double>(rows + 1) / 2);
   const double per_pair = c.is_mla() ? static_cast<double>(2 * c.kv_lora_rank + c.qk_rope_head_dim) : static_cast<double>(2 * c.head_dim);
   cost.f32_flops += 2 * pairs * per_pair * static_cast<double>(c.num_attention_heads * c.num_hidden_layers);

@@ -61,6 +61,11 @@ DType default_cache_dtype(const Checkpoint& checkpoint) {
              : DType::kBF16;
 }
 
+DType default_cache_dtype(const Model& model) {
+  if (model.has_checkpoint()) return default_cache_dtype(model.checkpoint());
+  return model.weights().lm_head.weight.dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
+}
+
 Engine::Engine(const Model& model, Context& ctx, const EngineOptions& options)
     : model_(model),
       ctx_(ctx),

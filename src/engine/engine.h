@@ -33,7 +33,7 @@ struct EngineOptions {
 
 // Cache type for a model without a wish: F32 for F32 weights, else BF16.
 DType default_cache_dtype(const Checkpoint& checkpoint);
-inline DType default_cache_dtype(const Model& model) { return default_cache_dtype(model.checkpoint()); }
+DType default_cache_dtype(const Model& model);
 
 // Rows through the model and their time. A step with any prompt row counts whole as prefill, so
 // tokens / seconds are true rates.

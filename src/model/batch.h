@@ -51,6 +51,14 @@ struct TrainBatch {
   std::span<const int32_t> targets;
 };
 
+// What a layer's attention reads: keys of the cache, or, in training, of the batch itself in f32.
+// Both give the same bits in the expanded form with an F32 cache.
+struct KeySource {
+  const InferBatch* infer = nullptr;          // exactly one of the two
+  std::span<const int64_t> document_lengths;  // TrainBatch's
+  int64_t layer = 0;                          // of the cache
+};
+
 // What a check may want to see; filled when given. Costs a copy per layer.
 struct ForwardTrace {
   std::vector<float> hidden;  // [num_hidden_layers + 1, tokens, hidden_size]: residual stream after

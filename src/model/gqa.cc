@@ -3,44 +3,91 @@
 #include "model/gqa.h"
 
 #include "kernels/attention.h"
-#include "kernels/gemm.h"
+#include "kernels/attention_backward.h"
+#include "kernels/elementwise.h"
+#include "kernels/gemm_backward.h"
 #include "kernels/rope.h"
 #include "model/cache_rows.h"
 #include "model/rope_table.h"
 
 namespace fathom {
+namespace {
 
-void gqa_forward_infer(Context& ctx, const ModelConfig& c, const GqaWeights& w,
-                       const InferBatch& batch, int64_t layer, ConstRows cos_sin, ConstRows x,
-                       Rows out) {
-  const int64_t tokens = x.rows, heads = c.num_attention_heads, kv_heads = c.num_key_value_heads,
-                dim = c.head_dim;
-  const auto bias = [](const std::vector<float>& b) { return b.empty() ? nullptr : b.data(); };
-  ArenaScope scope(ctx.scratch());
-  const Rows q = scope.rows(tokens, heads * dim);
-  const Rows kv = scope.rows(tokens, 2 * kv_heads * dim);
-  linear(ctx, x, w.q_proj, bias(w.q_bias), q);
-  linear(ctx, x, w.k_proj, bias(w.k_bias), kv.columns(0, kv_heads * dim));
-  linear(ctx, x, w.v_proj, bias(w.v_bias), kv.columns(kv_heads * dim, kv_heads * dim));
-  rope(ctx, cos_sin, c.rope.layout, heads, dim, 0, q);
-  rope(ctx, cos_sin, c.rope.layout, kv_heads, dim, 0, kv.columns(0, kv_heads * dim));
-  store_cache_rows(ctx, batch, layer, 0, kv);
+// Keys and values in rows of width `stride` elements, [k of all kv heads | v of all kv heads].
+AttentionKeys keys_in(const ModelConfig& c, DType dtype, const std::byte* k, int64_t stride,
+                      std::span<const int64_t> block_rows) {
+  const int64_t dim = c.head_dim;
+  const std::byte* v = k + c.num_key_value_heads * dim * dtype_info(dtype).block_bytes;
+  return {{dtype, k, stride, dim, dim}, {}, {dtype, v, stride, dim, dim}, block_rows};
+}
 
-  const KvCacheView& cache = *batch.cache;
-  const std::byte* k = cache.layers[static_cast<size_t>(layer)];
-  const std::byte* v = k + kv_heads * dim * dtype_info(cache.dtype).block_bytes;
-  const Rows o = scope.rows(tokens, heads * dim);
-  int64_t first = 0;
-  for (const SequenceRows& sequence : batch.sequences) {
-    const AttentionKeys parts{{cache.dtype, k, cache.row_width, dim, dim},
-                              {},
-                              {cache.dtype, v, cache.row_width, dim, dim},
-                              sequence.block_rows};
-    attention(ctx, q.slice(first, sequence.rows), sequence.position, heads, kv_heads,
-              static_cast<float>(softmax_scale(c)), parts, o.slice(first, sequence.rows));
-    first += sequence.rows;
+AttentionKeys packed_keys(const ModelConfig& c, const GqaActivations& a) {
+  return keys_in(c, DType::kF32, reinterpret_cast<const std::byte*>(a.kv.data), a.kv.stride, {});
+}
+
+}  // namespace
+
+void gqa_forward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const KeySource& keys,
+                 ConstRows cos_sin, ConstRows x, const GqaActivations& a, Rows out) {
+  const int64_t heads = c.num_attention_heads, kv_heads = c.num_key_value_heads, dim = c.head_dim;
+  const Rows k = a.kv.columns(0, kv_heads * dim), v = a.kv.columns(kv_heads * dim, kv_heads * dim);
+  linear_forward(ctx, x, w.q_proj, w.q_bias.data(), a.q);
+  linear_forward(ctx, x, w.k_proj, w.k_bias.data(), k);
+  linear_forward(ctx, x, w.v_proj, w.v_bias.data(), v);
+  rope(ctx, cos_sin, c.rope.layout, heads, dim, 0, a.q);
+  rope(ctx, cos_sin, c.rope.layout, kv_heads, dim, 0, k);
+
+  const auto scale = static_cast<float>(softmax_scale(c));
+  if (keys.infer == nullptr) {
+    attention_documents(ctx, a.q, keys.document_lengths, heads, kv_heads, scale, packed_keys(c, a),
+                        a.o);
+  } else {
+    const InferBatch& batch = *keys.infer;
+    const KvCacheView& cache = *batch.cache;
+    store_cache_rows(ctx, batch, keys.layer, 0, a.kv);
+    int64_t first = 0;
+    for (const SequenceRows& sequence : batch.sequences) {
+      attention(ctx, a.q.slice(first, sequence.rows), sequence.position, heads, kv_heads, scale,
+                keys_in(c, cache.dtype, cache.layers[static_cast<size_t>(keys.layer)],
+                        cache.row_width, sequence.block_rows),
+                a.o.slice(first, sequence.rows));
+      first += sequence.rows;
+    }
   }
-  linear(ctx, o, w.o_proj, nullptr, out);
+  linear_forward(ctx, a.o, w.o_proj, nullptr, out);
+}
+
+void gqa_backward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const KeySource& keys,
+                  ConstRows cos_sin, ConstRows x, const GqaActivations& a, ConstRows dout,
+                  const GqaGradients& g, Rows dx) {
+  const int64_t tokens = x.rows, heads = c.num_attention_heads, kv_heads = c.num_key_value_heads;
+  const int64_t dim = c.head_dim;
+  ArenaScope scope(ctx.scratch());
+
+  const Rows d_o = scope.rows(tokens, a.o.cols);  // out = W_o o
+  linear_backward(ctx, a.o, w.o_proj, dout, g.o_proj, d_o);
+
+  const Rows dq = scope.rows(tokens, a.q.cols), dkv = scope.rows(tokens, a.kv.cols);
+  const Rows dk = dkv.columns(0, kv_heads * dim), dv = dkv.columns(kv_heads * dim, kv_heads * dim);
+  attention_documents_backward(
+      ctx, a.q, keys.document_lengths, heads, kv_heads, static_cast<float>(softmax_scale(c)),
+      packed_keys(c, a), d_o, dq,
+      {{dk.data, dk.stride, dim}, {}, {dv.data, dv.stride, dim}});
+
+  // q, k = turn of W x + b; v = W x + b
+  rope_backward(ctx, cos_sin, c.rope.layout, heads, dim, 0, dq);
+  rope_backward(ctx, cos_sin, c.rope.layout, kv_heads, dim, 0, dk);
+  if (!g.q_bias.empty()) {
+    bias_backward(ctx, dq, g.q_bias.data());
+    bias_backward(ctx, dk, g.k_bias.data());
+    bias_backward(ctx, dv, g.v_bias.data());
+  }
+  const Rows part = scope.rows(tokens, x.cols);
+  linear_backward(ctx, x, w.q_proj, dq, g.q_proj, dx);
+  linear_backward(ctx, x, w.k_proj, dk, g.k_proj, part);
+  add(ctx, part, dx);
+  linear_backward(ctx, x, w.v_proj, dv, g.v_proj, part);
+  add(ctx, part, dx);
 }
 
 }  // namespace fathom

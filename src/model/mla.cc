@@ -10,6 +10,8 @@
 #include <cstring>
 
 #include "kernels/attention.h"
+#include "kernels/attention_backward.h"
+#include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
@@ -54,7 +56,7 @@ void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   for (int64_t head = 0; head < heads; head += group) {
     const int64_t count = std::min(group, heads - head);
     const Rows kv{kv_buffer.data, keys, count * (nope + v), count * (nope + v)};
-    linear(ctx, latent, w.kv_b_proj.slice(head * (nope + v), count * (nope + v)), nullptr, kv);
+    linear_forward(ctx, latent, w.kv_b_proj.slice(head * (nope + v), count * (nope + v)), nullptr, kv);
     const AttentionKeys parts{f32_part(kv.data, kv.stride, nope + v, nope),
                               f32_part(key_rope.data, key_rope.stride, 0, key_rope.cols),
                               f32_part(kv.data + nope, kv.stride, nope + v, v), blocks};
@@ -94,7 +96,7 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
                 static_cast<size_t>(nope) * sizeof(float));
   });
   const Rows q_latent = scope.rows(heads * tokens, rank);
-  grouped_linear(ctx, q_nope, head_offsets, w.k_up_transposed, q_latent);
+  grouped_linear(ctx, q_nope, head_offsets, w.absorbed.k_up_transposed, q_latent);
   const Rows q_absorbed = scope.rows(tokens, heads * (rank + turned));
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
     float* to = q_absorbed.row(t) + head * (rank + turned);
@@ -123,51 +125,102 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
                 static_cast<size_t>(rank) * sizeof(float));
   });
   const Rows o_heads = scope.rows(heads * tokens, v);
-  grouped_linear(ctx, u_heads, head_offsets, w.v_up, o_heads);
+  grouped_linear(ctx, u_heads, head_offsets, w.absorbed.v_up, o_heads);
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
     std::memcpy(out.row(t) + head * v, o_heads.row(row), static_cast<size_t>(v) * sizeof(float));
   });
 }
 
+AttentionKeys packed_keys(const ModelConfig& c, const MlaActivations& a) {
+  const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim;
+  const Rows key_rope = a.kv_a.columns(c.kv_lora_rank, c.qk_rope_head_dim);
+  return {f32_part(a.kv.data, a.kv.stride, nope + v, nope),
+          f32_part(key_rope.data, key_rope.stride, 0, key_rope.cols),
+          f32_part(a.kv.data + nope, a.kv.stride, nope + v, v),
+          {}};
+}
+
 }  // namespace
 
-void mla_forward_infer(Context& ctx, const ModelConfig& c, const MlaWeights& w,
-                       const InferBatch& batch, int64_t layer, ConstRows cos_sin, ConstRows x,
-                       Rows out) {
-  const int64_t tokens = x.rows, heads = c.num_attention_heads;
-  ArenaScope scope(ctx.scratch());
-
-  const Rows q = scope.rows(tokens, heads * c.qk_head_dim());
+void mla_forward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const KeySource& keys,
+                 ConstRows cos_sin, ConstRows x, const MlaActivations& a, Rows out) {
+  const int64_t heads = c.num_attention_heads;
   if (c.q_lora_rank > 0) {
-    const Rows q_a = scope.rows(tokens, c.q_lora_rank);
-    linear(ctx, x, w.q_a_proj, nullptr, q_a);
-    rms_norm(ctx, q_a, w.q_a_layernorm.data(), kLatentNormEps, q_a);
-    linear(ctx, q_a, w.q_b_proj, nullptr, q);
+    linear_forward(ctx, x, w.q_a_proj, nullptr, a.q_a);
+    rms_norm(ctx, a.q_a, w.q_a_layernorm.data(), kLatentNormEps, a.q_a_normed);
+    linear_forward(ctx, a.q_a_normed, w.q_b_proj, nullptr, a.q);
   } else {
-    linear(ctx, x, w.q_proj, nullptr, q);
+    linear_forward(ctx, x, w.q_proj, nullptr, a.q);
   }
-  rope(ctx, cos_sin, c.rope.layout, heads, c.qk_head_dim(), c.qk_nope_head_dim, q);
+  rope(ctx, cos_sin, c.rope.layout, heads, c.qk_head_dim(), c.qk_nope_head_dim, a.q);
 
-  const Rows kv_a = scope.rows(tokens, c.kv_lora_rank + c.qk_rope_head_dim);
-  linear(ctx, x, w.kv_a_proj_with_mqa, nullptr, kv_a);
-  const Rows latent =
-      kv_a.columns(0, c.kv_lora_rank);  // only the latent is normed, not the rope part behind it
-  rms_norm(ctx, latent, w.kv_a_layernorm.data(), kLatentNormEps, latent);
-  rope(ctx, cos_sin, c.rope.layout, 1, kv_a.cols, c.kv_lora_rank, kv_a);
-  store_cache_rows(ctx, batch, layer, 0, kv_a);
+  linear_forward(ctx, x, w.kv_a_proj_with_mqa, nullptr, a.kv_a);
+  // Only the latent is normed, not the rope part behind it.
+  rms_norm(ctx, a.kv_a.columns(0, c.kv_lora_rank), w.kv_a_layernorm.data(), kLatentNormEps,
+           a.latent);
+  rope(ctx, cos_sin, c.rope.layout, 1, a.kv_a.cols, c.kv_lora_rank, a.kv_a);
 
-  const Rows o = scope.rows(tokens, heads * c.v_head_dim);
-  if (batch.form == MlaForm::kAbsorbed) {
-    attend_absorbed(ctx, c, w, batch, layer, q, o);
+  if (keys.infer == nullptr) {
+    linear_forward(ctx, a.latent, w.kv_b_proj, nullptr, a.kv);
+    attention_documents(ctx, a.q, keys.document_lengths, heads, heads,
+                        static_cast<float>(softmax_scale(c)), packed_keys(c, a), a.o);
   } else {
-    int64_t first = 0;
-    for (const SequenceRows& sequence : batch.sequences) {
-      attend_expanded(ctx, c, w, batch, layer, sequence, q.slice(first, sequence.rows),
-                      o.slice(first, sequence.rows));
-      first += sequence.rows;
+    const InferBatch& batch = *keys.infer;
+    store_cache_rows(ctx, batch, keys.layer, 0, a.kv_a);  // without `keep` it holds the latent
+    if (batch.form == MlaForm::kAbsorbed) {
+      attend_absorbed(ctx, c, w, batch, keys.layer, a.q, a.o);
+    } else {
+      int64_t first = 0;
+      for (const SequenceRows& sequence : batch.sequences) {
+        attend_expanded(ctx, c, w, batch, keys.layer, sequence, a.q.slice(first, sequence.rows),
+                        a.o.slice(first, sequence.rows));
+        first += sequence.rows;
+      }
     }
   }
-  linear(ctx, o, w.o_proj, nullptr, out);
+  linear_forward(ctx, a.o, w.o_proj, nullptr, out);
+}
+
+void mla_backward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const KeySource& keys,
+                  ConstRows cos_sin, ConstRows x, const MlaActivations& a, ConstRows dout,
+                  const MlaGradients& g, Rows dx) {
+  const int64_t tokens = x.rows, heads = c.num_attention_heads, rank = c.kv_lora_rank;
+  const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim;
+  ArenaScope scope(ctx.scratch());
+
+  const Rows d_o = scope.rows(tokens, heads * v);  // out = W_o o
+  linear_backward(ctx, a.o, w.o_proj, dout, g.o_proj, d_o);
+
+  const Rows dq = scope.rows(tokens, a.q.cols);
+  const Rows dkv = scope.rows(tokens, a.kv.cols);
+  const Rows dkv_a = scope.rows(tokens, a.kv_a.cols);
+  attention_documents_backward(ctx, a.q, keys.document_lengths, heads, heads,
+                               static_cast<float>(softmax_scale(c)), packed_keys(c, a), d_o, dq,
+                               {{dkv.data, dkv.stride, nope + v},
+                                {dkv_a.data + rank, dkv_a.stride, 0},
+                                {dkv.data + nope, dkv.stride, nope + v}});
+
+  // kv = W_kvb latent; [latent | k_rope] = [norm | turn] of W_kva x
+  const Rows dlatent = scope.rows(tokens, rank);
+  linear_backward(ctx, a.latent, w.kv_b_proj, dkv, g.kv_b_proj, dlatent);
+  rms_norm_backward(ctx, a.kv_a.columns(0, rank), w.kv_a_layernorm.data(), kLatentNormEps, dlatent,
+                    dkv_a.columns(0, rank), g.kv_a_layernorm.data());
+  rope_backward(ctx, cos_sin, c.rope.layout, 1, dkv_a.cols, rank, dkv_a);
+  linear_backward(ctx, x, w.kv_a_proj_with_mqa, dkv_a, g.kv_a_proj_with_mqa, dx);
+
+  // q = turn of W_q x, or of W_qb norm(W_qa x)
+  rope_backward(ctx, cos_sin, c.rope.layout, heads, c.qk_head_dim(), nope, dq);
+  const Rows dx_q = scope.rows(tokens, x.cols);
+  if (c.q_lora_rank > 0) {
+    const Rows dq_a = scope.rows(tokens, c.q_lora_rank);
+    linear_backward(ctx, a.q_a_normed, w.q_b_proj, dq, g.q_b_proj, dq_a);
+    rms_norm_backward(ctx, a.q_a, w.q_a_layernorm.data(), kLatentNormEps, dq_a, dq_a,
+                      g.q_a_layernorm.data());
+    linear_backward(ctx, x, w.q_a_proj, dq_a, g.q_a_proj, dx_q);
+  } else {
+    linear_backward(ctx, x, w.q_proj, dq, g.q_proj, dx_q);
+  }
+  add(ctx, dx_q, dx);
 }
 
 }  // namespace fathom

@@ -1,17 +1,25 @@
-// Multi-head latent attention (V2 §2.1, V3 §2.1.1), in its expanded and its absorbed form.
+// Multi-head latent attention (V2 §2.1, V3 §2.1.1), in its expanded and its absorbed form, and the
+// gradient of the expanded one.
 #pragma once
 
+#include "model/activations.h"
 #include "model/batch.h"
 #include "model/weights.h"
 #include "tensor/context.h"
 
 namespace fathom {
 
-// out [tokens, hidden_size] = attention of x (already normed) over the cache, whose rows of these
-// tokens it writes first. cos_sin: rope_angles of the batch's positions. `layer` indexes
-// cache.layers.
-void mla_forward_infer(Context& ctx, const ModelConfig& config, const MlaWeights& weights,
-                       const InferBatch& batch, int64_t layer, ConstRows cos_sin, ConstRows x,
-                       Rows out);
+// out [tokens, hidden_size] = attention of x (already normed) over the keys: the cache, whose rows
+// of these tokens it writes first, or the batch itself. cos_sin: rope_angles of the batch's
+// positions. Fills `a` (activations.h).
+void mla_forward(Context& ctx, const ModelConfig& config, const MlaWeights& weights,
+                 const KeySource& keys, ConstRows cos_sin, ConstRows x, const MlaActivations& a,
+                 Rows out);
+
+// dx is assigned, parameter gradients are added to. x and `a` as mla_forward had them, with keys of
+// the batch itself and `keep`. dx overlaps nothing.
+void mla_backward(Context& ctx, const ModelConfig& config, const MlaWeights& weights,
+                  const KeySource& keys, ConstRows cos_sin, ConstRows x, const MlaActivations& a,
+                  ConstRows dout, const MlaGradients& g, Rows dx);
 
 }  // namespace fathom

@@ -4,59 +4,108 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/gemm_backward.h"
 #include "kernels/moe_permute.h"
 #include "kernels/router.h"
 
 namespace fathom {
+namespace {
 
-void mlp_forward(Context& ctx, const MlpWeights& w, ConstRows x, Rows out) {
-  ArenaScope scope(ctx.scratch());
-  const Rows gate = scope.rows(x.rows, w.gate_proj.rows);
-  const Rows up = scope.rows(x.rows, w.up_proj.rows);
-  linear(ctx, x, w.gate_proj, nullptr, gate);
-  linear(ctx, x, w.up_proj, nullptr, up);
-  swiglu(ctx, gate, up, gate);
-  linear(ctx, gate, w.down_proj, nullptr, out);
+WeightView router_weight(const ModelConfig& c, const MoeWeights& w) {
+  return {.dtype = DType::kF32,
+          .rows = c.n_routed_experts,
+          .cols = c.hidden_size,
+          .data = reinterpret_cast<const std::byte*>(w.gate.data())};
 }
 
-void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstRows x, Rows out,
-                 int32_t* experts_out) {
-  const int64_t tokens = x.rows, slots = tokens * c.router.num_experts_per_tok;
-  ArenaScope scope(ctx.scratch());
+std::span<const float> slot_weights(const MoeActivations& a) {
+  return {a.weights, a.position.size()};
+}
 
+}  // namespace
+
+void mlp_forward(Context& ctx, const MlpWeights& w, ConstRows x, const MlpActivations& a,
+                 Rows out) {
+  linear_forward(ctx, x, w.gate_proj, nullptr, a.gate);
+  linear_forward(ctx, x, w.up_proj, nullptr, a.up);
+  swiglu(ctx, a.gate, a.up, a.act);
+  linear_forward(ctx, a.act, w.down_proj, nullptr, out);
+}
+
+void mlp_backward(Context& ctx, const MlpWeights& w, ConstRows x, const MlpActivations& a,
+                  ConstRows dout, const MlpGradients& g, Rows dx) {
+  ArenaScope scope(ctx.scratch());
+  const Rows dact = scope.rows(x.rows, a.act.cols), part = scope.rows(x.rows, x.cols);
+  linear_backward(ctx, a.act, w.down_proj, dout, g.down_proj, dact);  // out = W_down act
+  swiglu_backward(ctx, a.gate, a.up, dact, a.gate, a.up);             // act = silu(gate) * up
+  linear_backward(ctx, x, w.gate_proj, a.gate, g.gate_proj, dx);      // gate = W_gate x
+  linear_backward(ctx, x, w.up_proj, a.up, g.up_proj, part);          // up = W_up x
+  add(ctx, part, dx);
+}
+
+void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstRows x,
+                 const MoeActivations& a, Rows out) {
   // The shared experts lay the ground that the routed sum is added to.
   if (w.shared_experts) {
-    mlp_forward(ctx, *w.shared_experts, x, out);
+    mlp_forward(ctx, *w.shared_experts, x, a.shared, out);
   } else {
-    for (int64_t t = 0; t < tokens; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
+    for (int64_t t = 0; t < x.rows; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
   }
 
-  const Rows logits = scope.rows(tokens, c.n_routed_experts);
-  const WeightView gate{DType::kF32,   c.n_routed_experts,
-                        c.hidden_size, reinterpret_cast<const std::byte*>(w.gate.data()),
-                        nullptr,       0};
-  linear(ctx, x, gate, nullptr, logits);
-  auto* experts = scope.array<int32_t>(slots);
-  auto* weights = scope.array<float>(slots);
-  route(ctx, c.router, logits,
-        w.e_score_correction_bias.empty() ? nullptr : w.e_score_correction_bias.data(), experts,
-        weights);
-  if (experts_out != nullptr) std::copy_n(experts, slots, experts_out);
+  linear(ctx, x, router_weight(c, w), nullptr, a.logits);
+  route(ctx, c.router, a.logits,
+        w.e_score_correction_bias.empty() ? nullptr : w.e_score_correction_bias.data(), a.experts,
+        a.weights);
+  sort_by_expert({a.experts, a.position.size()}, a.offsets, a.position);
 
-  auto* offsets = scope.array<int64_t>(c.n_routed_experts + 1);
-  auto* position = scope.array<int64_t>(slots);
-  const std::span<int64_t> offset_span(offsets, static_cast<size_t>(c.n_routed_experts + 1));
-  const std::span<int64_t> position_span(position, static_cast<size_t>(slots));
-  sort_by_expert({experts, static_cast<size_t>(slots)}, offset_span, position_span);
-  const Rows sorted = scope.rows(slots, c.hidden_size);
-  gather_by_expert(ctx, x, position_span, sorted);
-  const Rows gate_rows = scope.rows(slots, c.moe_intermediate_size);
-  const Rows up_rows = scope.rows(slots, c.moe_intermediate_size);
-  grouped_linear(ctx, sorted, offset_span, w.gate_proj, gate_rows);
-  grouped_linear(ctx, sorted, offset_span, w.up_proj, up_rows);
-  swiglu(ctx, gate_rows, up_rows, gate_rows);
-  grouped_linear(ctx, gate_rows, offset_span, w.down_proj, sorted);
-  scatter_add_weighted(ctx, sorted, position_span, {weights, static_cast<size_t>(slots)}, out);
+  gather_by_expert(ctx, x, a.position, a.x);
+  experts_forward(ctx, a.x, a.offsets, w.gate_proj, a.routed.gate);
+  experts_forward(ctx, a.x, a.offsets, w.up_proj, a.routed.up);
+  swiglu(ctx, a.routed.gate, a.routed.up, a.routed.act);
+  experts_forward(ctx, a.routed.act, a.offsets, w.down_proj, a.y);
+  scatter_add_weighted(ctx, a.y, a.position, slot_weights(a), out);
+}
+
+double moe_backward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstRows x,
+                    const MoeActivations& a, const BalanceObjective& balance, ConstRows dout,
+                    const MoeGradients& g, Rows dx) {
+  const auto slots = static_cast<int64_t>(a.position.size());
+  const MlpActivations& r = a.routed;
+  ArenaScope scope(ctx.scratch());
+  const Rows part = scope.rows(x.rows, x.cols);
+
+  // out += sum of weight * y
+  float* dweights = scope.array<float>(slots);
+  scatter_add_weighted_backward(ctx, dout, a.y, a.position, slot_weights(a), a.y,
+                                {dweights, a.position.size()});
+  const Rows dact = scope.rows(slots, r.act.cols), dslots = scope.rows(slots, x.cols);
+  experts_backward(ctx, r.act, a.offsets, w.down_proj, a.y, g.down_proj, dact);
+  swiglu_backward(ctx, r.gate, r.up, dact, r.gate, r.up);
+  experts_backward(ctx, a.x, a.offsets, w.gate_proj, r.gate, g.gate_proj, dslots);
+  experts_backward(ctx, a.x, a.offsets, w.up_proj, r.up, g.up_proj, a.y);
+  add(ctx, a.y, dslots);
+  gather_by_expert_backward(ctx, dslots, a.position, dx);
+
+  // weights = route(W_router x)
+  const Rows dlogits = scope.rows(x.rows, c.n_routed_experts);
+  route_backward(ctx, c.router, a.logits, a.experts, dweights, dlogits);
+  double loss = 0;
+  if (balance.alpha != 0) {
+    loss = sequence_balance_loss(ctx, c.router, a.logits, a.experts, balance.document_lengths,
+                                 balance.alpha, dlogits);
+  }
+  if (!g.gate.empty()) {
+    linear_backward_weight(ctx, dlogits, x, DType::kF32,
+                           {g.gate.data(), c.n_routed_experts, c.hidden_size, c.hidden_size});
+  }
+  linear_backward_input(ctx, dlogits, router_weight(c, w), part);
+  add(ctx, part, dx);
+
+  if (w.shared_experts) {
+    mlp_backward(ctx, *w.shared_experts, x, a.shared, dout, *g.shared_experts, part);
+    add(ctx, part, dx);
+  }
+  return loss;
 }
 
 }  // namespace fathom

@@ -22,6 +22,17 @@ Model::Model(Checkpoint checkpoint)
   checkpoint_->check_unchanged();
 }
 
+Model::Model(ModelConfig config, ModelWeights weights)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      inv_freq_(rope_inv_freq(config_)) {}
+
+Rows Model::cos_sin(Context& ctx, ArenaScope& scope, std::span<const int32_t> positions) const {
+  const Rows out = scope.rows(static_cast<int64_t>(positions.size()), config_.rope_dim());
+  rope_angles(ctx, positions, inv_freq_, rope_magnitude(config_), out);
+  return out;
+}
+
 Rows Model::positions_cos_sin(Context& ctx, ArenaScope& scope, const InferBatch& batch) const {
   const auto tokens = static_cast<int64_t>(batch.tokens.size());
   auto* positions = scope.array<int32_t>(tokens);
@@ -31,10 +42,7 @@ Rows Model::positions_cos_sin(Context& ctx, ArenaScope& scope, const InferBatch&
       positions[row++] = static_cast<int32_t>(sequence.position + i);
   }
   FATHOM_CHECK(row == tokens, row, tokens);
-  const Rows cos_sin = scope.rows(tokens, config_.rope_dim());
-  rope_angles(ctx, {positions, static_cast<size_t>(tokens)}, inv_freq_, rope_magnitude(config_),
-              cos_sin);
-  return cos_sin;
+  return cos_sin(ctx, scope, {positions, static_cast<size_t>(tokens)});
 }
 
 void Model::head(Context& ctx, const InferBatch& batch, ConstRows normed, Rows logits) const {
@@ -45,7 +53,7 @@ void Model::head(Context& ctx, const InferBatch& batch, ConstRows normed, Rows l
     std::memcpy(wanted.row(i), normed.row(batch.logit_rows[static_cast<size_t>(i)]),
                 static_cast<size_t>(normed.cols) * sizeof(float));
   }
-  linear(ctx, wanted, weights_.lm_head, nullptr, logits);
+  linear_forward(ctx, wanted, weights_.lm_head, nullptr, logits);
 }
 
 void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Rows* hidden_out,
@@ -54,7 +62,7 @@ void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Ro
   ArenaScope scope(ctx.scratch());
   const Rows cos_sin = positions_cos_sin(ctx, scope, batch);
   const Rows x = scope.rows(tokens, config_.hidden_size);
-  embedding(ctx, weights_.embed_tokens, batch.tokens.data(), x);
+  embedding(ctx, weights_.embed_tokens.weight, batch.tokens.data(), x);
 
   const auto record_hidden = [&] {
     if (trace != nullptr)
@@ -62,15 +70,15 @@ void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Ro
   };
   record_hidden();
   for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-    int32_t* experts = nullptr;
+    ArenaScope layer_scope(ctx.scratch());
+    const BlockActivations a =
+        block_activations(layer_scope, config_, config_.is_moe_layer(layer), tokens, false);
+    block_forward(ctx, config_, weights_.layers[static_cast<size_t>(layer)], {&batch, {}, layer},
+                  cos_sin, x, a, x);
     if (trace != nullptr && config_.is_moe_layer(layer)) {
-      const size_t before = trace->experts.size();
-      trace->experts.resize(before +
-                            static_cast<size_t>(tokens * config_.router.num_experts_per_tok));
-      experts = trace->experts.data() + before;
+      trace->experts.insert(trace->experts.end(), a.moe.experts,
+                            a.moe.experts + a.moe.position.size());
     }
-    block_forward_infer(ctx, config_, weights_.layers[static_cast<size_t>(layer)], batch, layer,
-                        cos_sin, x, experts);
     record_hidden();
   }
 
@@ -90,13 +98,15 @@ void Model::forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden,
   const Rows cos_sin = positions_cos_sin(ctx, scope, batch);
   const Rows pair = scope.rows(
       tokens, 2 * d);  // [embedding | hidden]: the released eh_proj wants the embedding first
-  embedding(ctx, weights_.embed_tokens, batch.tokens.data(), pair.columns(0, d));
+  embedding(ctx, weights_.embed_tokens.weight, batch.tokens.data(), pair.columns(0, d));
   rms_norm(ctx, pair.columns(0, d), mtp.enorm.data(), eps, pair.columns(0, d));
   rms_norm(ctx, hidden, mtp.hnorm.data(), eps, pair.columns(d, d));
   const Rows z = scope.rows(tokens, d);
-  linear(ctx, pair, mtp.eh_proj, nullptr, z);
-  block_forward_infer(ctx, config_, mtp.block, batch, config_.num_hidden_layers, cos_sin, z,
-                      nullptr);
+  linear_forward(ctx, pair, mtp.eh_proj, nullptr, z);
+  const int64_t layer = config_.num_hidden_layers;
+  const BlockActivations a =
+      block_activations(scope, config_, config_.is_moe_layer(layer), tokens, false);
+  block_forward(ctx, config_, mtp.block, {&batch, {}, layer}, cos_sin, z, a, z);
   const Rows normed = hidden_out != nullptr ? *hidden_out : z;
   rms_norm(ctx, z, mtp.shared_head_norm.data(), eps, normed);
   head(ctx, batch, normed, logits);

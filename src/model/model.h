@@ -1,6 +1,6 @@
 // The model definition: DeepSeek V2/V3 (MLA, DeepSeekMoE, MTP) and the dense Qwen2 and Llama-3 of
-// the R1 distillations, as config + weights + blocks. One forward pass serves prefill, decode and
-// (with a tape) training.
+// the R1 distillations, as config + weights + blocks. The same blocks serve prefill, decode and
+// training (gradient.h).
 #pragma once
 
 #include <filesystem>
@@ -18,10 +18,16 @@ class Model {
   // Maps and validates everything, all or nothing; throws fathom::Error.
   static Model load(const std::filesystem::path& path);
   explicit Model(Checkpoint checkpoint);
+  // Of weights in memory (training): views into arrays that outlive the model and may change between
+  // calls. Generation in the absorbed form needs refresh_absorbed() after each change.
+  Model(ModelConfig config, ModelWeights weights);
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
+  // Of a loaded model. REQUIRES: has_checkpoint().
   const Checkpoint& checkpoint() const { return *checkpoint_; }
+  bool has_checkpoint() const { return checkpoint_ != nullptr; }
+  void refresh_absorbed() { fathom::refresh_absorbed(weights_, config_); }
   bool has_mtp() const { return weights_.mtp.has_value(); }
   // Layers the cache must hold: num_hidden_layers, plus one with MTP.
   int64_t cache_layers() const { return config_.num_hidden_layers + (has_mtp() ? 1 : 0); }
@@ -43,9 +49,13 @@ class Model {
   void forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden, Rows logits,
                    Rows* hidden_out = nullptr) const;
 
+  // Rotation angles of these positions, in memory of `scope`; what each forward pass begins with.
+  Rows cos_sin(Context& ctx, ArenaScope& scope, std::span<const int32_t> positions) const;
+
  private:
   std::unique_ptr<Checkpoint>
-      checkpoint_;  // behind a pointer: weights_ holds views into it, and a Model can move
+      checkpoint_;  // behind a pointer: weights_ holds views into it, and a Model can move;
+                    // null for weights in memory
   ModelConfig config_;
   ModelWeights weights_;
   std::vector<double> inv_freq_;

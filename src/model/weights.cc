@@ -8,7 +8,9 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "kernels/quantize.h"
+#include "model/lora.h"
 #include "model/tensor_names.h"
+#include "model/tensor_walk.h"
 
 namespace fathom {
 namespace {
@@ -25,73 +27,60 @@ size_t alignment_of(DType dtype) {
   }
 }
 
-// Asks the checkpoint for tensors by Hugging Face name and expected shape, and remembers what was
-// asked for.
+// [rows, cols] -> [cols, rows]; BF16 stays BF16, all else becomes f32 (exact either way).
+void transpose_weight(const WeightView& w, std::byte* out) {
+  std::vector<float> row(static_cast<size_t>(w.cols));
+  for (int64_t r = 0; r < w.rows; ++r) {
+    dequantize_weight(Isa::kPortable, w, r, 0, w.cols, row.data());
+    for (int64_t c = 0; c < w.cols; ++c) {
+      const float value = row[static_cast<size_t>(c)];
+      if (w.dtype == DType::kBF16) {
+        reinterpret_cast<bf16*>(out)[c * w.rows + r] = f32_to_bf16(value);
+      } else {
+        reinterpret_cast<float*>(out)[c * w.rows + r] = value;
+      }
+    }
+  }
+}
+
+// Takes tensors from a checkpoint by Hugging Face name and expected shape, and remembers what was
+// asked for. A visitor of tensor_walk.h.
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const ModelConfig& config, ModelWeights& out)
       : checkpoint_(checkpoint), config_(config), out_(out), gguf_(checkpoint.gguf() != nullptr) {}
 
-  bool has(const std::string& name) const { return checkpoint_.find(stored_name(name)) != nullptr; }
-  bool gguf() const { return gguf_; }
-
-  // A weight of shape [rows, cols] in its own type.
-  WeightView matrix(const std::string& name, int64_t rows, int64_t cols) {
-    const TensorInfo& tensor = require(stored_name(name), {rows, cols});
-    WeightView view = view_of(tensor, rows, cols);
-    if (tensor.dtype == DType::kF8E4M3) {
-      const int64_t scale_rows = (rows + 127) / 128;
-      view.scale_cols = (cols + 127) / 128;
-      const TensorInfo& scales =
-          require(stored_name(name) + "_scale_inv", {scale_rows, view.scale_cols});
-      if (scales.dtype != DType::kF32) fail_dtype(scales, "F32");
-      view.block_scales = reinterpret_cast<const float*>(aligned(scales));
-    }
-    return view;
+  void matrix(const std::string& name, Linear& w, int64_t rows, int64_t cols, ParameterKind) {
+    w.weight = weight(name, rows, cols);
   }
-
-  // n_routed_experts weights of one shape: separate tensors in Hugging Face files, one stacked
-  // tensor in GGUF.
-  std::vector<WeightView> experts(const std::string& mlp, const std::string& part, int64_t rows,
-                                  int64_t cols) {
-    std::vector<WeightView> views;
-    if (!gguf_) {
-      for (int64_t e = 0; e < config_.n_routed_experts; ++e) {
-        views.push_back(matrix(fmt::format("{}.experts.{}.{}.weight", mlp, e, part), rows, cols));
-        if (views.back().dtype != views.front().dtype) {
-          fail("{}: {}.experts.{}.{}: type {}, expected {} as its siblings",
-               checkpoint_.path().string(), mlp, e, part, dtype_name(views.back().dtype),
-               dtype_name(views.front().dtype));
-        }
-      }
-      return views;
-    }
-    const TensorInfo& stacked = require(stored_name(mlp + ".experts." + part + ".weight"),
-                                        {config_.n_routed_experts, rows, cols});
-    const WeightView all = view_of(stacked, config_.n_routed_experts * rows, cols);
-    for (int64_t e = 0; e < config_.n_routed_experts; ++e)
-      views.push_back(all.slice(e * rows, rows));
-    return views;
-  }
-
-  // Any float tensor of `count` elements, widened to f32.
-  std::vector<float> vector(const std::string& name, std::vector<int64_t> shape) {
-    const TensorInfo& tensor = require(stored_name(name), shape);
-    if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kBF16 &&
-        tensor.dtype != DType::kF16) {
-      fail_dtype(tensor, "F32, BF16 or F16");
-    }
-    int64_t count = 1;
-    for (const int64_t d : shape) count *= d;
-    std::vector<float> values(static_cast<size_t>(count));
-    dequantize_row(Isa::kPortable, tensor.dtype, aligned(tensor), count, values.data());
-    return values;
-  }
-
-  // The V2 §2.1.2 up-projections of one layer in the forms both kinds of attention want.
+  // Separate tensors in Hugging Face files, one stacked tensor in GGUF.
+  void experts(const std::string& mlp, const std::string& part, Experts& w, int64_t rows,
+               int64_t cols);
+  // Any float tensor; widened to f32 if it is not.
+  void vector(const std::string& name, std::span<const float>& w, std::vector<int64_t> shape,
+              ParameterKind);
   void kv_b(const std::string& attn, int64_t layer, MlaWeights& w);
-
-  void ignore(const std::string& stored) { used_.insert(stored); }
+  // Absent when no tensor of the declared layer is in the files; half a layer is an error like any
+  // other.
+  bool has_mtp(int64_t layer) const {
+    const std::string prefix = fmt::format("model.layers.{}", layer);
+    return has(prefix + ".eh_proj.weight") || has(prefix + ".input_layernorm.weight");
+  }
+  void mtp_norm(const std::string& name, std::span<const float>& w, int64_t count,
+                std::span<const float> model_norm) {
+    if (gguf_ && !has(name)) {
+      w = model_norm;
+    } else {
+      vector(name, w, {count}, ParameterKind::kVector);
+    }
+  }
+  // Byte copies of the main model's embedding and head in DeepSeek's files: checked for shape, not
+  // used twice.
+  void mtp_copies(const std::string& prefix) {
+    for (const char* copy : {".embed_tokens.weight", ".shared_head.head.weight"}) {
+      if (has(prefix + copy)) weight(prefix + copy, config_.vocab_size, config_.hidden_size);
+    }
+  }
 
   // Everything in the files was asked for, or is known to carry nothing.
   void expect_nothing_left() const {
@@ -107,6 +96,25 @@ class Loader {
   }
 
  private:
+  bool has(const std::string& name) const { return checkpoint_.find(stored_name(name)) != nullptr; }
+
+  // A weight of shape [rows, cols] in its own type.
+  WeightView weight(const std::string& name, int64_t rows, int64_t cols) {
+    const TensorInfo& tensor = require(stored_name(name), {rows, cols});
+    WeightView view = view_of(tensor, rows, cols);
+    if (tensor.dtype == DType::kF8E4M3) {
+      const int64_t scale_rows = (rows + 127) / 128;
+      view.scale_cols = (cols + 127) / 128;
+      const TensorInfo& scales =
+          require(stored_name(name) + "_scale_inv", {scale_rows, view.scale_cols});
+      if (scales.dtype != DType::kF32) fail_dtype(scales, "F32");
+      view.block_scales = reinterpret_cast<const float*>(aligned(scales));
+    }
+    return view;
+  }
+
+  void ignore(const std::string& stored) { used_.insert(stored); }
+
   std::string stored_name(const std::string& name) const {
     return gguf_ ? gguf_tensor_name(name) : name;
   }
@@ -150,39 +158,27 @@ class Loader {
     return copy;
   }
 
-  std::byte* own(size_t bytes) {
+  std::byte* allocate(size_t bytes) {
     out_.owned.push_back(std::make_unique_for_overwrite<std::byte[]>(bytes));
-    out_.owned_bytes += bytes;
     return out_.owned.back().get();
+  }
+  std::byte* own(size_t bytes) {
+    out_.owned_bytes += bytes;
+    return allocate(bytes);
   }
 
   WeightView own_f32(int64_t rows, int64_t cols) {
     return {DType::kF32, rows, cols, own(static_cast<size_t>(rows * cols) * 4), nullptr, 0};
   }
+  static float* writable(const WeightView& owned) {
+    return reinterpret_cast<float*>(const_cast<std::byte*>(owned.data));
+  }
 
-  // [rows, cols] -> [cols, rows]; BF16 stays BF16, all else becomes f32 (exact either way).
   WeightView transposed(const WeightView& w) {
-    std::vector<float> row(static_cast<size_t>(w.cols));
-    const bool keep = w.dtype == DType::kBF16;
-    WeightView t{keep ? DType::kBF16 : DType::kF32,
-                 w.cols,
-                 w.rows,
-                 own(static_cast<size_t>(w.rows * w.cols) * (keep ? 2 : 4)),
-                 nullptr,
-                 0};
-    auto* data = const_cast<std::byte*>(t.data);
-    for (int64_t r = 0; r < w.rows; ++r) {
-      dequantize_weight(Isa::kPortable, w, r, 0, w.cols, row.data());
-      for (int64_t c = 0; c < w.cols; ++c) {
-        const float value = row[static_cast<size_t>(c)];
-        if (keep) {
-          reinterpret_cast<bf16*>(data)[c * w.rows + r] = f32_to_bf16(value);
-        } else {
-          reinterpret_cast<float*>(data)[c * w.rows + r] = value;
-        }
-      }
-    }
-    return t;
+    const DType dtype = w.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+    std::byte* data = own(static_cast<size_t>(w.cols * row_bytes(dtype, w.rows)));
+    transpose_weight(w, data);
+    return {.dtype = dtype, .rows = w.cols, .cols = w.rows, .data = data};
   }
 
   const Checkpoint& checkpoint_;
@@ -192,6 +188,43 @@ class Loader {
   std::set<std::string, std::less<>> used_;
 };
 
+void Loader::experts(const std::string& mlp, const std::string& part, Experts& w, int64_t rows,
+                     int64_t cols) {
+  std::vector<WeightView>& views = w.weight;
+  if (!gguf_) {
+    for (int64_t e = 0; e < config_.n_routed_experts; ++e) {
+      views.push_back(weight(fmt::format("{}.experts.{}.{}.weight", mlp, e, part), rows, cols));
+      if (views.back().dtype != views.front().dtype) {
+        fail("{}: {}.experts.{}.{}: type {}, expected {} as its siblings",
+             checkpoint_.path().string(), mlp, e, part, dtype_name(views.back().dtype),
+             dtype_name(views.front().dtype));
+      }
+    }
+    return;
+  }
+  const TensorInfo& stacked = require(stored_name(mlp + ".experts." + part + ".weight"),
+                                      {config_.n_routed_experts, rows, cols});
+  const WeightView all = view_of(stacked, config_.n_routed_experts * rows, cols);
+  for (int64_t e = 0; e < config_.n_routed_experts; ++e) views.push_back(all.slice(e * rows, rows));
+}
+
+void Loader::vector(const std::string& name, std::span<const float>& w, std::vector<int64_t> shape,
+                    ParameterKind) {
+  const TensorInfo& tensor = require(stored_name(name), shape);
+  if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kBF16 && tensor.dtype != DType::kF16) {
+    fail_dtype(tensor, "F32, BF16 or F16");
+  }
+  int64_t count = 1;
+  for (const int64_t d : shape) count *= d;
+  const std::byte* data = aligned(tensor);
+  if (tensor.dtype != DType::kF32) {
+    std::byte* wide = allocate(static_cast<size_t>(count) * sizeof(float));
+    dequantize_row(Isa::kPortable, tensor.dtype, data, count, reinterpret_cast<float*>(wide));
+    data = wide;
+  }
+  w = {reinterpret_cast<const float*>(data), static_cast<size_t>(count)};
+}
+
 void Loader::kv_b(const std::string& attn, int64_t layer, MlaWeights& w) {
   const ModelConfig& c = config_;
   const int64_t heads = c.num_attention_heads, nope = c.qk_nope_head_dim, v = c.v_head_dim,
@@ -199,155 +232,96 @@ void Loader::kv_b(const std::string& attn, int64_t layer, MlaWeights& w) {
   const std::string blk = fmt::format("blk.{}.", layer);
   // Newer GGUF files store k transposed and v apart; some carry both layouts (models differ in
   // which is quantised how): kv_b, where present, is the checkpoint's own tensor.
+  std::vector<WeightView>& k_up = w.absorbed.k_up_transposed;
+  std::vector<WeightView>& v_up = w.absorbed.v_up;
   if (!gguf_ || has(attn + ".kv_b_proj.weight")) {
     if (gguf_) ignore(blk + "attn_k_b.weight"), ignore(blk + "attn_v_b.weight");
-    w.kv_b_proj = matrix(attn + ".kv_b_proj.weight", heads * (nope + v), rank);
-    if (w.kv_b_proj.dtype ==
-        DType::kF8E4M3) {  // a head's rows need not start on a scale block: widen, exactly
+    WeightView kv_b = weight(attn + ".kv_b_proj.weight", heads * (nope + v), rank);
+    if (kv_b.dtype == DType::kF8E4M3) {  // a head's rows need not start on a scale block: widen
       const WeightView wide = own_f32(heads * (nope + v), rank);
-      auto* data = reinterpret_cast<float*>(const_cast<std::byte*>(wide.data));
       for (int64_t r = 0; r < wide.rows; ++r)
-        dequantize_weight(Isa::kPortable, w.kv_b_proj, r, 0, rank, data + r * rank);
-      w.kv_b_proj = wide;
+        dequantize_weight(Isa::kPortable, kv_b, r, 0, rank, writable(wide) + r * rank);
+      kv_b = wide;
     }
     for (int64_t i = 0; i < heads; ++i) {
-      w.k_up_transposed.push_back(transposed(w.kv_b_proj.slice(i * (nope + v), nope)));
-      w.v_up.push_back(w.kv_b_proj.slice(i * (nope + v) + nope, v));
+      k_up.push_back(transposed(kv_b.slice(i * (nope + v), nope)));
+      v_up.push_back(kv_b.slice(i * (nope + v) + nope, v));
     }
+    w.kv_b_proj.weight = kv_b;
     return;
   }
   const WeightView k_b =
       view_of(require(blk + "attn_k_b.weight", {heads, rank, nope}), heads * rank, nope);
   const WeightView v_b =
       view_of(require(blk + "attn_v_b.weight", {heads, v, rank}), heads * v, rank);
-  w.kv_b_proj = own_f32(heads * (nope + v), rank);
-  auto* kv = reinterpret_cast<float*>(const_cast<std::byte*>(w.kv_b_proj.data));
+  w.kv_b_proj.weight = own_f32(heads * (nope + v), rank);
   std::vector<float> row(static_cast<size_t>(nope));
   for (int64_t i = 0; i < heads; ++i) {
-    w.k_up_transposed.push_back(k_b.slice(i * rank, rank));
-    w.v_up.push_back(v_b.slice(i * v, v));
-    float* head = kv + i * (nope + v) * rank;
+    k_up.push_back(k_b.slice(i * rank, rank));
+    v_up.push_back(v_b.slice(i * v, v));
+    float* head = writable(w.kv_b_proj.weight) + i * (nope + v) * rank;
     for (int64_t r = 0; r < rank; ++r) {
-      dequantize_weight(Isa::kPortable, w.k_up_transposed.back(), r, 0, nope, row.data());
+      dequantize_weight(Isa::kPortable, k_up.back(), r, 0, nope, row.data());
       for (int64_t d = 0; d < nope; ++d) head[d * rank + r] = row[static_cast<size_t>(d)];
     }
     for (int64_t d = 0; d < v; ++d)
-      dequantize_weight(Isa::kPortable, w.v_up.back(), d, 0, rank, head + (nope + d) * rank);
+      dequantize_weight(Isa::kPortable, v_up.back(), d, 0, rank, head + (nope + d) * rank);
   }
-}
-
-MlaWeights load_mla(Loader& load, const ModelConfig& c, int64_t layer, const std::string& attn) {
-  const int64_t h = c.num_attention_heads;
-  MlaWeights w;
-  if (c.q_lora_rank > 0) {
-    w.q_a_proj = load.matrix(attn + ".q_a_proj.weight", c.q_lora_rank, c.hidden_size);
-    w.q_a_layernorm = load.vector(attn + ".q_a_layernorm.weight", {c.q_lora_rank});
-    w.q_b_proj = load.matrix(attn + ".q_b_proj.weight", h * c.qk_head_dim(), c.q_lora_rank);
-  } else {
-    w.q_proj = load.matrix(attn + ".q_proj.weight", h * c.qk_head_dim(), c.hidden_size);
-  }
-  w.kv_a_proj_with_mqa = load.matrix(attn + ".kv_a_proj_with_mqa.weight",
-                                     c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size);
-  w.kv_a_layernorm = load.vector(attn + ".kv_a_layernorm.weight", {c.kv_lora_rank});
-  load.kv_b(attn, layer, w);
-  w.o_proj = load.matrix(attn + ".o_proj.weight", c.hidden_size, h * c.v_head_dim);
-  return w;
-}
-
-GqaWeights load_gqa(Loader& load, const ModelConfig& c, const std::string& attn) {
-  const int64_t q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
-  GqaWeights w;
-  w.q_proj = load.matrix(attn + ".q_proj.weight", q, c.hidden_size);
-  w.k_proj = load.matrix(attn + ".k_proj.weight", kv, c.hidden_size);
-  w.v_proj = load.matrix(attn + ".v_proj.weight", kv, c.hidden_size);
-  if (c.attention_bias) {
-    w.q_bias = load.vector(attn + ".q_proj.bias", {q});
-    w.k_bias = load.vector(attn + ".k_proj.bias", {kv});
-    w.v_bias = load.vector(attn + ".v_proj.bias", {kv});
-  }
-  w.o_proj = load.matrix(attn + ".o_proj.weight", c.hidden_size, q);
-  return w;
-}
-
-MlpWeights load_mlp(Loader& load, const std::string& mlp, int64_t hidden_size,
-                    int64_t intermediate_size) {
-  return {load.matrix(mlp + ".gate_proj.weight", intermediate_size, hidden_size),
-          load.matrix(mlp + ".up_proj.weight", intermediate_size, hidden_size),
-          load.matrix(mlp + ".down_proj.weight", hidden_size, intermediate_size)};
-}
-
-MoeWeights load_moe(Loader& load, const ModelConfig& c, const std::string& mlp) {
-  MoeWeights w;
-  w.gate = load.vector(mlp + ".gate.weight", {c.n_routed_experts, c.hidden_size});
-  if (c.router.topk_method == TopkMethod::kNoauxTc) {
-    w.e_score_correction_bias =
-        load.vector(mlp + ".gate.e_score_correction_bias", {c.n_routed_experts});
-  }
-  w.gate_proj = load.experts(mlp, "gate_proj", c.moe_intermediate_size, c.hidden_size);
-  w.up_proj = load.experts(mlp, "up_proj", c.moe_intermediate_size, c.hidden_size);
-  w.down_proj = load.experts(mlp, "down_proj", c.hidden_size, c.moe_intermediate_size);
-  if (c.n_shared_experts > 0) {
-    w.shared_experts = load_mlp(load, mlp + ".shared_experts", c.hidden_size,
-                                c.n_shared_experts * c.moe_intermediate_size);
-  }
-  return w;
-}
-
-BlockWeights load_block(Loader& load, const ModelConfig& c, int64_t layer) {
-  const std::string prefix = fmt::format("model.layers.{}", layer);
-  BlockWeights w;
-  w.input_layernorm = load.vector(prefix + ".input_layernorm.weight", {c.hidden_size});
-  w.post_attention_layernorm =
-      load.vector(prefix + ".post_attention_layernorm.weight", {c.hidden_size});
-  if (c.is_mla()) {
-    w.mla = load_mla(load, c, layer, prefix + ".self_attn");
-  } else {
-    w.gqa = load_gqa(load, c, prefix + ".self_attn");
-  }
-  if (c.is_moe_layer(layer)) {
-    w.moe = load_moe(load, c, prefix + ".mlp");
-  } else {
-    w.mlp = load_mlp(load, prefix + ".mlp", c.hidden_size, c.intermediate_size);
-  }
-  return w;
-}
-
-// Absent when no tensor of the declared layer is in the files; half a layer is an error like any
-// other.
-std::optional<MtpWeights> load_mtp(Loader& load, const ModelConfig& c,
-                                   const std::vector<float>& norm) {
-  const int64_t layer = c.num_hidden_layers;
-  const std::string prefix = fmt::format("model.layers.{}", layer);
-  if (!load.has(prefix + ".eh_proj.weight") && !load.has(prefix + ".input_layernorm.weight"))
-    return std::nullopt;
-  MtpWeights w;
-  w.enorm = load.vector(prefix + ".enorm.weight", {c.hidden_size});
-  w.hnorm = load.vector(prefix + ".hnorm.weight", {c.hidden_size});
-  w.eh_proj = load.matrix(prefix + ".eh_proj.weight", c.hidden_size, 2 * c.hidden_size);
-  w.block = load_block(load, c, layer);
-  const bool own_norm = !load.gguf() || load.has(prefix + ".shared_head.norm.weight");
-  w.shared_head_norm =
-      own_norm ? load.vector(prefix + ".shared_head.norm.weight", {c.hidden_size}) : norm;
-  // Byte copies of the main model's embedding and head in DeepSeek's files: checked for shape, not
-  // used twice.
-  for (const char* copy : {".embed_tokens.weight", ".shared_head.head.weight"}) {
-    if (load.has(prefix + copy)) load.matrix(prefix + copy, c.vocab_size, c.hidden_size);
-  }
-  return w;
 }
 
 }  // namespace
 
-ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& c) {
+namespace {
+
+void absorb(const ModelConfig& c, MlaWeights& mla, ModelWeights& w) {
+  const Linear& kv_b = mla.kv_b_proj;
+  AbsorbedUpProjections& up = mla.absorbed;
+  const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim, rank = c.kv_lora_rank;
+  const auto own = [&](int64_t bytes) {
+    w.owned.push_back(std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(bytes)));
+    w.owned_bytes += static_cast<size_t>(bytes);
+    return w.owned.back().get();
+  };
+  WeightView source = kv_b.weight;
+  const bool fresh = up.k_up_transposed.empty();
+  if (!kv_b.lora_a.empty()) {
+    if (fresh) mla.absorbed.merged = reinterpret_cast<float*>(own(source.rows * rank * 4));
+    merge_lora(source, kv_b.lora_a, kv_b.lora_b, kv_b.lora_scale, up.merged);
+    source = {.dtype = DType::kF32, .rows = source.rows, .cols = rank,
+              .data = reinterpret_cast<const std::byte*>(up.merged)};
+  }
+  const DType dtype = source.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+  for (int64_t i = 0; i < c.num_attention_heads; ++i) {
+    if (fresh) {
+      std::byte* turned = own(rank * row_bytes(dtype, nope));
+      up.k_up_transposed.push_back({.dtype = dtype, .rows = rank, .cols = nope, .data = turned});
+      up.v_up.push_back(source.slice(i * (nope + v) + nope, v));
+    }
+    transpose_weight(source.slice(i * (nope + v), nope),
+                     const_cast<std::byte*>(up.k_up_transposed[static_cast<size_t>(i)].data));
+  }
+}
+
+}  // namespace
+
+void refresh_absorbed(ModelWeights& w, const ModelConfig& config) {
+  for (BlockWeights& block : w.layers) {
+    if (block.mla) absorb(config, *block.mla, w);
+  }
+  if (w.mtp && w.mtp->block.mla) absorb(config, *w.mtp->block.mla, w);
+}
+
+void drop_absorbed(ModelWeights& w) {
+  for (BlockWeights& block : w.layers) {
+    if (block.mla) block.mla->absorbed = {};
+  }
+  if (w.mtp && w.mtp->block.mla) w.mtp->block.mla->absorbed = {};
+}
+
+ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config) {
   ModelWeights w;
-  Loader load(checkpoint, c, w);
-  w.embed_tokens = load.matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
-  w.norm = load.vector("model.norm.weight", {c.hidden_size});
-  w.lm_head = c.tie_word_embeddings ? w.embed_tokens
-                                    : load.matrix("lm_head.weight", c.vocab_size, c.hidden_size);
-  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer)
-    w.layers.push_back(load_block(load, c, layer));
-  if (c.num_nextn_predict_layers > 0) w.mtp = load_mtp(load, c, w.norm);
+  Loader load(checkpoint, config, w);
+  for_each_tensor(w, config, load);
   load.expect_nothing_left();
   return w;
 }

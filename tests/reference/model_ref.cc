@@ -25,7 +25,7 @@ Vector weight_row(const WeightView& w, int64_t r) {
 
 // y = W x (+ b), row by row of W so that large matrices are widened once.
 Matrix linear(Precision precision, const WeightView& w, Matrix x,
-              const std::vector<float>* bias = nullptr) {
+              std::span<const float> bias = {}) {
   if (w.dtype == DType::kBF16 && precision == Precision::kNative) {
     for (Vector& row : x) {
       for (double& v : row) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
@@ -37,20 +37,24 @@ Matrix linear(Precision precision, const WeightView& w, Matrix x,
     for (size_t t = 0; t < x.size(); ++t) {
       y[t][static_cast<size_t>(r)] =
           dot(row, x[t]) +
-          (bias != nullptr && !bias->empty() ? (*bias)[static_cast<size_t>(r)] : 0.0);
+          (bias.empty() ? 0.0 : bias[static_cast<size_t>(r)]);
     }
   }
   return y;
 }
 
-Vector rms_norm(const Vector& x, const std::vector<float>& weight, double eps) {
+Matrix linear(Precision precision, const Linear& w, Matrix x, std::span<const float> bias = {}) {
+  return linear(precision, w.weight, std::move(x), bias);
+}
+
+Vector rms_norm(const Vector& x, std::span<const float> weight, double eps) {
   const double scale = 1 / std::sqrt(dot(x, x) / static_cast<double>(x.size()) + eps);
   Vector y(x.size());
   for (size_t i = 0; i < x.size(); ++i) y[i] = x[i] * scale * weight[i];
   return y;
 }
 
-Matrix rms_norm(const Matrix& x, const std::vector<float>& weight, double eps) {
+Matrix rms_norm(const Matrix& x, std::span<const float> weight, double eps) {
   Matrix y;
   for (const Vector& row : x) y.push_back(rms_norm(row, weight, eps));
   return y;
@@ -123,8 +127,8 @@ Matrix mla(Precision p, const ModelConfig& c, const MlaWeights& w, const Matrix&
 
 Matrix gqa(Precision p, const ModelConfig& c, const GqaWeights& w, const Matrix& x) {
   const Vector inv_freq = rope_inv_freq(c);
-  Matrix q = linear(p, w.q_proj, x, &w.q_bias), k = linear(p, w.k_proj, x, &w.k_bias);
-  const Matrix v = linear(p, w.v_proj, x, &w.v_bias);
+  Matrix q = linear(p, w.q_proj, x, w.q_bias), k = linear(p, w.k_proj, x, w.k_bias);
+  const Matrix v = linear(p, w.v_proj, x, w.v_bias);
   Matrix heads(x.size());
   for (int64_t h = 0; h < c.num_attention_heads; ++h) {
     const int64_t group = h / (c.num_attention_heads / c.num_key_value_heads);
@@ -168,7 +172,7 @@ struct Choice {
   Vector weights;
 };
 
-Choice choose(const RouterRule& r, const std::vector<float>& bias, const Vector& logits) {
+Choice choose(const RouterRule& r, std::span<const float> bias, const Vector& logits) {
   Vector s(logits.size());
   if (r.scoring_func == ScoringFunc::kSigmoid) {
     for (size_t e = 0; e < s.size(); ++e) s[e] = 1 / (1 + std::exp(-logits[e]));
@@ -213,8 +217,8 @@ Choice choose(const RouterRule& r, const std::vector<float>& bias, const Vector&
 }
 
 Matrix moe(Precision p, const ModelConfig& c, const MoeWeights& w, const Matrix& x) {
-  Matrix y = w.shared_experts ? mlp(p, w.shared_experts->gate_proj, w.shared_experts->up_proj,
-                                    w.shared_experts->down_proj, x)
+  Matrix y = w.shared_experts ? mlp(p, w.shared_experts->gate_proj.weight, w.shared_experts->up_proj.weight,
+                                    w.shared_experts->down_proj.weight, x)
                               : Matrix(x.size(), Vector(static_cast<size_t>(c.hidden_size)));
   for (size_t t = 0; t < x.size(); ++t) {
     Vector logits;
@@ -225,7 +229,7 @@ Matrix moe(Precision p, const ModelConfig& c, const MoeWeights& w, const Matrix&
     const Choice choice = choose(c.router, w.e_score_correction_bias, logits);
     for (size_t j = 0; j < choice.experts.size(); ++j) {
       const size_t e = choice.experts[j];
-      const Matrix out = mlp(p, w.gate_proj[e], w.up_proj[e], w.down_proj[e], {x[t]});
+      const Matrix out = mlp(p, w.gate_proj.weight[e], w.up_proj.weight[e], w.down_proj.weight[e], {x[t]});
       for (size_t i = 0; i < out[0].size(); ++i) y[t][i] += choice.weights[j] * out[0][i];
     }
   }
@@ -243,7 +247,7 @@ void block(Precision p, const ModelConfig& c, const BlockWeights& w, Matrix& x) 
   add(x, w.mla ? mla(p, c, *w.mla, normed) : gqa(p, c, *w.gqa, normed));
   const Matrix again = rms_norm(x, w.post_attention_layernorm, c.rms_norm_eps);
   add(x, w.moe ? moe(p, c, *w.moe, again)
-               : mlp(p, w.mlp->gate_proj, w.mlp->up_proj, w.mlp->down_proj, again));
+               : mlp(p, w.mlp->gate_proj.weight, w.mlp->up_proj.weight, w.mlp->down_proj.weight, again));
 }
 
 std::vector<double> flatten(const Matrix& m) {
@@ -259,7 +263,7 @@ std::vector<double> model_logits(const Model& model, std::span<const int32_t> to
   const ModelConfig& c = model.config();
   const ModelWeights& w = model.weights();
   Matrix x;
-  for (const int32_t id : tokens) x.push_back(weight_row(w.embed_tokens, id));
+  for (const int32_t id : tokens) x.push_back(weight_row(w.embed_tokens.weight, id));
   for (const BlockWeights& layer : w.layers) block(p, c, layer, x);
   const Matrix normed = rms_norm(x, w.norm, c.rms_norm_eps);
   if (hidden != nullptr) *hidden = flatten(normed);
@@ -274,7 +278,7 @@ std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> toke
   Matrix pair;
   for (size_t t = 0; t + 1 < tokens.size(); ++t) {
     pair.push_back(
-        rms_norm(weight_row(model.weights().embed_tokens, tokens[t + 1]), w.enorm, c.rms_norm_eps));
+        rms_norm(weight_row(model.weights().embed_tokens.weight, tokens[t + 1]), w.enorm, c.rms_norm_eps));
     const Vector h = rms_norm(Vector(hidden.begin() + static_cast<int64_t>(t * d),
                                      hidden.begin() + static_cast<int64_t>((t + 1) * d)),
                               w.hnorm, c.rms_norm_eps);

@@ -1,0 +1,57 @@
+// The loss of a micro-batch and its gradient: the forward pass of model.h with its activations kept,
+// then the same blocks in reverse.
+//
+//   L = sum over targets of -log p(target) / targets of the step
+//     + mtp_loss_weight * the same of the MTP layer, which predicts one token further (V3 §2.2)
+//     + sequence_balance_alpha * sum over the main model's MoE layers of L_Bal (V3 §2.1.2),
+//       averaged over the step's documents
+//
+// A step may be cut into micro-batches at document borders: every term is divided by the counts of
+// the whole step, so gradients add up to those of one batch (to rounding; to the bit if cuts are at
+// multiples of 256 tokens and the model has no experts, whose rows are grouped per micro-batch).
+#pragma once
+
+#include <vector>
+
+#include "model/batch.h"
+#include "model/model.h"
+
+namespace fathom {
+
+struct Objective {
+  int64_t targets = 0;      // of the whole step: TrainBatch targets that are not -1
+  int64_t mtp_targets = 0;  // mtp_target_count() over the whole step
+  int64_t documents = 0;    // of the whole step
+  double mtp_loss_weight = 0;         // lambda; 0 = the MTP layer is neither computed nor trained
+  double sequence_balance_alpha = 0;  // 0 = off
+  // Keep only the residual stream of each layer and compute the rest again in the backward pass:
+  // a third more arithmetic, the same bits.
+  bool recompute = false;
+};
+
+// Sums over micro-batches; zero it before the first.
+struct StepLosses {
+  double cross_entropy = 0;      // sum over targets of -log p
+  double mtp_cross_entropy = 0;  // likewise
+  double balance = 0;            // sequence_balance_alpha times L_Bal, as it stands in L
+  int64_t targets = 0, mtp_targets = 0;
+  // Tokens by expert, [MoE layers (the MTP layer last), n_routed_experts]. Sized by the caller:
+  // moe_layers() * n_routed_experts.
+  std::vector<int64_t> expert_tokens;
+
+  double total(const Objective& objective) const;  // L
+};
+
+// MoE layers, the MTP layer included if the model has it.
+int64_t moe_layers(const Model& model);
+// Positions of which the MTP layer is trained: those whose next token is in the same document and has a
+// target itself.
+int64_t mtp_target_count(const TrainBatch& batch);
+
+// Adds the micro-batch's losses, and its gradients of L to `gradients`. Null gradients: losses only
+// (validation); then nothing is kept. Uses ctx.scratch(); call from one thread. The memory it takes is
+// gradient_memory_bytes(). REQUIRES: targets in [0, vocab_size) or -1, tokens in [0, vocab_size).
+void add_gradients(Context& ctx, const Model& model, const TrainBatch& batch,
+                   const Objective& objective, const ModelGradients* gradients, StepLosses& losses);
+
+}  // namespace fathom

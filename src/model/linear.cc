@@ -1,0 +1,99 @@
+#include "model/linear.h"
+
+#include "kernels/elementwise.h"
+#include "kernels/gemm.h"
+#include "kernels/gemm_backward.h"
+
+namespace fathom {
+namespace {
+
+// Spans over the parts of a layer; a Linear is a group of one expert.
+struct Group {
+  std::span<const int64_t> offsets;
+  std::span<const WeightView> weight, lora_a, lora_b;
+  float lora_scale;
+};
+
+struct GroupGradient {
+  std::span<const Rows> weight, lora_a, lora_b;
+};
+
+// Weight gradients are made of bf16 operands where the layer computes with bf16.
+DType operands_of(const WeightView& w) { return w.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32; }
+
+void scale_rows(Rows x, float factor) {
+  for (int64_t t = 0; t < x.rows; ++t) {
+    for (int64_t i = 0; i < x.cols; ++i) x.row(t)[i] *= factor;
+  }
+}
+
+void add_lora(Context& ctx, ConstRows x, const Group& g, Rows y) {
+  if (g.lora_a.empty()) return;
+  ArenaScope scope(ctx.scratch());
+  const Rows inner = scope.rows(x.rows, g.lora_a[0].rows);
+  const Rows update = scope.rows(y.rows, y.cols);
+  grouped_linear(ctx, x, g.offsets, g.lora_a, inner);
+  scale_rows(inner, g.lora_scale);
+  grouped_linear(ctx, inner, g.offsets, g.lora_b, update);
+  add(ctx, update, y);
+}
+
+void group_backward(Context& ctx, ConstRows x, const Group& w, ConstRows dy, const GroupGradient& g,
+                    Rows dx) {
+  grouped_linear_backward_input(ctx, dy, w.offsets, w.weight, dx);
+  if (!g.weight.empty()) {
+    grouped_linear_backward_weight(ctx, dy, x, w.offsets, operands_of(w.weight[0]), g.weight);
+  }
+  if (w.lora_a.empty()) return;
+  ArenaScope scope(ctx.scratch());
+  const int64_t rank = w.lora_a[0].rows;
+  const Rows inner = scope.rows(x.rows, rank), dinner = scope.rows(x.rows, rank);
+  const Rows update = scope.rows(dx.rows, dx.cols);
+  grouped_linear(ctx, x, w.offsets, w.lora_a, inner);
+  scale_rows(inner, w.lora_scale);
+  grouped_linear_backward_weight(ctx, dy, inner, w.offsets, operands_of(w.lora_b[0]), g.lora_b);
+  grouped_linear_backward_input(ctx, dy, w.offsets, w.lora_b, dinner);
+  scale_rows(dinner, w.lora_scale);
+  grouped_linear_backward_weight(ctx, dinner, x, w.offsets, operands_of(w.lora_a[0]), g.lora_a);
+  grouped_linear_backward_input(ctx, dinner, w.offsets, w.lora_a, update);
+  add(ctx, update, dx);
+}
+
+// One element if there is a weight, else none.
+template <class View>
+std::span<const View> one(const View& view) {
+  return {&view, view.data == nullptr ? size_t{0} : size_t{1}};
+}
+
+Group group_of(const Linear& w, std::span<const int64_t> offsets) {
+  return {offsets, one(w.weight), one(w.lora_a), one(w.lora_b), w.lora_scale};
+}
+
+}  // namespace
+
+void linear_forward(Context& ctx, ConstRows x, const Linear& w, const float* bias, Rows y) {
+  linear(ctx, x, w.weight, bias, y);
+  const int64_t offsets[] = {0, x.rows};
+  add_lora(ctx, x, group_of(w, offsets), y);
+}
+
+void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets, const Experts& w,
+                     Rows y) {
+  grouped_linear(ctx, x, offsets, w.weight, y);
+  add_lora(ctx, x, {offsets, w.weight, w.lora_a, w.lora_b, w.lora_scale}, y);
+}
+
+void linear_backward(Context& ctx, ConstRows x, const Linear& w, ConstRows dy,
+                     const LinearGradient& g, Rows dx) {
+  const int64_t offsets[] = {0, x.rows};
+  group_backward(ctx, x, group_of(w, offsets), dy, {one(g.weight), one(g.lora_a), one(g.lora_b)},
+                 dx);
+}
+
+void experts_backward(Context& ctx, ConstRows x, std::span<const int64_t> offsets, const Experts& w,
+                      ConstRows dy, const ExpertsGradient& g, Rows dx) {
+  group_backward(ctx, x, {offsets, w.weight, w.lora_a, w.lora_b, w.lora_scale}, dy,
+                 {g.weight, g.lora_a, g.lora_b}, dx);
+}
+
+}  // namespace fathom

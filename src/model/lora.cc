@@ -1,0 +1,194 @@
+#include "model/lora.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "kernels/quantize.h"
+#include "model/tensor_walk.h"
+
+namespace fathom {
+namespace {
+
+// "model.layers.0.mlp.down_proj.weight" -> "model.layers.0.mlp.down_proj"
+std::string layer_of(const std::string& name) { return name.substr(0, name.rfind(".weight")); }
+
+class Targets {
+ public:
+  explicit Targets(const LoraOptions& options)
+      : options_(options), used_(options.targets.size(), false) {}
+
+  bool contains(const std::string& layer) {
+    bool chosen = false;
+    for (size_t i = 0; i < used_.size(); ++i) {
+      const std::string& target = options_.targets[i];
+      if (target == "all" || layer.find(target) != std::string::npos) used_[i] = chosen = true;
+    }
+    return chosen;
+  }
+  void expect_all_used() const {
+    for (size_t i = 0; i < used_.size(); ++i) {
+      if (!used_[i]) {
+        fail("lora: target {}: no linear layer of this model, expected a part of a name such as "
+             "'self_attn.o_proj'",
+             quoted(options_.targets[i]));
+      }
+    }
+  }
+
+ private:
+  const LoraOptions& options_;
+  std::vector<bool> used_;
+};
+
+// A visitor of tensor_walk.h: place.pair(layer, rows, cols, a, b) for each chosen layer.
+template <class T, class Place>
+class LoraWalker {
+ public:
+  LoraWalker(const ModelConfig& config, const LoraOptions& options, Place& place)
+      : config_(config), options_(options), targets_(options), place_(place) {}
+
+  void matrix(const std::string& name, typename T::Matrix& w, int64_t rows, int64_t cols,
+              ParameterKind kind) {
+    const std::string layer = layer_of(name);
+    if (kind != ParameterKind::kMatrix || !targets_.contains(layer)) return;
+    place_.pair(layer, rows, cols, w.lora_a, w.lora_b);
+    set_scale(w);
+  }
+  void experts(const std::string& mlp, const std::string& part, typename T::Experts& w,
+               int64_t rows, int64_t cols) {
+    for (int64_t e = 0; e < config_.n_routed_experts; ++e) {
+      const std::string layer = fmt::format("{}.experts.{}.{}", mlp, e, part);
+      const bool chosen = targets_.contains(layer);
+      if (e == 0 && !chosen) return;  // all experts of a layer, or none
+      const auto count = static_cast<size_t>(config_.n_routed_experts);
+      w.lora_a.resize(count), w.lora_b.resize(count);
+      place_.pair(layer, rows, cols, w.lora_a[static_cast<size_t>(e)],
+                  w.lora_b[static_cast<size_t>(e)]);
+    }
+    set_scale(w);
+  }
+  void vector(const std::string&, typename T::Vector&, const std::vector<int64_t>&,
+              ParameterKind) {}
+  void kv_b(const std::string& attn, int64_t, MlaTensors<T>& w) {
+    const ModelConfig& c = config_;
+    matrix(attn + ".kv_b_proj.weight", w.kv_b_proj,
+           c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank,
+           ParameterKind::kMatrix);
+  }
+  bool has_mtp(int64_t) const { return true; }
+  void mtp_norm(const std::string&, typename T::Vector&, int64_t, typename T::Vector) {}
+  void mtp_copies(const std::string&) {}
+  void expect_all_used() const { targets_.expect_all_used(); }
+
+ private:
+  void set_scale(LinearGradient&) {}
+  void set_scale(ExpertsGradient&) {}
+  template <class Weights>
+  void set_scale(Weights& w) {
+    w.lora_scale = static_cast<float>(options_.alpha / static_cast<double>(options_.rank));
+  }
+
+  const ModelConfig& config_;
+  const LoraOptions& options_;
+  Targets targets_;
+  Place& place_;
+};
+
+struct ListPairs {
+  int64_t rank;
+  ParameterTable table;
+
+  void pair(const std::string& layer, int64_t rows, int64_t cols, Rows&, Rows&) {
+    const std::string name = "base_model.model." + layer;
+    append_parameter(table, name + ".lora_A.weight", {rank, cols}, ParameterKind::kMatrix);
+    append_parameter(table, name + ".lora_B.weight", {rows, rank}, ParameterKind::kMatrix);
+  }
+};
+
+// Hands out the parameters in the table's order, which is the walk's.
+template <class View, class MakeView>
+struct MapPairs {
+  const ParameterTable& table;
+  MakeView make;
+  size_t index = 0;
+
+  void pair(const std::string&, int64_t, int64_t, View& a, View& b) {
+    a = make(table.parameters[index++]);
+    b = make(table.parameters[index++]);
+  }
+};
+
+}  // namespace
+
+ParameterTable lora_table(const ModelConfig& config, const LoraOptions& options) {
+  ListPairs place{options.rank, {}};
+  LoraWalker<AsGradients, ListPairs> walker(config, options, place);
+  ModelGradients unused;
+  for_each_tensor(unused, config, walker);
+  walker.expect_all_used();
+  return std::move(place.table);
+}
+
+void initialise_lora(const ParameterTable& table, uint64_t seed, std::span<float> master) {
+  std::fill(master.begin(), master.end(), 0.0f);
+  uint64_t sequence = 0;
+  for (const Parameter& p : table.parameters) {
+    ++sequence;
+    if (!p.name.ends_with(".lora_A.weight")) continue;
+    const double deviation = 1 / std::sqrt(static_cast<double>(p.shape[1]));
+    const RandomKey key{.seed = seed, .purpose = RandomPurpose::kInit, .sequence = sequence};
+    for (int64_t i = 0; i < p.count; ++i) {
+      master[static_cast<size_t>(p.offset + i)] =
+          static_cast<float>(deviation * random_normal(key, static_cast<uint64_t>(i)));
+    }
+  }
+}
+
+void attach_lora(const ModelConfig& config, const LoraOptions& options, const ParameterTable& table,
+                 std::span<const float> master, std::span<const bf16> compute,
+                 ModelTensors<AsWeights>& weights) {
+  const auto make = [&](const Parameter& p) {
+    return matrix_view(p, master, compute);
+  };
+  MapPairs<WeightView, decltype(make)> place{table, make};
+  LoraWalker<AsWeights, decltype(place)> walker(config, options, place);
+  for_each_tensor(weights, config, walker);
+}
+
+ModelGradients map_lora_gradients(const ModelConfig& config, const LoraOptions& options,
+                                  const ParameterTable& table, std::span<float> gradients) {
+  const auto make = [&](const Parameter& p) {
+    return Rows{gradients.data() + p.offset, p.shape[0], p.shape[1], p.shape[1]};
+  };
+  MapPairs<Rows, decltype(make)> place{table, make};
+  LoraWalker<AsGradients, decltype(place)> walker(config, options, place);
+  ModelGradients mapped;
+  for_each_tensor(mapped, config, walker);
+  return mapped;
+}
+
+void merge_lora(const WeightView& weight, const WeightView& lora_a, const WeightView& lora_b,
+                float lora_scale, float* out) {
+  const int64_t rank = lora_a.rows, cols = weight.cols;
+  std::vector<float> a(static_cast<size_t>(rank * cols)), b(static_cast<size_t>(rank));
+  for (int64_t i = 0; i < rank; ++i) {
+    dequantize_weight(Isa::kPortable, lora_a, i, 0, cols, a.data() + i * cols);
+  }
+  std::vector<double> sum(static_cast<size_t>(cols));
+  for (int64_t r = 0; r < weight.rows; ++r) {
+    float* row = out + r * cols;
+    dequantize_weight(Isa::kPortable, weight, r, 0, cols, row);
+    dequantize_weight(Isa::kPortable, lora_b, r, 0, rank, b.data());
+    std::fill(sum.begin(), sum.end(), 0.0);
+    for (int64_t i = 0; i < rank; ++i) {
+      const double factor = b[static_cast<size_t>(i)];
+      for (int64_t k = 0; k < cols; ++k) sum[static_cast<size_t>(k)] += factor * a[static_cast<size_t>(i * cols + k)];
+    }
+    for (int64_t k = 0; k < cols; ++k) {
+      row[k] = static_cast<float>(row[k] + double{lora_scale} * sum[static_cast<size_t>(k)]);
+    }
+  }
+}
+
+}  // namespace fathom

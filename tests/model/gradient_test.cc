@@ -1,0 +1,197 @@
+// The gradient of whole models: against gradients recorded from an independent implementation, and
+// the bits that micro-batches, threads, recomputation and inference must not change.
+#include "model/gradient.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "tests/model/golden.h"
+#include "kernels/cross_entropy.h"
+#include "model/parameters.h"
+#include "tests/reference/expect_close.h"
+#include "tests/reference/test_rows.h"
+
+namespace fathom {
+namespace {
+
+using reference::expect_same_bits;
+
+struct Recorded {
+  std::vector<int32_t> tokens, targets;
+  std::vector<int64_t> lengths;
+  Objective objective;
+  double total = 0;
+  std::string gradients;  // file
+
+  TrainBatch batch() const { return {tokens, lengths, targets}; }
+};
+
+Recorded recorded(const std::string& model) {
+  const std::string folder = golden_path("models/" + model);
+  const auto info = nlohmann::json::parse(read_file(folder + "/info.json", 1 << 20));
+  const std::string kind = info.contains("full") ? "full" : "plain";
+  Recorded r;
+  r.tokens = golden_ids(model);
+  r.lengths = info["documents"].get<std::vector<int64_t>>();
+  r.targets.assign(r.tokens.size(), -1);
+  size_t begin = 0;
+  for (const int64_t length : r.lengths) {
+    for (size_t t = begin; t + 1 < begin + static_cast<size_t>(length); ++t) {
+      r.targets[t] = r.tokens[t + 1];
+    }
+    begin += static_cast<size_t>(length);
+  }
+  r.objective.targets = static_cast<int64_t>(r.tokens.size() - r.lengths.size());
+  r.objective.mtp_targets = mtp_target_count(r.batch());
+  r.objective.documents = static_cast<int64_t>(r.lengths.size());
+  r.objective.mtp_loss_weight = info[kind]["mtp_weight"];
+  r.objective.sequence_balance_alpha = info[kind]["balance_alpha"];
+  r.total = info[kind]["total"];
+  r.gradients = folder + "/grads_" + kind + ".safetensors";
+  return r;
+}
+
+// A model of f32 weights in memory and a place for its gradients.
+struct Training {
+  explicit Training(const std::string& name)
+      : config(Model::load(golden_path("models/" + name)).config()),
+        table(parameter_table(config)),
+        master(static_cast<size_t>(table.total)),
+        gradients(static_cast<size_t>(table.total)),
+        model(make(name)),
+        views(map_gradients(config, table, gradients)) {}
+
+  Model make(const std::string& name) {
+    const Model loaded = Model::load(golden_path("models/" + name));
+    copy_weights(config, table, loaded.weights(), master);
+    return Model(config, map_weights(config, table, master, {}));
+  }
+
+  StepLosses run(Context& ctx, const TrainBatch& batch, const Objective& objective) {
+    StepLosses losses;
+    losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * config.n_routed_experts), 0);
+    add_gradients(ctx, model, batch, objective, &views, losses);
+    return losses;
+  }
+
+  ModelConfig config;
+  ParameterTable table;
+  std::vector<float> master, gradients;
+  Model model;
+  ModelGradients views;
+};
+
+class GoldenGradient : public testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenGradient, IsTheIndependentImplementationsOnEveryInstructionSet) {
+  const Recorded r = recorded(GetParam());
+  const Safetensors expected = Safetensors::open(r.gradients);
+  for (const Isa isa : reference::instruction_sets()) {
+    Training training(GetParam());
+    Context ctx(2, isa);
+    const StepLosses losses = training.run(ctx, r.batch(), r.objective);
+    EXPECT_NEAR(losses.total(r.objective), r.total, 1e-5 * r.total);
+    size_t compared = 0;
+    for (const Parameter& p : training.table.parameters) {
+      const float* actual = training.gradients.data() + p.offset;
+      const TensorInfo* tensor = expected.find(p.name);
+      double error = 0, norm = 0;
+      for (int64_t i = 0; i < p.count; ++i) {
+        float value = 0;
+        if (tensor != nullptr) __builtin_memcpy(&value, tensor->data + i * 4, 4);
+        error += std::pow(actual[i] - value, 2);
+        norm += std::pow(value, 2);
+      }
+      if (tensor == nullptr) {
+        EXPECT_EQ(error, 0) << p.name << ": the loss does not reach it";
+        continue;
+      }
+      ++compared;
+      EXPECT_TRUE(error <= 1e-8 * norm) << p.name << ": relative error " << std::sqrt(error / norm);
+    }
+    EXPECT_EQ(compared, expected.tensors().size());
+  }
+}
+
+TEST_P(GoldenGradient, ThreadsAndRecomputationDoNotChangeOneBit) {
+  const Recorded r = recorded(GetParam());
+  Training first(GetParam()), second(GetParam());
+  Context one(1), three(3);
+  Objective objective = r.objective;
+  const StepLosses a = first.run(one, r.batch(), objective);
+  objective.recompute = true;
+  const StepLosses b = second.run(three, r.batch(), objective);
+  EXPECT_EQ(a.total(objective), b.total(objective));
+  EXPECT_EQ(a.expert_tokens, b.expert_tokens);
+  expect_same_bits(first.gradients, second.gradients);
+}
+
+// What RL stands on: the sampler's prefill and the trainer's forward pass are one computation.
+TEST_P(GoldenGradient, TheTrainersForwardPassHasTheBitsOfPrefill) {
+  const Recorded r = recorded(GetParam());
+  Training training(GetParam());
+  Context ctx(2);
+  Objective objective = r.objective;
+  objective.mtp_loss_weight = 0;
+  int64_t begin = 0;
+  for (const int64_t length : r.lengths) {
+    const auto first = static_cast<size_t>(begin), count = static_cast<size_t>(length);
+    const std::vector<int32_t> ids(r.tokens.begin() + begin, r.tokens.begin() + begin + length);
+    std::vector<float> logits =
+        feed_logits(training.model, ctx, ids, {7, 1, 20}, MlaForm::kExpanded);
+    const int64_t vocab = training.config.vocab_size;
+    const auto targets = std::span(r.targets).subspan(first, count);
+    const CrossEntropy prefill = softmax_cross_entropy(
+        ctx, targets, 1.0f, {logits.data(), length, vocab, vocab});
+    StepLosses losses;
+    losses.expert_tokens.assign(
+        static_cast<size_t>(moe_layers(training.model) * training.config.n_routed_experts), 0);
+    const int64_t lengths[] = {length};
+    add_gradients(ctx, training.model, {ids, lengths, targets}, objective, nullptr, losses);
+    EXPECT_EQ(losses.cross_entropy, prefill.loss);
+    begin += length;
+  }
+}
+
+TEST_P(GoldenGradient, MicroBatchesAddUpToTheStep) {
+  const Recorded r = recorded(GetParam());
+  Training whole(GetParam()), parts(GetParam());
+  Context ctx(2);
+  const StepLosses expected = whole.run(ctx, r.batch(), r.objective);
+  StepLosses sum;
+  sum.expert_tokens.assign(expected.expert_tokens.size(), 0);
+  size_t begin = 0;
+  for (const int64_t& length : r.lengths) {
+    const auto count = static_cast<size_t>(length);
+    const TrainBatch part{std::span(r.tokens).subspan(begin, count), {&length, 1},
+                          std::span(r.targets).subspan(begin, count)};
+    add_gradients(ctx, parts.model, part, r.objective, &parts.views, sum);
+    begin += count;
+  }
+  EXPECT_EQ(sum.expert_tokens, expected.expert_tokens);
+  EXPECT_NEAR(sum.total(r.objective), expected.total(r.objective), 1e-12);
+  // A sum of up to 96 products is cut in three: each part rounds at most 96 times.
+  for (const Parameter& p : whole.table.parameters) {
+    double largest = 0, difference = 0;
+    for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
+      const auto at = static_cast<size_t>(i);
+      largest = std::max<double>(largest, std::abs(whole.gradients[at]));
+      difference = std::max<double>(difference, std::abs(whole.gradients[at] - parts.gradients[at]));
+    }
+    EXPECT_TRUE(difference <= 96 * reference::kUnit * largest) << p.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenGradient,
+                         testing::Values("v3", "moonlight", "v2", "v2-lite", "qwen2", "llama3"),
+                         [](const auto& parameter) {
+                           std::string name = parameter.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace fathom

@@ -26,6 +26,7 @@
 #include "base/random.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
+#include "cli/selftest_train.h"
 #include "engine/feeder.h"
 
 namespace fathom {
@@ -476,7 +477,8 @@ int run_selftest(const SelftestOptions& options) {
   const int threads = options.threads > 0 ? options.threads : available_cores();
   int64_t failed = 0, total = 0;
   for (const std::string& folder : options.folders) {
-    for (const SelftestResult& r : selftest_folder(folder, threads)) {
+    for (const SelftestResult& r :
+         options.train ? selftest_training(folder, threads) : selftest_folder(folder, threads)) {
       ++total;
       failed += r.passed ? 0 : 1;
       if (options.json) {
@@ -495,7 +497,10 @@ int run_selftest(const SelftestOptions& options) {
       const char* mark = r.passed ? (options.color ? "\x1b[32mok  \x1b[0m" : "ok  ")
                                   : (options.color ? "\x1b[31mFAIL\x1b[0m" : "FAIL");
       out("{} {}: {:.2g} (bound {:.2g})", mark, r.subject, r.error, r.bound);
-      if (!r.passed) out(", worst at position {}, element {}: {}", r.row, r.column, r.detail);
+      if (!r.passed && options.train) out(", {}", r.detail);
+      if (!r.passed && !options.train) {
+        out(", worst at position {}, element {}: {}", r.row, r.column, r.detail);
+      }
       out("\n");
     }
   }

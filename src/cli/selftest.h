@@ -15,7 +15,8 @@ namespace fathom {
 
 struct SelftestOptions {
   std::vector<std::string> folders;
-  int threads = 0;  // 0 = all cores
+  int threads = 0;     // 0 = all cores
+  bool train = false;  // gradients and training steps instead (selftest_train.h)
   bool json = false;
   bool color = false;
 };

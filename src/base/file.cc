@@ -101,7 +101,10 @@ void AtomicFile::commit() {
   if (::fsync(fd_) != 0) fail_errno(path_.string(), "sync");
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno(path_.string(), "rename to");
   ::close(std::exchange(fd_, -1));  // after fsync nothing is left that close could lose
-  const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : ".";
+  sync_folder(path_.has_parent_path() ? path_.parent_path() : ".");
+}
+
+void sync_folder(const std::filesystem::path& folder) {
   FileDescriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() < 0 || ::fsync(fd.get()) != 0) fail_errno(folder.string(), "sync");
 }

@@ -38,6 +38,9 @@ class AtomicFile {
 void write_file_atomically(const std::filesystem::path& path, std::string_view contents,
                            uint32_t mode = kPublicFile);
 
+// Entries of a folder (renames, new files) reach the disk.
+void sync_folder(const std::filesystem::path& folder);
+
 // A read-only mapping that unmaps itself. The file may shrink under us: check_unchanged() compares
 // size and time with those at open. A read past the new end is a SIGBUS, which the program turns
 // into a message (cli/interrupt.h).

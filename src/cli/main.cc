@@ -23,6 +23,7 @@
 #include "cli/selftest.h"
 #include "cli/show.h"
 #include "cli/tokenize.h"
+#include "cli/train.h"
 #include "cli/welcome.h"
 
 namespace fathom {
@@ -171,6 +172,7 @@ Action bind_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
   auto output = std::make_shared<OutputOptions>();
   app.add_option("DIR", o->folders, "folders with a model and its golden.safetensors")->required();
+  app.add_flag("--train", o->train, "compare gradients and training steps instead of logits");
   app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
   app.add_flag("--json", o->json, "one JSON object per comparison");
   bind_output(app, *output);
@@ -179,6 +181,23 @@ Action bind_selftest(CLI::App& app) {
     return run_selftest(*o);
   };
 }
+
+Action bind_train(CLI::App& app, bool fine_tune) {
+  auto o = std::make_shared<TrainOptions>();
+  o->fine_tune = fine_tune;
+  app.add_option("RECIPE", o->recipe, "the recipe, a TOML file")->required();
+  app.add_option("KEY=VALUE", o->overrides, "keys of the recipe to change, such as train.tokens=1000000");
+  app.add_option("-o,--out", o->folder, "folder of the run (default: runs/ and the recipe's name)");
+  app.add_flag("--resume", o->resume, "go on from the newest good checkpoint of that folder");
+  app.add_flag("--print", o->print_recipe, "print the recipe with all defaults filled in, and stop");
+  bind_output(app, o->output);
+  return [o, &app] {
+    o->command = fmt::format("fathom {} {} {}", app.get_name(), o->recipe, fmt::join(o->overrides, " "));
+    return run_train(*o);
+  };
+}
+Action bind_pretrain(CLI::App& app) { return bind_train(app, false); }
+Action bind_sft(CLI::App& app) { return bind_train(app, true); }
 
 std::string bash_completion(const CLI::App& app);
 
@@ -207,6 +226,8 @@ constexpr Command kCommands[] = {
      bind_tokenize},
     {"eval", "how well a model predicts a text", "  fathom eval models/model.gguf --perplexity text.txt\n  fathom eval models/model.gguf --perplexity text.txt --ctx 1024 --stride 512",
      bind_eval},
+    {"pretrain", "train a model on texts", "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml train.tokens=500000 -o runs/try", bind_pretrain},
+    {"sft", "fine-tune a model on answers", "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml model.path=runs/mine/model --resume", bind_sft},
     {"bench", "speed, as a share of what this machine can do", "  fathom bench\n  fathom bench models/model.gguf --prefill 128,512 --at 0,2048", bind_bench},
     {"logits", "the logits of every position, for comparisons",
      "  fathom logits models/model.gguf --ids ids.txt -o logits.safetensors\n  fathom logits path/to/folder --ids golden.safetensors -o logits.safetensors --chunk 1", bind_logits},
@@ -273,7 +294,7 @@ void bind_environment(CLI::App& app) {
 }
 
 int parse_and_run(int argc, char** argv) {
-  CLI::App app("Runs DeepSeek-family language models on this machine's CPU.", "fathom");
+  CLI::App app("Trains and runs DeepSeek-family language models on this machine's CPU.", "fathom");
   app.formatter(std::make_shared<HelpFormatter>());
   app.require_subcommand(0, 1);
   app.failure_message(CLI::FailureMessage::simple);

@@ -1,0 +1,277 @@
+#include "train/data.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "formats/json.h"
+
+namespace fathom {
+namespace {
+
+constexpr uint64_t kLargestJsonl = uint64_t{4} << 30;
+
+void append(const std::vector<int32_t>& ids, bool learned, Document& document) {
+  document.tokens.insert(document.tokens.end(), ids.begin(), ids.end());
+  document.learned.resize(document.tokens.size(), learned);
+}
+
+int32_t end_of_sentence(const Tokenizer& tokenizer) {
+  const std::vector<int32_t> ends = tokenizer.eos_ids();
+  if (ends.empty()) fail("tokenizer: no end-of-sentence token, expected one to train with");
+  return ends[0];
+}
+
+// What the model writes after the generation prompt.
+std::string completion(const std::optional<ThinkingMarks>& marks, const WorkedSolution& s) {
+  if (!marks) return s.thought.empty() ? s.answer : s.thought + "\n" + s.answer;
+  const std::string begin = marks->prompt_opens ? "" : std::string(marks->begin) + "\n";
+  return begin + s.thought + std::string(marks->end) + "\n\n" + s.answer;
+}
+
+class Mix {
+ public:
+  explicit Mix(std::span<const std::pair<std::string, double>> tasks) {
+    double total = 0;
+    for (const auto& [name, weight] : tasks) {
+      tasks_.push_back(make_task(name));
+      ends_.push_back(total += weight);
+    }
+    for (double& end : ends_) end /= total;
+  }
+  const Task& pick(uint64_t seed, uint64_t index) const {
+    const double at = random_uniform({.seed = seed, .purpose = RandomPurpose::kShuffle}, index);
+    const auto which = std::upper_bound(ends_.begin(), ends_.end(), at) - ends_.begin();
+    return *tasks_[std::min(static_cast<size_t>(which), tasks_.size() - 1)];
+  }
+
+ private:
+  std::vector<std::unique_ptr<Task>> tasks_;
+  std::vector<double> ends_;
+};
+
+class TaskTexts : public DocumentSource {
+ public:
+  TaskTexts(const Tokenizer& tokenizer, std::span<const std::pair<std::string, double>> tasks, uint64_t seed)
+      : tokenizer_(tokenizer), mix_(tasks), seed_(seed) {}
+  void document(uint64_t index, Document& out) const override {
+    out = text_document(tokenizer_, mix_.pick(seed_, index).text(seed_, index));
+  }
+
+ private:
+  const Tokenizer& tokenizer_;
+  Mix mix_;
+  uint64_t seed_;
+};
+
+class TaskConversations : public DocumentSource {
+ public:
+  TaskConversations(const Tokenizer& tokenizer, ChatFormat format, std::span<const std::pair<std::string, double>> tasks,
+                    uint64_t seed)
+      : tokenizer_(tokenizer), format_(format), mix_(tasks), seed_(seed) {}
+  void document(uint64_t index, Document& out) const override {
+    const Task& task = mix_.pick(seed_, index);
+    const Problem problem = task.problem(seed_, index, Split::kTrain);
+    out = conversation_document(tokenizer_, format_, problem.question, task.solve(problem, seed_ ^ mix_bits(index)));
+  }
+
+ private:
+  const Tokenizer& tokenizer_;
+  ChatFormat format_;
+  Mix mix_;
+  uint64_t seed_;
+};
+
+struct Conversation {
+  std::vector<ChatMessage> messages;
+};
+
+Conversation read_conversation(std::string_view line, const std::string& place) {
+  const nlohmann::json value = parse_json(line, place);
+  const JsonObject object(value, place);
+  const nlohmann::json& list = object.value("messages");
+  if (!list.is_array() || list.empty()) fail("{}: messages: expected an array of at least one message", place);
+  Conversation c;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const JsonObject m(list[i], fmt::format("{}: messages[{}]", place, i));
+    const std::string role = m.string("role");
+    ChatMessage& message = c.messages.emplace_back();
+    if (role == "system") message.role = ChatMessage::Role::kSystem;
+    else if (role == "user") message.role = ChatMessage::Role::kUser;
+    else if (role == "assistant") message.role = ChatMessage::Role::kAssistant;
+    else fail("{}: role: found {}, expected system, user or assistant", m.place(), quoted(role));
+    message.content = m.string("content");
+    message.reasoning = m.optional_string("reasoning_content").value_or("");
+  }
+  if (c.messages.back().role != ChatMessage::Role::kAssistant) {
+    fail("{}: messages: the last one is not the assistant's, expected an answer to learn", place);
+  }
+  return c;
+}
+
+class JsonlMessages : public DocumentSource {
+ public:
+  JsonlMessages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path, uint64_t seed) : seed_(seed) {
+    const std::string text = read_file(path, kLargestJsonl);
+    size_t number = 0;
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t end = std::min(text.find('\n', begin), text.size());
+      const std::string_view line = std::string_view(text).substr(begin, end - begin);
+      begin = end + 1;
+      ++number;
+      if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+      documents_.push_back(render(tokenizer, format, read_conversation(line, fmt::format("{}:{}", path, number))));
+    }
+    if (documents_.empty()) fail("{}: no conversation, expected one JSON object a line", path);
+  }
+
+  void document(uint64_t index, Document& out) const override {
+    const uint64_t n = documents_.size(), epoch = index / n;
+    out = documents_[static_cast<size_t>(shuffled(index % n, n, epoch))];
+  }
+
+ private:
+  // Every assistant's turn after exactly the tokens that inference would have before it.
+  static Document render(const Tokenizer& tokenizer, ChatFormat format, const Conversation& c) {
+    const std::optional<ThinkingMarks> marks = thinking_marks(format, {});
+    Document d;
+    for (size_t i = 0; i < c.messages.size(); ++i) {
+      if (c.messages[i].role != ChatMessage::Role::kAssistant) continue;
+      const std::vector<int32_t> prompt = encode_chat(tokenizer, format, std::span(c.messages).first(i), {});
+      // Formats drop old thoughts from the history: then this turn's context differs from what was learned before it, and only the
+      // last turn is one document.
+      if (prompt.size() < d.tokens.size() || !std::equal(d.tokens.begin(), d.tokens.end(), prompt.begin())) d = {};
+      d.tokens.resize(std::max(d.tokens.size(), prompt.size()));
+      std::copy(prompt.begin(), prompt.end(), d.tokens.begin());
+      d.learned.resize(d.tokens.size(), false);
+      append(tokenizer.encode(completion(marks, {c.messages[i].reasoning, c.messages[i].content}), true), true, d);
+      append({end_of_sentence(tokenizer)}, true, d);
+    }
+    return d;
+  }
+
+  // A permutation of [0, n) for each epoch: a four-round Feistel network on the bits of n - 1, walked until it lands inside.
+  uint64_t shuffled(uint64_t index, uint64_t n, uint64_t epoch) const {
+    int half = 1;
+    while (uint64_t{1} << (2 * half) < n) ++half;
+    const uint64_t mask = (uint64_t{1} << half) - 1;
+    do {
+      for (uint64_t round = 0; round < 4; ++round) {
+        const uint64_t left = index >> half, right = index & mask;
+        const RandomKey key{.seed = seed_, .purpose = RandomPurpose::kShuffle, .sequence = epoch * 4 + round};
+        index = right << half | (left ^ (random_bits(key, right) & mask));
+      }
+    } while (index >= n);
+    return index;
+  }
+
+  uint64_t seed_;
+  std::vector<Document> documents_;
+};
+
+}  // namespace
+
+Document text_document(const Tokenizer& tokenizer, std::string_view text) {
+  Document d;
+  if (const auto bos = tokenizer.bos_id()) append({*bos}, true, d);
+  append(tokenizer.encode(text, false), true, d);
+  append({end_of_sentence(tokenizer)}, true, d);
+  return d;
+}
+
+Document conversation_document(const Tokenizer& tokenizer, ChatFormat format, std::string_view question,
+                               const WorkedSolution& solution) {
+  const ChatMessage user{ChatMessage::Role::kUser, std::string(question), {}, {}};
+  Document d;
+  append(encode_chat(tokenizer, format, {&user, 1}, {}), false, d);
+  append(tokenizer.encode(completion(thinking_marks(format, {}), solution), true), true, d);
+  append({end_of_sentence(tokenizer)}, true, d);
+  return d;
+}
+
+std::unique_ptr<DocumentSource> task_texts(const Tokenizer& tokenizer,
+                                           std::span<const std::pair<std::string, double>> tasks, uint64_t seed) {
+  return std::make_unique<TaskTexts>(tokenizer, tasks, seed);
+}
+
+std::unique_ptr<DocumentSource> task_conversations(const Tokenizer& tokenizer, ChatFormat format,
+                                                   std::span<const std::pair<std::string, double>> tasks, uint64_t seed) {
+  return std::make_unique<TaskConversations>(tokenizer, format, tasks, seed);
+}
+
+std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path,
+                                               uint64_t seed) {
+  return std::make_unique<JsonlMessages>(tokenizer, format, path, seed);
+}
+
+void StepBatch::clear() {
+  tokens_.clear();
+  targets_.clear();
+  lengths_.clear();
+}
+
+void StepBatch::add(std::span<const int32_t> tokens, const std::vector<bool>& learned, size_t begin) {
+  lengths_.push_back(static_cast<int64_t>(tokens.size()));
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    tokens_.push_back(tokens[t]);
+    targets_.push_back(t + 1 < tokens.size() && learned[begin + t + 1] ? tokens[t + 1] : -1);
+  }
+}
+
+std::span<const TrainBatch> StepBatch::micro_batches(int64_t micro_batch_tokens) {
+  parts_.clear();
+  size_t token = 0, document = 0;
+  while (document < lengths_.size()) {
+    size_t documents = 0;
+    int64_t tokens = 0;
+    while (document + documents < lengths_.size() &&
+           (documents == 0 || tokens + lengths_[document + documents] <= micro_batch_tokens)) {
+      tokens += lengths_[document + documents++];
+    }
+    const auto count = static_cast<size_t>(tokens);
+    parts_.push_back({std::span(tokens_).subspan(token, count), std::span(lengths_).subspan(document, documents),
+                      std::span(targets_).subspan(token, count)});
+    token += count;
+    document += documents;
+  }
+  return parts_;
+}
+
+void Packer::seek(uint64_t position) {
+  next_ = position;
+  loaded_ = false;
+}
+
+void Packer::next(int64_t tokens, StepBatch& batch) {
+  batch.clear();
+  // Bounds a source that has only documents to drop.
+  constexpr int kMostDropped = 100000;
+  for (int dropped = 0;;) {
+    if (!loaded_) source_.document(next_, document_);
+    loaded_ = true;
+    const auto length = static_cast<int64_t>(document_.tokens.size());
+    if (length > sequence_length_ && !cut_) {
+      ++counts_.dropped;
+      if (++dropped > kMostDropped) {
+        fail("data: {} documents in a row are longer than sequence_length {}", dropped - 1, sequence_length_);
+      }
+    } else {
+      if (batch.tokens() > 0 && batch.tokens() + length > tokens) return;
+      if (length > sequence_length_) ++counts_.cut;
+      for (int64_t begin = 0; begin < length; begin += sequence_length_) {
+        const int64_t count = std::min(sequence_length_, length - begin);
+        batch.add(std::span(document_.tokens).subspan(static_cast<size_t>(begin), static_cast<size_t>(count)),
+                  document_.learned, static_cast<size_t>(begin));
+      }
+      ++counts_.documents;
+      counts_.tokens += length;
+    }
+    ++next_;
+    loaded_ = false;
+  }
+}
+
+}  // namespace fathom

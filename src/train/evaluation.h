@@ -1,0 +1,47 @@
+// How well a model solves a task's held-out problems, judged by the task's own verifier: one greedy answer each, and n samples for
+// pass@1 and pass@k. All answers of all problems go through the engine together.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+#include "train/tasks.h"
+
+namespace fathom {
+
+struct EvaluationOptions {
+  int64_t problems = 100;
+  int64_t samples = 0;  // per problem beside the greedy answer; 0 = greedy only
+  double temperature = 1;
+  int64_t max_tokens = 256;
+  uint64_t seed = 0;
+  Split split = Split::kTest;
+  int64_t examples = 3;  // answers to keep
+};
+
+struct AnsweredProblem {
+  std::string question, completion;
+  Verdict verdict;
+};
+
+struct EvaluationResult {
+  int64_t problems = 0, samples = 0;
+  double greedy = 0;       // share solved
+  double pass_1 = 0;       // mean over samples; its standard error over problems
+  double pass_1_error = 0;
+  std::vector<std::pair<int64_t, double>> pass_k;  // k = 1, 2, 4, ... up to samples
+  double mean_tokens = 0;  // of an answer
+  double truncated = 0;    // share of answers cut by max_tokens
+  std::vector<AnsweredProblem> examples;  // greedy ones
+};
+
+// Throws if prompt and max_tokens exceed the model's context. `stop` is asked between engine steps; true ends with what is
+// there (problems then counts only the finished).
+EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer, ChatFormat format, const Task& task,
+                               const EvaluationOptions& options, const std::function<bool()>& stop = {});
+
+}  // namespace fathom

@@ -1,0 +1,346 @@
+#include "train/run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "formats/json.h"
+#include "kernels/roofline.h"
+#include "model/activations.h"
+#include "text/character_tokenizer.h"
+#include "train/balance.h"
+#include "train/data.h"
+#include "train/flops.h"
+#include "train/metrics.h"
+#include "train/train_state.h"
+#include "train/trainer.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr uint64_t kLargestTokenizer = 1 << 28;
+constexpr int kMostSkipped = 5;        // gradients in a row that are not finite
+constexpr int kMostFailedSaves = 3;    // in a row
+constexpr uint64_t kValidationSeed = 0x76616c6964;  // validation texts are other draws than training's
+
+// The tokenizer and its files, which every checkpoint carries.
+struct TokenizerFiles {
+  std::string json, config;
+  Tokenizer load(const std::string& place) const { return Tokenizer::from_json(json, place, config); }
+};
+
+TokenizerFiles tokenizer_files(const Recipe& recipe) {
+  if (recipe.model_path.empty() && recipe.tokenizer == "characters") {
+    return {character_tokenizer_json(), character_tokenizer_config_json()};
+  }
+  const fs::path folder = recipe.model_path.empty() ? recipe.tokenizer : recipe.model_path;
+  return {read_file(folder / "tokenizer.json", kLargestTokenizer), read_file(folder / "tokenizer_config.json", kLargestTokenizer)};
+}
+
+ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
+  Json config = Json::parse(recipe.config_json);
+  const int64_t vocab = recipe.vocab_size == 0 ? tokenizer.vocab_size() : recipe.vocab_size;
+  if (vocab < tokenizer.vocab_size()) {
+    fail("{}: model.vocab_size: found {}, expected at least the tokenizer's {}", recipe.name, vocab, tokenizer.vocab_size());
+  }
+  config["vocab_size"] = vocab;
+  if (const auto bos = tokenizer.bos_id()) config["bos_token_id"] = *bos;
+  if (!tokenizer.eos_ids().empty()) config["eos_token_id"] = tokenizer.eos_ids()[0];
+  return parse_config(config.dump(), recipe.name + ": model");
+}
+
+std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t seed) {
+  switch (recipe.data.kind) {
+    case DataKind::kTexts: return task_texts(tokenizer, recipe.data.tasks, seed);
+    case DataKind::kConversations: return task_conversations(tokenizer, detect_chat_format(tokenizer), recipe.data.tasks, seed);
+    case DataKind::kMessages: return jsonl_messages(tokenizer, detect_chat_format(tokenizer), recipe.data.path, seed);
+    case DataKind::kShards: break;
+  }
+  fail("{}: data.kind: 'shards' is not read yet", recipe.name);
+}
+
+int64_t parameter_count(const ParameterTable& table) {
+  int64_t count = 0;
+  for (const Parameter& p : table.parameters) count += p.count;
+  return count;
+}
+
+class Run {
+ public:
+  Run(const Recipe& recipe, const RunOptions& options, RunObserver& observer)
+      : recipe_(recipe),
+        options_(options),
+        observer_(observer),
+        ctx_(recipe.threads > 0 ? recipe.threads : available_cores(), detect_isa(),
+             recipe.train.f32 ? Precision::kF32 : Precision::kNative),
+        files_(tokenizer_files(recipe)),
+        tokenizer_(files_.load("tokenizer.json")),
+        cut_(recipe.data.kind == DataKind::kTexts || recipe.data.kind == DataKind::kShards),
+        source_(open_data(recipe, tokenizer_, recipe.seed)),
+        packer_(*source_, recipe.data.sequence_length, cut_) {
+    if (!recipe.model_path.empty()) base_.emplace(Model::load(recipe.model_path));
+    const ModelConfig config = base_ ? base_->config() : new_config(recipe, tokenizer_);
+    if (recipe.data.sequence_length > config.max_position_embeddings) {
+      fail("{}: data.sequence_length: found {}, expected at most the model's max_position_embeddings {}", recipe.name,
+           recipe.data.sequence_length, config.max_position_embeddings);
+    }
+    if (tokenizer_.vocab_size() > config.vocab_size) {
+      fail("{}: tokenizer: {} tokens, expected at most the model's vocab_size {}", recipe.name, tokenizer_.vocab_size(), config.vocab_size);
+    }
+    plan_memory(config);
+    TrainerOptions trainer_options;
+    trainer_options.optimizer = recipe.optimizer;
+    trainer_options.f32 = recipe.train.f32;
+    trainer_options.recompute = recipe.train.recompute;
+    trainer_options.lora = recipe.lora;
+    trainer_ = base_ ? std::make_unique<Trainer>(ctx_, *base_, trainer_options, recipe.seed)
+                     : std::make_unique<Trainer>(ctx_, config, trainer_options, recipe.seed);
+    if (base_ && !recipe.lora) base_.reset();  // copied
+  }
+
+  RunResult run() {
+    const int64_t first = start();
+    MetricsLog metrics(options_.folder, first);
+    metrics_ = &metrics;
+    Json facts = {{"name", recipe_.name}, {"command", options_.command}, {"parameters", parameter_count(trainer_->table())},
+                  {"steps", steps()}, {"threads", ctx_.pool().threads()}, {"isa", isa_name(ctx_.isa())},
+                  {"bf16_roof", roofs_.bf16_flops}, {"f32_roof", roofs_.f32_flops}};
+    metrics.write(first, "run", facts);
+    int skipped = 0;
+    int64_t step = first;
+    for (; step < steps(); ++step) {
+      if (observer_.stop_requested()) {
+        save(step);
+        return {step, false, validation_};
+      }
+      skipped = one_step(step) ? skipped + 1 : 0;
+      const int64_t done = step + 1;
+      if (skipped == kMostSkipped) {
+        save(done);
+        throw Error(ExitCode::kDiverged, fmt::format("step {}: {} gradients in a row are not finite (lower schedule.lr?); saved", done, skipped));
+      }
+      const bool last = done == steps();
+      if (last || (recipe_.evaluation.every > 0 && done % recipe_.evaluation.every == 0)) evaluate(done, last);
+      if (last || (recipe_.checkpoint.every > 0 && done % recipe_.checkpoint.every == 0)) save(done);
+    }
+    TrainState state = train_state(step);
+    write_model_folder(options_.folder / "model", state);
+    return {step, true, validation_};
+  }
+
+ private:
+  int64_t steps() const { return recipe_.train.steps(); }
+
+  void plan_memory(const ModelConfig& config) {
+    const ParameterTable table = recipe_.lora ? lora_table(config, *recipe_.lora) : parameter_table(config);
+    facts_.state_bytes = static_cast<uint64_t>(Trainer::state_bytes(table, recipe_.train.f32));
+    facts_.step_bytes = activation_bytes(config, std::min(recipe_.train.micro_batch_tokens, recipe_.train.tokens_per_step), recipe_.train.recompute);
+    const auto available = available_memory();
+    if (available && facts_.state_bytes + facts_.step_bytes > *available) {
+      fail_resource("{}: needs {} MB for weights, gradients and moments and {} MB for a micro-batch, {} MB are available (smaller "
+                    "train.micro_batch_tokens, or train.recompute = true)",
+                    recipe_.name, facts_.state_bytes >> 20, facts_.step_bytes >> 20, *available >> 20);
+    }
+  }
+
+  // Finds where to begin and says what is about to happen.
+  int64_t start() {
+    int64_t first = 0;
+    prune_checkpoints(options_.folder, INT32_MAX, std::nullopt);  // leftovers of killed saves
+    const auto found = find_checkpoint(options_.folder);
+    if (found && !options_.resume) {
+      fail("{}: holds a run already (step {}), expected a new folder, or --resume to go on", options_.folder.string(), found->step);
+    }
+    if (found) {
+      for (const std::string& damaged : found->damaged) observer_.note("skipped a damaged checkpoint: " + damaged);
+      first = restore(*found);
+    }
+    if (options_.measure_roofs) roofs_ = measure_roofs(ctx_, 0.3);
+    const ModelConfig& c = trainer_->config();
+    facts_.model = fmt::format("{}, {} layers, hidden {}", architecture_name(c.architecture), c.num_hidden_layers, c.hidden_size);
+    facts_.steps = steps();
+    facts_.first_step = first;
+    facts_.parameters = parameter_count(trainer_->table());
+    facts_.bf16_roof = roofs_.bf16_flops;
+    facts_.f32_roof = roofs_.f32_flops;
+    observer_.started(facts_);
+    return first;
+  }
+
+  int64_t restore(const FoundCheckpoint& found) {
+    const std::string place = (found.folder / "state.json").string();
+    const nlohmann::json value = parse_json(found.state_json, place);
+    const JsonObject state(value, place);
+    if (const std::string recipe = state.string("recipe"); recipe != recipe_.text) {
+      fail("{}: recipe: differs from the one given, expected the same (a changed recipe is a new run; first difference: {})", place,
+           first_difference(recipe, recipe_.text));
+    }
+    load_optimizer(found.folder, trainer_->table(), trainer_->master(), trainer_->optimizer().first_moment(),
+                   trainer_->optimizer().second_moment());
+    trainer_->optimizer().set_steps(state.integer("optimizer_steps", 0, INT64_MAX));
+    trainer_->refresh();
+    packer_.seek(static_cast<uint64_t>(state.integer("next_document", 0, INT64_MAX)));
+    tokens_ = state.integer("tokens", 0, INT64_MAX);
+    observer_.note(fmt::format("resumed from {} at step {}", found.folder.filename().string(), found.step));
+    return found.step;
+  }
+
+  static std::string first_difference(const std::string& a, const std::string& b) {
+    size_t begin_a = 0, begin_b = 0;
+    while (begin_a < a.size() && begin_b < b.size()) {
+      const size_t end_a = std::min(a.find('\n', begin_a), a.size()), end_b = std::min(b.find('\n', begin_b), b.size());
+      const std::string line_a = a.substr(begin_a, end_a - begin_a), line_b = b.substr(begin_b, end_b - begin_b);
+      if (line_a != line_b) return fmt::format("{} there, {} here", quoted(line_a), quoted(line_b));
+      begin_a = end_a + 1, begin_b = end_b + 1;
+    }
+    return "one is longer";
+  }
+
+  // True if the step was skipped.
+  bool one_step(int64_t step) {
+    const double begin = seconds_now();
+    packer_.next(recipe_.train.tokens_per_step, batch_);
+    const double lr = recipe_.schedule.lr_at(step, steps());
+    const StepReport report = trainer_->step(batch_.micro_batches(recipe_.train.micro_batch_tokens),
+                                             {.lr = lr,
+                                              .mtp_loss_weight = recipe_.mtp_loss_weight,
+                                              .sequence_balance_alpha = recipe_.sequence_balance_alpha,
+                                              .bias_update_rate = recipe_.bias_update_rate});
+    tokens_ += report.tokens;
+    const double seconds = seconds_now() - begin;
+    const double length = static_cast<double>(report.tokens) / static_cast<double>(std::max<int64_t>(1, report.documents));
+    const double flops = static_cast<double>(report.tokens) *
+                         training_flops_per_token(trainer_->config(), trainer_->table(), length, recipe_.mtp_loss_weight != 0);
+    const double roof = recipe_.train.f32 ? roofs_.f32_flops : roofs_.bf16_flops;
+    const std::vector<double> loads = load_max_over_mean(report.expert_tokens, trainer_->config().n_routed_experts);
+    const double worst = loads.empty() ? 0 : *std::max_element(loads.begin(), loads.end());
+    const StepLine line{step + 1, steps(), report.loss, report.cross_entropy, report.mtp_cross_entropy, report.balance, lr,
+                        report.gradient_norm, tokens_, seconds, static_cast<double>(report.tokens) / seconds, flops / seconds,
+                        roof > 0 ? flops / seconds / roof : 0, worst, report.skipped};
+    Json fields = {{"loss", report.loss}, {"cross_entropy", report.cross_entropy}, {"mtp_cross_entropy", report.mtp_cross_entropy},
+                   {"balance", report.balance}, {"lr", lr}, {"gradient_norm", report.gradient_norm}, {"tokens", tokens_},
+                   {"tokens_per_second", line.tokens_per_second}, {"gflops", line.flops / 1e9}, {"share_of_roof", line.share_of_roof},
+                   {"seconds", seconds}, {"load", loads}, {"skipped", report.skipped}};
+    metrics_->write(step + 1, "train", fields);
+    if (const std::string warning = metrics_->take_warning(); !warning.empty()) observer_.note(warning);
+    observer_.step(line);
+    if (report.skipped) observer_.note(fmt::format("step {}: the gradient is not finite; skipped", step + 1));
+    return report.skipped;
+  }
+
+  void evaluate(int64_t step, bool last) {
+    const auto source = open_data(recipe_, tokenizer_, recipe_.seed ^ kValidationSeed);
+    Packer packer(*source, recipe_.data.sequence_length, cut_);
+    StepBatch batch;
+    packer.next(recipe_.evaluation.validation_tokens, batch);
+    validation_ = trainer_->evaluate(batch.micro_batches(recipe_.train.micro_batch_tokens));
+    metrics_->write(step, "validation", {{"cross_entropy", validation_}});
+    observer_.validated(step, validation_);
+    if (recipe_.evaluation.task.empty()) return;
+    const auto task = make_task(recipe_.evaluation.task);
+    EvaluationOptions options;
+    options.problems = recipe_.evaluation.problems;
+    options.samples = recipe_.evaluation.samples;
+    options.temperature = recipe_.evaluation.temperature;
+    options.max_tokens = recipe_.evaluation.max_tokens;
+    options.split = last ? Split::kTest : Split::kValidation;
+    const EvaluationResult r = evaluate_task(ctx_, trainer_->model(), tokenizer_, detect_chat_format(tokenizer_), *task, options,
+                                             [this] { return observer_.stop_requested(); });
+    Json fields = {{"task", recipe_.evaluation.task}, {"split", last ? "test" : "validation"}, {"problems", r.problems}, {"greedy", r.greedy},
+                   {"mean_tokens", r.mean_tokens}, {"truncated", r.truncated}};
+    if (r.samples > 0) fields["pass_1"] = r.pass_1, fields["pass_1_error"] = r.pass_1_error;
+    for (const auto& [k, value] : r.pass_k) fields[fmt::format("pass_at_{}", k)] = value;
+    Json examples = Json::array();
+    for (const AnsweredProblem& a : r.examples) {
+      examples.push_back({{"question", a.question}, {"completion", a.completion}, {"verdict", verdict_name(a.verdict.kind)}, {"reason", a.verdict.reason}});
+    }
+    fields["examples"] = examples;
+    metrics_->write(step, "evaluation", fields);
+    observer_.evaluated(step, recipe_.evaluation.task, r);
+  }
+
+  TrainState train_state(int64_t step) {
+    TrainState s;
+    s.step = step;
+    s.table = &trainer_->table();
+    s.master = trainer_->master();
+    s.first_moment = trainer_->optimizer().first_moment();
+    s.second_moment = trainer_->optimizer().second_moment();
+    s.config = &trainer_->config();
+    s.f32 = recipe_.train.f32;
+    s.adapter = recipe_.lora.has_value();
+    s.state_json = Json({{"step", step}, {"tokens", tokens_}, {"next_document", packer_.position()},
+                         {"optimizer_steps", trainer_->optimizer().steps()}, {"recipe", recipe_.text}}).dump(2) + "\n";
+    s.side_files = {{"tokenizer.json", files_.json}, {"tokenizer_config.json", files_.config}, {"recipe.toml", recipe_.text}};
+    return s;
+  }
+
+  void save(int64_t step) {
+    try {
+      save_checkpoint(options_.folder, train_state(step));
+      failed_saves_ = 0;
+    } catch (const Error& e) {
+      if (e.code() != ExitCode::kNoResources || ++failed_saves_ == kMostFailedSaves) throw;
+      observer_.note(fmt::format("checkpoint not saved, training goes on: {}", e.what()));
+      return;
+    }
+    prune_checkpoints(options_.folder, recipe_.checkpoint.keep, std::nullopt);
+  }
+
+  const Recipe& recipe_;
+  const RunOptions& options_;
+  RunObserver& observer_;
+  Context ctx_;
+  TokenizerFiles files_;
+  Tokenizer tokenizer_;
+  bool cut_;
+  std::unique_ptr<DocumentSource> source_;
+  Packer packer_;
+  std::optional<Model> base_;
+  std::unique_ptr<Trainer> trainer_;
+  StepBatch batch_;
+  Roofs roofs_;
+  RunFacts facts_;
+  MetricsLog* metrics_ = nullptr;
+  int64_t tokens_ = 0;
+  double validation_ = 0;
+  int failed_saves_ = 0;
+};
+
+}  // namespace
+
+uint64_t activation_bytes(const ModelConfig& c, int64_t tokens, bool recompute) {
+  // What block_activations() keeps, in floats per token, and as much again for the gradients of the widest block.
+  const auto block = [&](bool moe) {
+    int64_t floats = 3 * c.hidden_size;
+    const int64_t h = c.num_attention_heads;
+    floats += c.is_mla() ? 2 * c.q_lora_rank + h * c.qk_head_dim() + 2 * c.kv_lora_rank + c.qk_rope_head_dim +
+                               h * (c.qk_nope_head_dim + 2 * c.v_head_dim)
+                         : 2 * h * c.head_dim + 2 * c.num_key_value_heads * c.head_dim;
+    if (!moe) return floats + 3 * c.intermediate_size;
+    const int64_t k = c.router.num_experts_per_tok;
+    return floats + 3 * c.n_shared_experts * c.moe_intermediate_size + c.n_routed_experts + 4 * k +
+           k * (2 * c.hidden_size + 3 * c.moe_intermediate_size);
+  };
+  int64_t kept = 0, widest = 0;
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+    const int64_t floats = block(c.is_moe_layer(layer));
+    kept += c.hidden_size + (recompute ? 0 : floats);
+    widest = std::max(widest, floats);
+  }
+  if (c.num_nextn_predict_layers > 0) widest += block(c.is_moe_layer(c.num_hidden_layers)) + 8 * c.hidden_size;
+  return static_cast<uint64_t>(tokens) * static_cast<uint64_t>(kept + 2 * widest + 6 * c.hidden_size) * sizeof(float);
+}
+
+RunResult run_training(const Recipe& recipe, const RunOptions& options, RunObserver& observer) {
+  return Run(recipe, options, observer).run();
+}
+
+}  // namespace fathom

@@ -1,0 +1,282 @@
+// Whole runs from a recipe: stopped, resumed, failing; and that training teaches.
+#include "train/run.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "formats/safetensors.h"
+#include "model/gradient.h"
+#include "model/model.h"
+#include "tests/base/test_files.h"
+#include "train/train_state.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+template <class Body>
+std::string error_text(ExitCode code, Body body) {
+  return error_of(body, code);
+}
+
+// A model of 30 thousand parameters that takes a millisecond a step.
+constexpr const char* kTiny = R"(name = "tiny"
+[model]
+architecture = "deepseek_v3"
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 2
+intermediate_size = 48
+max_position_embeddings = 256
+rms_norm_eps = 1e-6
+q_lora_rank = 16
+kv_lora_rank = 16
+qk_nope_head_dim = 8
+qk_rope_head_dim = 8
+v_head_dim = 8
+n_routed_experts = 4
+n_shared_experts = 1
+num_experts_per_tok = 2
+moe_intermediate_size = 16
+first_k_dense_replace = 1
+n_group = 1
+topk_group = 1
+topk_method = "noaux_tc"
+scoring_func = "sigmoid"
+norm_topk_prob = true
+routed_scaling_factor = 1.0
+num_nextn_predict_layers = 1
+[tokenizer]
+path = "characters"
+[data]
+kind = "texts"
+tasks = { arithmetic = 1.0 }
+sequence_length = 128
+[train]
+tokens = 6000
+tokens_per_step = 512
+[schedule]
+lr = 3e-3
+warmup_steps = 3
+)";
+
+Recipe tiny(std::vector<std::string> overrides = {}) { return parse_recipe(kTiny, "tiny.toml", overrides); }
+
+struct Watch : RunObserver {
+  void step(const StepLine& line) override { losses.push_back(line.loss); }
+  void note(const std::string& text) override { notes.push_back(text); }
+  void validated(int64_t, double) override { ++validations; }
+  bool stop_requested() override { return stop_after >= 0 && static_cast<int64_t>(losses.size()) >= stop_after; }
+  std::vector<double> losses;
+  std::vector<std::string> notes;
+  int validations = 0;
+  int64_t stop_after = -1;
+};
+
+std::string optimizer_bytes(const fs::path& run) {
+  return read_file(find_checkpoint(run)->folder / "optimizer.safetensors", 1 << 26);
+}
+
+TEST(Run, EndsWithAModelFolderMetricsAndACheckpoint) {
+  const TempDir run;
+  Watch watch;
+  const RunResult result = run_training(tiny(), {run.path(), false, "test", false}, watch);
+  EXPECT_TRUE(result.finished);
+  EXPECT_EQ(result.steps, 12);
+  EXPECT_EQ(watch.losses.size(), 12u);
+  EXPECT_LT(watch.losses.back(), watch.losses.front());
+  EXPECT_EQ(watch.validations, 1);
+  const Model model = Model::load(run.path() / "model");
+  EXPECT_TRUE(model.has_mtp());
+  std::ifstream lines(run.path() / "metrics.jsonl");
+  int64_t trained = 0;
+  for (std::string line; std::getline(lines, line);) {
+    const auto value = nlohmann::json::parse(line);
+    trained += value["kind"] == "train" ? 1 : 0;
+    EXPECT_TRUE(value["kind"] != "train" || value["loss"].is_number()) << line;
+  }
+  EXPECT_EQ(trained, 12);
+}
+
+TEST(Run, ResumedRunsHaveTheBitsOfOneThatWasNeverStopped) {
+  const TempDir whole, parts;
+  Watch watch;
+  run_training(tiny({"threads=1"}), {whole.path(), false, "", false}, watch);
+  std::vector<double> losses;
+  for (const int64_t stop : {4, 3, -1}) {
+    Watch part;
+    part.stop_after = stop;
+    const RunResult result = run_training(tiny({"threads=1"}), {parts.path(), true, "", false}, part);
+    EXPECT_EQ(result.finished, stop < 0);
+    losses.insert(losses.end(), part.losses.begin(), part.losses.end());
+  }
+  EXPECT_EQ(losses, watch.losses);
+  EXPECT_EQ(optimizer_bytes(parts.path()), optimizer_bytes(whole.path()));
+  EXPECT_EQ(read_file(parts.path() / "model" / "model.safetensors", 1 << 26), read_file(whole.path() / "model" / "model.safetensors", 1 << 26));
+}
+
+TEST(Run, ThreadsDoNotChangeTheCurve) {
+  std::vector<std::vector<double>> curves;
+  for (const char* threads : {"threads=1", "threads=2", "threads=3"}) {
+    const TempDir run;
+    Watch watch;
+    run_training(tiny({threads}), {run.path(), false, "", false}, watch);
+    curves.push_back(watch.losses);
+  }
+  EXPECT_EQ(curves[0], curves[1]);
+  EXPECT_EQ(curves[0], curves[2]);
+}
+
+// Micro-batches of a few documents against one batch: the same mean gradient, summed in another order. After one step of AdamW, which
+// makes rounding errors whole steps where a gradient is nearly 0, the second loss agrees to 1e-3.
+TEST(Run, MicroBatchesAreTheSameStepToRounding) {
+  std::vector<std::vector<double>> curves;
+  for (const char* micro : {"train.micro_batch_tokens=512", "train.micro_batch_tokens=128"}) {
+    const TempDir run;
+    Watch watch;
+    run_training(tiny({micro, "train.precision=f32", "train.tokens=1024"}), {run.path(), false, "", false}, watch);
+    curves.push_back(watch.losses);
+  }
+  EXPECT_NEAR(curves[0][0], curves[1][0], 1e-6);
+  EXPECT_NEAR(curves[0][1], curves[1][1], 1e-3);
+}
+
+TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
+  const TempDir whole, killed;
+  const std::vector<std::string> overrides = {"threads=1", "checkpoint.every=2", "train.tokens=10000"};
+  Watch watch;
+  run_training(tiny(overrides), {whole.path(), false, "", false}, watch);
+  for (int kill_number = 0; kill_number < 50; ++kill_number) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      Watch none;
+      run_training(tiny(overrides), {killed.path(), true, "", false}, none);
+      ::_exit(0);
+    }
+    ::usleep(static_cast<useconds_t>(20000 + kill_number * 13007 % 90000));
+    ::kill(child, SIGKILL);
+    ::waitpid(child, nullptr, 0);
+  }
+  Watch rest;
+  run_training(tiny(overrides), {killed.path(), true, "", false}, rest);
+  EXPECT_EQ(optimizer_bytes(killed.path()), optimizer_bytes(whole.path()));
+  const auto tail = std::span(watch.losses).last(rest.losses.size());
+  EXPECT_EQ(rest.losses, std::vector<double>(tail.begin(), tail.end()));
+}
+
+TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {
+  const TempDir run;
+  Watch watch;
+  run_training(tiny(), {run.path(), false, "", false}, watch);
+  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(tiny(), {run.path(), false, "", false}, watch); }).find("holds a run already (step 12)"),
+            std::string::npos);
+  EXPECT_NE(error_text(ExitCode::kBadInput, [&] {
+              run_training(tiny({"optimizer.clip=0.5"}), {run.path(), true, "", false}, watch);
+            }).find("first difference: 'clip = 1.0' there, 'clip = 0.5' here"),
+            std::string::npos);
+}
+
+// A NaN in a weight makes every gradient one: five steps are skipped, then the run ends, and names the tensor rather than save it.
+TEST(Run, ANanInAWeightEndsWithCodeFour) {
+  const TempDir first, second;
+  Watch watch;
+  run_training(tiny(), {first.path(), false, "", false}, watch);
+  const fs::path file = first.path() / "model" / "model.safetensors";
+  const Safetensors tensors = Safetensors::open(file);
+  const auto offset = tensors.find("model.layers.1.self_attn.o_proj.weight")->data - tensors.file().bytes().data();
+  std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(offset + 20).write("\xc0\x7f", 2);
+  std::string recipe(kTiny);
+  const size_t begin = recipe.find("[model]"), end = recipe.find("[data]");
+  recipe.replace(begin, end - begin, "[model]\npath = \"" + (first.path() / "model").string() + "\"\n");
+  Watch failing;
+  const std::string message = error_text(ExitCode::kDiverged, [&] {
+    run_training(parse_recipe(recipe, "again.toml"), {second.path(), false, "", false}, failing);
+  });
+  EXPECT_EQ(message, "checkpoint: tensor model.layers.1.self_attn.o_proj.weight: element 10 is nan, expected finite weights (nothing was saved)");
+  EXPECT_EQ(failing.losses.size(), 5u);
+}
+
+TEST(Run, AFullDiskIsAWarningThreeTimesAndThenCodeThree) {
+  const TempDir run;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit size{100000, 100000};  // metrics fit, a checkpoint does not
+    ::setrlimit(RLIMIT_FSIZE, &size);
+    Watch watch;
+    try {
+      run_training(tiny({"checkpoint.every=2"}), {run.path(), false, "", false}, watch);
+    } catch (const Error& e) {
+      ::_exit(static_cast<int>(e.code()) * 10 + static_cast<int>(watch.notes.size()));
+    }
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(WEXITSTATUS(status), 32);  // code 3, after two warnings
+}
+
+TEST(Run, MisfitsAreNamed) {
+  const TempDir run;
+  Watch watch;
+  const auto refusal = [&](std::vector<std::string> overrides) {
+    return error_text(ExitCode::kBadInput, [&] { run_training(tiny(std::move(overrides)), {run.path(), false, "", false}, watch); });
+  };
+  EXPECT_NE(refusal({"data.sequence_length=512"}).find("data.sequence_length: found 512, expected at most the model's max_position_embeddings 256"),
+            std::string::npos);
+  EXPECT_NE(refusal({"model.vocab_size=50"}).find("model.vocab_size: found 50, expected at least the tokenizer's 106"), std::string::npos);
+  EXPECT_NE(refusal({"tokenizer.path=/no/such"}).find("/no/such/tokenizer.json: cannot open"), std::string::npos);
+  EXPECT_NE(refusal({"model.num_attention_heads=0"}).find("num_attention_heads"), std::string::npos);
+}
+
+TEST(Run, MemoryIsRefusedWithTheFiguresBeforeItIsTaken) {
+  const TempDir run;
+  Watch watch;
+  const std::string message = error_text(ExitCode::kNoResources, [&] {
+    run_training(tiny({"train.tokens_per_step=200000000", "train.tokens=1000000000"}), {run.path(), false, "", false}, watch);
+  });
+  EXPECT_NE(message.find("MB for a micro-batch"), std::string::npos) << message;
+}
+
+TEST(ActivationBytes, BoundsWhatAStepTakes) {
+  const Recipe recipe = tiny();
+  auto json = nlohmann::json::parse(recipe.config_json);
+  json["vocab_size"] = 128;
+  const ModelConfig config = parse_config(json.dump(), "tiny");
+  const ParameterTable table = parameter_table(config);
+  std::vector<float> master(static_cast<size_t>(table.total)), gradients(master.size());
+  initialise(table, 0.02, 1, master);
+  const Model model(config, map_weights(config, table, master, {}));
+  const ModelGradients views = map_gradients(config, table, gradients);
+  const int64_t tokens = 8192;
+  const std::vector<int32_t> ids(static_cast<size_t>(tokens), 5);
+  const std::vector<int64_t> lengths(64, 128);
+  for (const bool recompute : {false, true}) {
+    Context ctx(1);
+    StepLosses losses;
+    losses.expert_tokens.resize(static_cast<size_t>(moe_layers(model) * config.n_routed_experts));
+    add_gradients(ctx, model, {ids, lengths, ids},
+                  {.targets = tokens, .mtp_targets = tokens, .documents = 64, .mtp_loss_weight = 0.3, .sequence_balance_alpha = 0.1,
+                   .recompute = recompute},
+                  &views, losses);
+    const auto taken = static_cast<double>(ctx.scratch().reserved_bytes());
+    const auto planned = static_cast<double>(activation_bytes(config, tokens, recompute));
+    EXPECT_LT(taken, 1.3 * planned);
+    EXPECT_GT(taken, 0.5 * planned);
+  }
+}
+
+}  // namespace
+}  // namespace fathom

@@ -16,9 +16,11 @@
 #include "cli/doctor.h"
 #include "cli/estimate.h"
 #include "cli/eval.h"
+#include "cli/export.h"
 #include "cli/interrupt.h"
 #include "cli/logits.h"
 #include "cli/output.h"
+#include "cli/report.h"
 #include "cli/run.h"
 #include "cli/selftest.h"
 #include "cli/show.h"
@@ -196,6 +198,23 @@ Action bind_train(CLI::App& app, bool fine_tune) {
     return run_train(*o);
   };
 }
+Action bind_export(CLI::App& app) {
+  auto o = std::make_shared<ExportCommand>();
+  app.add_option("FOLDER", o->model, "a Hugging Face folder, such as a run's model")->required();
+  app.add_option("OUT", o->out, "the GGUF file to write")->required();
+  app.add_option("--type", o->type, "of the matrices: f32, f16, bf16 or q8_0 (default bf16)");
+  app.add_flag("--no-mtp", o->no_mtp, "leave out the multi-token prediction layer");
+  bind_output(app, o->output);
+  return [o] { return run_export(*o); };
+}
+
+Action bind_report(CLI::App& app) {
+  auto o = std::make_shared<ReportOptions>();
+  app.add_option("RUN", o->runs, "folders of runs; several, such as seeds, are drawn together")->required();
+  app.add_option("-o,--out", o->out, "the page to write; - = stdout (default: report.html in the run's folder)");
+  bind_output(app, o->output);
+  return [o] { return run_report(*o); };
+}
 Action bind_pretrain(CLI::App& app) { return bind_train(app, false); }
 Action bind_sft(CLI::App& app) { return bind_train(app, true); }
 
@@ -228,6 +247,8 @@ constexpr Command kCommands[] = {
      bind_eval},
     {"pretrain", "train a model on texts", "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml train.tokens=500000 -o runs/try", bind_pretrain},
     {"sft", "fine-tune a model on answers", "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml model.path=runs/mine/model --resume", bind_sft},
+    {"export", "a model folder as one GGUF file", "  fathom export runs/countdown-sft/model countdown.gguf\n  fathom export path/to/folder model.gguf --type q8_0", bind_export},
+    {"report", "one page about a training run", "  fathom report runs/countdown-sft\n  fathom report runs/seed-1 runs/seed-2 runs/seed-3 -o seeds.html", bind_report},
     {"bench", "speed, as a share of what this machine can do", "  fathom bench\n  fathom bench models/model.gguf --prefill 128,512 --at 0,2048", bind_bench},
     {"logits", "the logits of every position, for comparisons",
      "  fathom logits models/model.gguf --ids ids.txt -o logits.safetensors\n  fathom logits path/to/folder --ids golden.safetensors -o logits.safetensors --chunk 1", bind_logits},

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cli/interrupt.h"
+#include "cli/machine.h"
 #include "train/run.h"
 
 namespace fathom {
@@ -132,10 +133,11 @@ int run_train(const TrainOptions& options) {
   if (options.fine_tune && !learns_answers) {
     fail("{}: data.kind: found texts, expected conversations or messages (plain text is `fathom pretrain`)", options.recipe);
   }
-  RunOptions run;
+  TrainingOptions run;
   run.folder = options.folder.empty() ? std::filesystem::path("runs") / recipe.name : std::filesystem::path(options.folder);
   run.resume = options.resume;
   run.command = options.command;
+  run.machine = cpu_name();
   InterruptScope interrupts;
   Panel panel(options.output);
   const RunResult result = run_training(recipe, run, panel);

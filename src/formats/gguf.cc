@@ -14,6 +14,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/limits.h"
+#include "formats/gguf_writer.h"
 
 namespace fathom {
 namespace {
@@ -437,6 +438,13 @@ std::optional<std::vector<double>> Gguf::optional_numbers(std::string_view key) 
     }
   }
   return *numbers;
+}
+
+int32_t gguf_type_number(DType dtype) {
+  for (const GgmlType& type : kGgmlTypes) {
+    if (type.dtype == dtype) return static_cast<int32_t>(type.id);
+  }
+  return -1;
 }
 
 }  // namespace fathom

@@ -33,6 +33,8 @@ class Bpe {
   // tokens, the piece is shorter than 1 GiB.
   void encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const;
 
+  size_t merge_count() const { return merged_.size(); }
+
   static constexpr int32_t kNoToken = -1;
 
  private:

@@ -284,6 +284,15 @@ std::vector<int32_t> Tokenizer::eos_ids() const { return impl_->eos; }
 bool Tokenizer::add_bos() const { return impl_->add_bos; }
 const std::string& Tokenizer::chat_template_source() const { return impl_->chat_template; }
 
+std::string_view Tokenizer::gguf_pre_tokenizer() const {
+  if (impl_->bpe.merge_count() == 0) return "default";
+  for (const std::string_view name : {"deepseek-v3", "deepseek-llm", "deepseek-coder", "qwen2", "llama-bpe", "smollm", "gpt-2"}) {
+    const bool nfc = name == "qwen2", ignore_merges = name == "llama-bpe";
+    if (splitters_by_gguf_name(name) == impl_->splitters && nfc == impl_->nfc && ignore_merges == impl_->ignore_merges) return name;
+  }
+  fail("tokenizer: GGUF has no name for this way of splitting text");
+}
+
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;

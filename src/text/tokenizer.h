@@ -58,6 +58,9 @@ class Tokenizer {
   std::optional<int32_t> bos_id() const;
   std::vector<int32_t> eos_ids() const;
   bool add_bos() const;  // plain text (not a rendered chat) starts with BOS
+  // What tokenizer.ggml.pre calls this way of splitting; "default" for a vocabulary without merges, where
+  // splitting changes nothing. Throws if GGUF has no name for it.
+  std::string_view gguf_pre_tokenizer() const;
   // The model's own chat template source, if its files carry one (only hashed and searched, never run).
   const std::string& chat_template_source() const;
 

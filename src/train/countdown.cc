@@ -1,7 +1,9 @@
 // Countdown: reach a target from three numbers, each used once, with + - * and exact division.
 //
-// A try is two steps, written out: "7*3=21, 21+25=46". A thought is a list of tries, each with its verdict, and ends at the
-// first that hits: what a search looks like to a model that sees characters. Values past 999 are not tried: targets end at 99.
+// A try is two steps, written out, then the target again and whether it was met: "7*3=21, 21+25=46; 46 yes". With the target
+// beside it a model that sees characters compares neighbours; without, ten million characters were not enough to teach the
+// comparison across lines. A thought is a list of tries that ends at the first hit. Values past 999 are not tried: targets end
+// at 99.
 #include <algorithm>
 
 #include "base/error.h"
@@ -111,7 +113,7 @@ class Countdown : public Task {
       const Try t = tries[pick];
       tries.erase(tries.begin() + static_cast<std::ptrdiff_t>(pick));
       const bool hit = t.second.value == p.target;
-      s.thought += t.text() + (hit ? " yes\n" : " no\n");
+      s.thought += fmt::format("{}; {} {}\n", t.text(), p.target, hit ? "yes" : "no");
       if (hit) {
         s.answer = t.expression();
         return s;
@@ -121,10 +123,10 @@ class Countdown : public Task {
     return s;
   }
 
-  // One third each: facts and chains, evaluations and checks, searches.
+  // A quarter each: facts and chains, evaluations and checks; half: searches.
   std::string text(uint64_t seed, uint64_t index) const override {
     Dice dice(seed, index);
-    const int64_t kind = dice.below(3);
+    const int64_t kind = dice.below(4);
     std::string text;
     for (int line = 0; line < 8; ++line) {
       const Problem p = problem(seed, index * 8 + static_cast<uint64_t>(line), Split::kTrain);

@@ -66,6 +66,16 @@ std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer&
   fail("{}: data.kind: 'shards' is not read yet", recipe.name);
 }
 
+// Per token: of the experts only those that it visits.
+int64_t active_parameters(const ModelConfig& c, const ParameterTable& table) {
+  int64_t count = 0;
+  for (const Parameter& p : table.parameters) {
+    const bool routed = p.name.find(".experts.") != std::string::npos && p.name.find("shared_experts") == std::string::npos;
+    count += routed ? p.count * c.router.num_experts_per_tok / c.n_routed_experts : p.count;
+  }
+  return count;
+}
+
 int64_t parameter_count(const ParameterTable& table) {
   int64_t count = 0;
   for (const Parameter& p : table.parameters) count += p.count;
@@ -74,7 +84,7 @@ int64_t parameter_count(const ParameterTable& table) {
 
 class Run {
  public:
-  Run(const Recipe& recipe, const RunOptions& options, RunObserver& observer)
+  Run(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer)
       : recipe_(recipe),
         options_(options),
         observer_(observer),
@@ -107,12 +117,27 @@ class Run {
 
   RunResult run() {
     const int64_t first = start();
-    MetricsLog metrics(options_.folder, first);
+    std::error_code error;
+    fs::create_directories(options_.folder, error);
+    MetricsOptions metrics_options;
+    metrics_options.folder = options_.folder;
+    if (first > 0 || options_.resume) metrics_options.resumed_step = first;
+    metrics_options.warn = [this](const std::string& text) { observer_.note(text); };
+    MetricsLog metrics(std::move(metrics_options));
     metrics_ = &metrics;
-    Json facts = {{"name", recipe_.name}, {"command", options_.command}, {"parameters", parameter_count(trainer_->table())},
-                  {"steps", steps()}, {"threads", ctx_.pool().threads()}, {"isa", isa_name(ctx_.isa())},
-                  {"bf16_roof", roofs_.bf16_flops}, {"f32_roof", roofs_.f32_flops}};
-    metrics.write(first, "run", facts);
+    RunMetrics facts;
+    facts.name = recipe_.name;
+    facts.stage = cut_ ? "pretrain" : "sft";
+    facts.command = options_.command;
+    facts.machine = options_.machine;
+    facts.precision = recipe_.train.f32 ? "f32" : "bf16";
+    facts.threads = ctx_.pool().threads();
+    facts.parameters = parameter_count(trainer_->table());
+    facts.active_parameters = active_parameters(trainer_->config(), trainer_->table());
+    facts.roof_flops = recipe_.train.f32 ? roofs_.f32_flops : roofs_.bf16_flops;
+    facts.steps = steps();
+    facts.recipe = recipe_.text;
+    metrics.write(facts);
     int skipped = 0;
     int64_t step = first;
     for (; step < steps(); ++step) {
@@ -224,12 +249,16 @@ class Run {
     const StepLine line{step + 1, steps(), report.loss, report.cross_entropy, report.mtp_cross_entropy, report.balance, lr,
                         report.gradient_norm, tokens_, seconds, static_cast<double>(report.tokens) / seconds, flops / seconds,
                         roof > 0 ? flops / seconds / roof : 0, worst, report.skipped};
-    Json fields = {{"loss", report.loss}, {"cross_entropy", report.cross_entropy}, {"mtp_cross_entropy", report.mtp_cross_entropy},
-                   {"balance", report.balance}, {"lr", lr}, {"gradient_norm", report.gradient_norm}, {"tokens", tokens_},
-                   {"tokens_per_second", line.tokens_per_second}, {"gflops", line.flops / 1e9}, {"share_of_roof", line.share_of_roof},
-                   {"seconds", seconds}, {"load", loads}, {"skipped", report.skipped}};
-    metrics_->write(step + 1, "train", fields);
-    if (const std::string warning = metrics_->take_warning(); !warning.empty()) observer_.note(warning);
+    StepMetrics m;
+    m.step = step + 1;
+    m.tokens = tokens_;
+    m.loss = report.loss, m.cross_entropy = report.cross_entropy, m.mtp_cross_entropy = report.mtp_cross_entropy;
+    m.balance_loss = report.balance;
+    m.lr = lr, m.gradient_norm = report.gradient_norm, m.skipped = report.skipped;
+    m.seconds = seconds, m.tokens_per_second = line.tokens_per_second, m.flops_per_second = line.flops;
+    m.memory_bytes = resident_bytes();
+    m.expert_load = loads;
+    metrics_->write(m);
     observer_.step(line);
     if (report.skipped) observer_.note(fmt::format("step {}: the gradient is not finite; skipped", step + 1));
     return report.skipped;
@@ -241,9 +270,15 @@ class Run {
     StepBatch batch;
     packer.next(recipe_.evaluation.validation_tokens, batch);
     validation_ = trainer_->evaluate(batch.micro_batches(recipe_.train.micro_batch_tokens));
-    metrics_->write(step, "validation", {{"cross_entropy", validation_}});
     observer_.validated(step, validation_);
-    if (recipe_.evaluation.task.empty()) return;
+    EvaluationMetrics m;
+    m.step = step;
+    m.validation_loss = validation_;
+    if (!recipe_.evaluation.task.empty()) m.tasks.push_back(score(step, last));
+    metrics_->write(m);
+  }
+
+  TaskScore score(int64_t step, bool last) {
     const auto task = make_task(recipe_.evaluation.task);
     EvaluationOptions options;
     options.problems = recipe_.evaluation.problems;
@@ -253,17 +288,23 @@ class Run {
     options.split = last ? Split::kTest : Split::kValidation;
     const EvaluationResult r = evaluate_task(ctx_, trainer_->model(), tokenizer_, detect_chat_format(tokenizer_), *task, options,
                                              [this] { return observer_.stop_requested(); });
-    Json fields = {{"task", recipe_.evaluation.task}, {"split", last ? "test" : "validation"}, {"problems", r.problems}, {"greedy", r.greedy},
-                   {"mean_tokens", r.mean_tokens}, {"truncated", r.truncated}};
-    if (r.samples > 0) fields["pass_1"] = r.pass_1, fields["pass_1_error"] = r.pass_1_error;
-    for (const auto& [k, value] : r.pass_k) fields[fmt::format("pass_at_{}", k)] = value;
-    Json examples = Json::array();
     for (const AnsweredProblem& a : r.examples) {
-      examples.push_back({{"question", a.question}, {"completion", a.completion}, {"verdict", verdict_name(a.verdict.kind)}, {"reason", a.verdict.reason}});
+      SampleMetrics sample;
+      sample.step = step;
+      sample.task = recipe_.evaluation.task;
+      sample.prompt = a.question, sample.completion = a.completion;
+      sample.correct = a.verdict.correct();
+      sample.verdict = fmt::format("{}{}{}", verdict_name(a.verdict.kind), a.verdict.reason.empty() ? "" : ": ", a.verdict.reason);
+      metrics_->write(sample);
     }
-    fields["examples"] = examples;
-    metrics_->write(step, "evaluation", fields);
     observer_.evaluated(step, recipe_.evaluation.task, r);
+    TaskScore result;
+    result.task = recipe_.evaluation.task;
+    result.problems = r.problems, result.samples = r.samples;
+    result.greedy = r.greedy;
+    result.temperature = options.temperature;
+    result.pass_at = r.pass_k;
+    return result;
   }
 
   TrainState train_state(int64_t step) {
@@ -295,7 +336,7 @@ class Run {
   }
 
   const Recipe& recipe_;
-  const RunOptions& options_;
+  const TrainingOptions& options_;
   RunObserver& observer_;
   Context ctx_;
   TokenizerFiles files_;
@@ -339,7 +380,7 @@ uint64_t activation_bytes(const ModelConfig& c, int64_t tokens, bool recompute) 
   return static_cast<uint64_t>(tokens) * static_cast<uint64_t>(kept + 2 * widest + 6 * c.hidden_size) * sizeof(float);
 }
 
-RunResult run_training(const Recipe& recipe, const RunOptions& options, RunObserver& observer) {
+RunResult run_training(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer) {
   return Run(recipe, options, observer).run();
 }
 

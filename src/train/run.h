@@ -17,10 +17,11 @@
 
 namespace fathom {
 
-struct RunOptions {
+struct TrainingOptions {
   std::filesystem::path folder;
   bool resume = false;   // go on from the newest good checkpoint; without one, start
   std::string command;   // how the run was started, for its record
+  std::string machine;   // in words, for its record
   bool measure_roofs = true;  // takes a third of a second; without it shares of the roof are 0
 };
 
@@ -61,7 +62,7 @@ struct RunResult {
 };
 
 // Throws Error: bad recipe, data or checkpoint (2), no memory or disk (3), diverged (4: five gradients in a row not finite).
-RunResult run_training(const Recipe& recipe, const RunOptions& options, RunObserver& observer);
+RunResult run_training(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer);
 
 // Activations of one micro-batch, forward and backward, from above. docs/numerics.md
 uint64_t activation_bytes(const ModelConfig& config, int64_t tokens, bool recompute);

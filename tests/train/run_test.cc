@@ -74,6 +74,14 @@ warmup_steps = 3
 
 Recipe tiny(std::vector<std::string> overrides = {}) { return parse_recipe(kTiny, "tiny.toml", overrides); }
 
+TrainingOptions options_for(const TempDir& folder, bool resume) {
+  TrainingOptions options;
+  options.folder = folder.path();
+  options.resume = resume;
+  options.measure_roofs = false;
+  return options;
+}
+
 struct Watch : RunObserver {
   void step(const StepLine& line) override { losses.push_back(line.loss); }
   void note(const std::string& text) override { notes.push_back(text); }
@@ -92,7 +100,7 @@ std::string optimizer_bytes(const fs::path& run) {
 TEST(Run, EndsWithAModelFolderMetricsAndACheckpoint) {
   const TempDir run;
   Watch watch;
-  const RunResult result = run_training(tiny(), {run.path(), false, "test", false}, watch);
+  const RunResult result = run_training(tiny(), options_for(run, false), watch);
   EXPECT_TRUE(result.finished);
   EXPECT_EQ(result.steps, 12);
   EXPECT_EQ(watch.losses.size(), 12u);
@@ -104,8 +112,8 @@ TEST(Run, EndsWithAModelFolderMetricsAndACheckpoint) {
   int64_t trained = 0;
   for (std::string line; std::getline(lines, line);) {
     const auto value = nlohmann::json::parse(line);
-    trained += value["kind"] == "train" ? 1 : 0;
-    EXPECT_TRUE(value["kind"] != "train" || value["loss"].is_number()) << line;
+    trained += value["kind"] == "step" ? 1 : 0;
+    EXPECT_TRUE(value["kind"] != "step" || value["loss"].is_number()) << line;
   }
   EXPECT_EQ(trained, 12);
 }
@@ -113,12 +121,12 @@ TEST(Run, EndsWithAModelFolderMetricsAndACheckpoint) {
 TEST(Run, ResumedRunsHaveTheBitsOfOneThatWasNeverStopped) {
   const TempDir whole, parts;
   Watch watch;
-  run_training(tiny({"threads=1"}), {whole.path(), false, "", false}, watch);
+  run_training(tiny({"threads=1"}), options_for(whole, false), watch);
   std::vector<double> losses;
   for (const int64_t stop : {4, 3, -1}) {
     Watch part;
     part.stop_after = stop;
-    const RunResult result = run_training(tiny({"threads=1"}), {parts.path(), true, "", false}, part);
+    const RunResult result = run_training(tiny({"threads=1"}), options_for(parts, true), part);
     EXPECT_EQ(result.finished, stop < 0);
     losses.insert(losses.end(), part.losses.begin(), part.losses.end());
   }
@@ -132,7 +140,7 @@ TEST(Run, ThreadsDoNotChangeTheCurve) {
   for (const char* threads : {"threads=1", "threads=2", "threads=3"}) {
     const TempDir run;
     Watch watch;
-    run_training(tiny({threads}), {run.path(), false, "", false}, watch);
+    run_training(tiny({threads}), options_for(run, false), watch);
     curves.push_back(watch.losses);
   }
   EXPECT_EQ(curves[0], curves[1]);
@@ -146,7 +154,7 @@ TEST(Run, MicroBatchesAreTheSameStepToRounding) {
   for (const char* micro : {"train.micro_batch_tokens=512", "train.micro_batch_tokens=128"}) {
     const TempDir run;
     Watch watch;
-    run_training(tiny({micro, "train.precision=f32", "train.tokens=1024"}), {run.path(), false, "", false}, watch);
+    run_training(tiny({micro, "train.precision=f32", "train.tokens=1024"}), options_for(run, false), watch);
     curves.push_back(watch.losses);
   }
   EXPECT_NEAR(curves[0][0], curves[1][0], 1e-6);
@@ -157,12 +165,12 @@ TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
   const TempDir whole, killed;
   const std::vector<std::string> overrides = {"threads=1", "checkpoint.every=2", "train.tokens=10000"};
   Watch watch;
-  run_training(tiny(overrides), {whole.path(), false, "", false}, watch);
+  run_training(tiny(overrides), options_for(whole, false), watch);
   for (int kill_number = 0; kill_number < 50; ++kill_number) {
     const pid_t child = ::fork();
     if (child == 0) {
       Watch none;
-      run_training(tiny(overrides), {killed.path(), true, "", false}, none);
+      run_training(tiny(overrides), options_for(killed, true), none);
       ::_exit(0);
     }
     ::usleep(static_cast<useconds_t>(20000 + kill_number * 13007 % 90000));
@@ -170,7 +178,7 @@ TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
     ::waitpid(child, nullptr, 0);
   }
   Watch rest;
-  run_training(tiny(overrides), {killed.path(), true, "", false}, rest);
+  run_training(tiny(overrides), options_for(killed, true), rest);
   EXPECT_EQ(optimizer_bytes(killed.path()), optimizer_bytes(whole.path()));
   const auto tail = std::span(watch.losses).last(rest.losses.size());
   EXPECT_EQ(rest.losses, std::vector<double>(tail.begin(), tail.end()));
@@ -179,11 +187,11 @@ TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
 TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {
   const TempDir run;
   Watch watch;
-  run_training(tiny(), {run.path(), false, "", false}, watch);
-  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(tiny(), {run.path(), false, "", false}, watch); }).find("holds a run already (step 12)"),
+  run_training(tiny(), options_for(run, false), watch);
+  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(tiny(), options_for(run, false), watch); }).find("holds a run already (step 12)"),
             std::string::npos);
   EXPECT_NE(error_text(ExitCode::kBadInput, [&] {
-              run_training(tiny({"optimizer.clip=0.5"}), {run.path(), true, "", false}, watch);
+              run_training(tiny({"optimizer.clip=0.5"}), options_for(run, true), watch);
             }).find("first difference: 'clip = 1.0' there, 'clip = 0.5' here"),
             std::string::npos);
 }
@@ -192,7 +200,7 @@ TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {
 TEST(Run, ANanInAWeightEndsWithCodeFour) {
   const TempDir first, second;
   Watch watch;
-  run_training(tiny(), {first.path(), false, "", false}, watch);
+  run_training(tiny(), options_for(first, false), watch);
   const fs::path file = first.path() / "model" / "model.safetensors";
   const Safetensors tensors = Safetensors::open(file);
   const auto offset = tensors.find("model.layers.1.self_attn.o_proj.weight")->data - tensors.file().bytes().data();
@@ -202,7 +210,7 @@ TEST(Run, ANanInAWeightEndsWithCodeFour) {
   recipe.replace(begin, end - begin, "[model]\npath = \"" + (first.path() / "model").string() + "\"\n");
   Watch failing;
   const std::string message = error_text(ExitCode::kDiverged, [&] {
-    run_training(parse_recipe(recipe, "again.toml"), {second.path(), false, "", false}, failing);
+    run_training(parse_recipe(recipe, "again.toml"), options_for(second, false), failing);
   });
   EXPECT_EQ(message, "checkpoint: tensor model.layers.1.self_attn.o_proj.weight: element 10 is nan, expected finite weights (nothing was saved)");
   EXPECT_EQ(failing.losses.size(), 5u);
@@ -217,7 +225,7 @@ TEST(Run, AFullDiskIsAWarningThreeTimesAndThenCodeThree) {
     ::setrlimit(RLIMIT_FSIZE, &size);
     Watch watch;
     try {
-      run_training(tiny({"checkpoint.every=2"}), {run.path(), false, "", false}, watch);
+      run_training(tiny({"checkpoint.every=2"}), options_for(run, false), watch);
     } catch (const Error& e) {
       ::_exit(static_cast<int>(e.code()) * 10 + static_cast<int>(watch.notes.size()));
     }
@@ -232,7 +240,7 @@ TEST(Run, MisfitsAreNamed) {
   const TempDir run;
   Watch watch;
   const auto refusal = [&](std::vector<std::string> overrides) {
-    return error_text(ExitCode::kBadInput, [&] { run_training(tiny(std::move(overrides)), {run.path(), false, "", false}, watch); });
+    return error_text(ExitCode::kBadInput, [&] { run_training(tiny(std::move(overrides)), options_for(run, false), watch); });
   };
   EXPECT_NE(refusal({"data.sequence_length=512"}).find("data.sequence_length: found 512, expected at most the model's max_position_embeddings 256"),
             std::string::npos);
@@ -245,7 +253,7 @@ TEST(Run, MemoryIsRefusedWithTheFiguresBeforeItIsTaken) {
   const TempDir run;
   Watch watch;
   const std::string message = error_text(ExitCode::kNoResources, [&] {
-    run_training(tiny({"train.tokens_per_step=200000000", "train.tokens=1000000000"}), {run.path(), false, "", false}, watch);
+    run_training(tiny({"train.tokens_per_step=200000000", "train.tokens=1000000000"}), options_for(run, false), watch);
   });
   EXPECT_NE(message.find("MB for a micro-batch"), std::string::npos) << message;
 }

@@ -1,0 +1,50 @@
+// Writes GGUF v3 files: metadata, then tensors whose bytes are made one at a time, so that a file of any size takes the memory of its
+// largest tensor. All or nothing (temporary file, fsync, rename).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tensor/dtype.h"
+
+namespace fathom {
+
+class GgufWriter {
+ public:
+  void key(std::string_view name, uint32_t value);
+  void key(std::string_view name, float value);
+  void key(std::string_view name, bool value);
+  void key(std::string_view name, std::string_view value);
+  void key(std::string_view name, const char* value) { key(name, std::string_view(value)); }
+  void key(std::string_view name, const std::vector<std::string>& values);
+  void key(std::string_view name, const std::vector<int32_t>& values);
+
+  // shape outermost first; fill gets the tensor's bytes to write. REQUIRES: a type that GGUF has; the last dimension a multiple of
+  // its block; names unique.
+  void tensor(std::string name, std::vector<int64_t> shape, DType dtype, std::function<void(std::byte*)> fill);
+
+  void write(const std::filesystem::path& path) const;
+
+ private:
+  struct Entry {
+    std::string name;
+    std::vector<int64_t> shape;
+    DType dtype;
+    uint64_t bytes;
+    std::function<void(std::byte*)> fill;
+  };
+  void begin_key(std::string_view name, uint32_t type);
+
+  std::string keys_;
+  uint64_t key_count_ = 0;
+  std::vector<Entry> tensors_;
+};
+
+// The number GGUF gives a storage type; -1 if it has none.
+int32_t gguf_type_number(DType dtype);
+
+}  // namespace fathom

@@ -1,0 +1,231 @@
+#include "train/export.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/limits.h"
+#include "formats/gguf_writer.h"
+#include "formats/json.h"
+#include "kernels/quantize.h"
+#include "model/model.h"
+#include "model/rope_table.h"
+#include "model/tensor_names.h"
+#include "model/tensor_walk.h"
+#include "text/tokenizer.h"
+
+namespace fathom {
+namespace {
+
+uint32_t u32(int64_t value) { return static_cast<uint32_t>(value); }
+float f32(double value) { return static_cast<float>(value); }
+
+// Row `from(r)` of w as row r of the output.
+template <class From>
+void put_rows(const WeightView& w, DType dtype, std::byte* out, From from) {
+  std::vector<float> row(static_cast<size_t>(w.cols));
+  for (int64_t r = 0; r < w.rows; ++r) {
+    dequantize_weight(Isa::kPortable, w, from(r), 0, w.cols, row.data());
+    quantize_row(dtype, row.data(), w.cols, out + r * row_bytes(dtype, w.cols));
+  }
+}
+
+// A visitor of tensor_walk.h over a loaded model: every tensor goes to the writer under its GGUF name.
+class Exporter {
+ public:
+  Exporter(const ModelConfig& config, const ExportOptions& options, GgufWriter& writer)
+      : c_(config), options_(options), writer_(writer) {}
+
+  void matrix(const std::string& name, Linear& w, int64_t rows, int64_t cols, ParameterKind) {
+    const WeightView view = w.weight;
+    const DType dtype = type_for(cols);
+    // Llama's converters turn half-split heads into interleaved ones: row (i, j) of a head comes from (j, i).
+    const bool turned = c_.architecture == Architecture::kLlama && c_.rope.layout == RopeLayout::kHalfSplit &&
+                        (name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight"));
+    const int64_t dim = c_.head_dim;
+    writer_.tensor(gguf_tensor_name(name), {rows, cols}, dtype, [=](std::byte* out) {
+      put_rows(view, dtype, out, [=](int64_t r) {
+        return turned ? r / dim * dim + r % 2 * (dim / 2) + r % dim / 2 : r;
+      });
+    });
+  }
+
+  void experts(const std::string& mlp, const std::string& part, Experts& w, int64_t rows, int64_t cols) {
+    const DType dtype = type_for(cols);
+    writer_.tensor(gguf_tensor_name(mlp + ".experts." + part + ".weight"), {std::ssize(w.weight), rows, cols}, dtype,
+                   [dtype, views = w.weight](std::byte* out) {
+                     for (const WeightView& view : views) {
+                       put_rows(view, dtype, out, [](int64_t r) { return r; });
+                       out += view.rows * row_bytes(dtype, view.cols);
+                     }
+                   });
+  }
+
+  void vector(const std::string& name, std::span<const float>& w, const std::vector<int64_t>& shape, ParameterKind) {
+    writer_.tensor(gguf_tensor_name(name), shape, DType::kF32, [values = w](std::byte* out) {
+      quantize_row(DType::kF32, values.data(), std::ssize(values), out);
+    });
+  }
+
+  void kv_b(const std::string&, int64_t layer, MlaWeights& w) {
+    const AbsorbedUpProjections& up = w.absorbed;
+    put_heads(fmt::format("blk.{}.attn_k_b.weight", layer), up.k_up_transposed);
+    put_heads(fmt::format("blk.{}.attn_v_b.weight", layer), up.v_up);
+  }
+
+  bool has_mtp(int64_t) const { return options_.mtp; }
+  void mtp_norm(const std::string& name, std::span<const float>& w, int64_t count, std::span<const float>) {
+    vector(name, w, {count}, ParameterKind::kVector);
+  }
+  void mtp_copies(const std::string&) {}
+
+ private:
+  DType type_for(int64_t cols) const {
+    return cols % dtype_info(options_.matrices).block_elements == 0 ? options_.matrices : DType::kBF16;
+  }
+  void put_heads(const std::string& name, const std::vector<WeightView>& heads) {
+    const DType dtype = type_for(heads[0].cols);
+    writer_.tensor(name, {std::ssize(heads), heads[0].rows, heads[0].cols}, dtype, [dtype, heads](std::byte* out) {
+      for (const WeightView& view : heads) {
+        put_rows(view, dtype, out, [](int64_t r) { return r; });
+        out += view.rows * row_bytes(dtype, view.cols);
+      }
+    });
+  }
+
+  const ModelConfig& c_;
+  const ExportOptions& options_;
+  GgufWriter& writer_;
+};
+
+void put_mla_keys(const ModelConfig& c, const std::string& arch, GgufWriter& w) {
+  if (c.q_lora_rank > 0) w.key(arch + ".attention.q_lora_rank", u32(c.q_lora_rank));
+  w.key(arch + ".attention.kv_lora_rank", u32(c.kv_lora_rank));
+  w.key(arch + ".attention.key_length", u32(c.kv_lora_rank + c.qk_rope_head_dim));
+  w.key(arch + ".attention.value_length", u32(c.kv_lora_rank));
+  w.key(arch + ".attention.key_length_mla", u32(c.qk_head_dim()));
+  w.key(arch + ".attention.value_length_mla", u32(c.v_head_dim));
+  if (c.n_routed_experts == 0) {
+    if (c.router.scoring_func == ScoringFunc::kSigmoid) w.key(arch + ".expert_gating_func", uint32_t{2});
+    w.key(arch + ".leading_dense_block_count", u32(c.num_hidden_layers));
+    return;
+  }
+  const RouterRule& r = c.router;
+  w.key(arch + ".leading_dense_block_count", u32(c.first_k_dense_replace));
+  w.key(arch + ".expert_count", u32(c.n_routed_experts));
+  w.key(arch + ".expert_used_count", u32(r.num_experts_per_tok));
+  w.key(arch + ".expert_shared_count", u32(c.n_shared_experts));
+  w.key(arch + ".expert_feed_forward_length", u32(c.moe_intermediate_size));
+  w.key(arch + ".expert_gating_func", uint32_t{r.scoring_func == ScoringFunc::kSigmoid ? 2u : 1u});
+  w.key(arch + ".expert_weights_norm", r.norm_topk_prob);
+  w.key(arch + ".expert_weights_scale", r.routed_scaling_factor);
+  if (r.n_group > 1) {
+    w.key(arch + ".expert_group_count", u32(r.n_group));
+    w.key(arch + ".expert_group_used_count", u32(r.topk_group));
+  }
+}
+
+void put_config(const ModelConfig& c, bool mtp, const std::string& name, GgufWriter& w) {
+  const std::string arch = c.is_mla() ? "deepseek2" : c.architecture == Architecture::kQwen2 ? "qwen2" : "llama";
+  w.key("general.architecture", arch);
+  w.key("general.name", name);
+  w.key("general.type", "model");
+  w.key(arch + ".block_count", u32(c.num_hidden_layers + (mtp ? 1 : 0)));
+  if (mtp) w.key(arch + ".nextn_predict_layers", uint32_t{1});
+  w.key(arch + ".vocab_size", u32(c.vocab_size));
+  w.key(arch + ".context_length", u32(c.max_position_embeddings));
+  w.key(arch + ".embedding_length", u32(c.hidden_size));
+  w.key(arch + ".feed_forward_length", u32(c.intermediate_size));
+  w.key(arch + ".attention.head_count", u32(c.num_attention_heads));
+  w.key(arch + ".attention.head_count_kv", u32(c.is_mla() ? 1 : c.num_key_value_heads));
+  w.key(arch + ".attention.layer_norm_rms_epsilon", f32(c.rms_norm_eps));
+  w.key(arch + ".rope.freq_base", f32(c.rope.rope_theta));
+  w.key(arch + ".rope.dimension_count", u32(c.rope_dim()));
+  if (c.rope.type == RopeScalingType::kYarn) {
+    w.key(arch + ".rope.scaling.type", "yarn");
+    w.key(arch + ".rope.scaling.factor", f32(c.rope.factor));
+    w.key(arch + ".rope.scaling.original_context_length", u32(static_cast<int64_t>(c.rope.original_max_position_embeddings)));
+    w.key(arch + ".rope.scaling.yarn_beta_fast", f32(c.rope.beta_fast));
+    w.key(arch + ".rope.scaling.yarn_beta_slow", f32(c.rope.beta_slow));
+    w.key(arch + ".rope.scaling.yarn_log_multiplier", f32(0.1 * c.rope.mscale_all_dim));
+  }
+  if (c.is_mla()) return put_mla_keys(c, arch, w);
+  w.key(arch + ".attention.key_length", u32(c.head_dim));
+  w.key(arch + ".attention.value_length", u32(c.head_dim));
+  // llama3's scaling is stored as what it divides the frequencies by.
+  if (c.rope.type == RopeScalingType::kLlama3) {
+    const std::vector<double> scaled = rope_inv_freq(c);
+    std::vector<float> divisors;
+    for (size_t i = 0; i < scaled.size(); ++i) {
+      const double plain = std::pow(c.rope.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
+      divisors.push_back(f32(plain / scaled[i]));
+    }
+    w.tensor("rope_freqs.weight", {std::ssize(divisors)}, DType::kF32,
+             [divisors](std::byte* out) { quantize_row(DType::kF32, divisors.data(), std::ssize(divisors), out); });
+  }
+}
+
+// The tokenizer as its file has it; unused ids get a name of their own.
+void put_tokenizer(const Checkpoint& checkpoint, const ModelConfig& c, GgufWriter& w) {
+  const auto text = checkpoint.side_file("tokenizer.json", Limits{}.tokenizer_file_bytes);
+  if (!text) fail("{}: tokenizer.json: missing, expected one to put into the file", checkpoint.path().string());
+  const Tokenizer tokenizer = Tokenizer::from_checkpoint(checkpoint);
+  const std::string place = (checkpoint.path() / "tokenizer.json").string();
+  const nlohmann::json file = parse_json(*text, place);
+  const JsonObject root(file, place);
+  const JsonObject model(root.value("model"), place + ": model");
+  enum : int32_t { kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5 };
+  const auto count = static_cast<size_t>(c.vocab_size);
+  std::vector<std::string> tokens(count), merges;
+  std::vector<int32_t> types(count, kUnused);
+  for (size_t i = 0; i < count; ++i) tokens[i] = fmt::format("[PAD{}]", i);
+  const auto put = [&](int64_t id, const std::string& token, int32_t type) {
+    if (id < 0 || id >= c.vocab_size) fail("{}: token {}: id {}, expected below vocab_size {}", place, quoted(token), id, c.vocab_size);
+    tokens[static_cast<size_t>(id)] = token;
+    types[static_cast<size_t>(id)] = type;
+  };
+  for (const auto& [token, id] : model.value("vocab").items()) put(id.get<int64_t>(), token, kNormal);
+  for (const nlohmann::json& added : root.value("added_tokens")) {
+    const JsonObject token(added, place + ": added_tokens");
+    put(token.integer("id", 0, c.vocab_size - 1), token.string("content"), token.optional_boolean("special").value_or(false) ? kControl : kUserDefined);
+  }
+  for (const nlohmann::json& merge : model.value("merges")) {
+    merges.push_back(merge.is_string() ? merge.get<std::string>() : merge.at(0).get<std::string>() + " " + merge.at(1).get<std::string>());
+  }
+  w.key("tokenizer.ggml.model", "gpt2");
+  w.key("tokenizer.ggml.pre", tokenizer.gguf_pre_tokenizer());
+  w.key("tokenizer.ggml.tokens", tokens);
+  w.key("tokenizer.ggml.token_type", types);
+  w.key("tokenizer.ggml.merges", merges);
+  if (const auto bos = tokenizer.bos_id()) w.key("tokenizer.ggml.bos_token_id", u32(*bos));
+  const std::vector<int32_t> ends = tokenizer.eos_ids();
+  if (!ends.empty()) w.key("tokenizer.ggml.eos_token_id", u32(ends[0]));
+  if (ends.size() > 1) w.key("tokenizer.ggml.eot_token_id", u32(ends[1]));
+  w.key("tokenizer.ggml.add_bos_token", tokenizer.add_bos());
+  if (!tokenizer.chat_template_source().empty()) w.key("tokenizer.chat_template", tokenizer.chat_template_source());
+}
+
+}  // namespace
+
+void export_gguf(const Checkpoint& checkpoint, const std::filesystem::path& out, const ExportOptions& options) {
+  if (checkpoint.kind() != Checkpoint::Kind::kFolder) fail("{}: expected a Hugging Face folder to export", checkpoint.path().string());
+  const DType type = options.matrices;
+  FATHOM_CHECK(type == DType::kF32 || type == DType::kF16 || type == DType::kBF16 || type == DType::kQ8_0, dtype_name(type));
+  const Model model(Checkpoint::open(checkpoint.path()));
+  GgufWriter writer;
+  ExportOptions wanted = options;
+  wanted.mtp = options.mtp && model.has_mtp();
+  std::filesystem::path name = std::filesystem::absolute(checkpoint.path()).lexically_normal();
+  if (!name.has_filename()) name = name.parent_path();
+  put_config(model.config(), wanted.mtp, name.filename().string(), writer);
+  put_tokenizer(checkpoint, model.config(), writer);
+  Exporter exporter(model.config(), wanted, writer);
+  ModelTensors<AsWeights> views = model.weights();
+  for_each_tensor(views, model.config(), exporter);
+  writer.write(out);
+}
+
+}  // namespace fathom

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <iterator>
+#include <memory>
 #include <utility>
 
 #include "base/error.h"
@@ -74,6 +75,23 @@ std::string read_file(const std::filesystem::path& path, uint64_t max_bytes) {
   return contents;
 }
 
+FileDigest digest_file(const std::filesystem::path& path) {
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  open_regular(path.string(), fd);
+  constexpr size_t kPiece = 1 << 20;
+  const auto piece = std::make_unique_for_overwrite<std::byte[]>(kPiece);
+  Hasher hasher;
+  uint64_t bytes = 0;
+  for (;;) {
+    const ssize_t n = ::read(fd.get(), piece.get(), kPiece);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno(path.string(), "read");
+    if (n == 0) return {bytes, hasher.value()};
+    hasher.add({piece.get(), static_cast<size_t>(n)});
+    bytes += static_cast<uint64_t>(n);
+  }
+}
+
 AtomicFile::AtomicFile(const std::filesystem::path& path, uint32_t mode)
     : path_(path), temporary_(path.string() + ".tmp" + std::to_string(::getpid())) {
   ::unlink(temporary_.c_str());  // left by a killed process of the same id
@@ -83,12 +101,13 @@ AtomicFile::AtomicFile(const std::filesystem::path& path, uint32_t mode)
 }
 
 AtomicFile::~AtomicFile() {
-  if (fd_ < 0) return;
-  ::close(fd_);
-  ::unlink(temporary_.c_str());
+  if (fd_ >= 0) ::close(fd_);
+  if (!renamed_) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes) {
+  hasher_.add(bytes);
+  bytes_ += bytes.size();
   while (!bytes.empty()) {
     const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
     if (n < 0 && errno == EINTR) continue;
@@ -97,11 +116,14 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   }
 }
 
-void AtomicFile::commit() {
+FileDigest AtomicFile::commit() {
   if (::fsync(fd_) != 0) fail_errno(path_.string(), "sync");
+  // Network file systems may report here what fsync did not. Linux has closed the file also on EINTR.
+  if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail_errno(path_.string(), "close");
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno(path_.string(), "rename to");
-  ::close(std::exchange(fd_, -1));  // after fsync nothing is left that close could lose
+  renamed_ = true;
   sync_folder(path_.has_parent_path() ? path_.parent_path() : ".");
+  return {bytes_, hasher_.value()};
 }
 
 void sync_folder(const std::filesystem::path& folder) {
@@ -109,11 +131,11 @@ void sync_folder(const std::filesystem::path& folder) {
   if (fd.get() < 0 || ::fsync(fd.get()) != 0) fail_errno(folder.string(), "sync");
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view contents,
-                           uint32_t mode) {
+FileDigest write_file_atomically(const std::filesystem::path& path, std::string_view contents,
+                                 uint32_t mode) {
   AtomicFile file(path, mode);
   file.write(contents);
-  file.commit();
+  return file.commit();
 }
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string()) {

@@ -9,10 +9,21 @@
 #include <string>
 #include <string_view>
 
+#include "base/hash.h"
+
 namespace fathom {
 
 // The whole file. Throws if it is missing, not a regular file, or larger than `max_bytes`.
 std::string read_file(const std::filesystem::path& path, uint64_t max_bytes);
+
+// What a file holds, in short.
+struct FileDigest {
+  uint64_t bytes = 0;
+  uint64_t hash = 0;  // base/hash.h
+  bool operator==(const FileDigest&) const = default;
+};
+// Of the whole file, read in pieces and not mapped: a disk that fails is an Error, not a signal.
+FileDigest digest_file(const std::filesystem::path& path);
 
 inline constexpr uint32_t kPublicFile = 0644, kPrivateFile = 0600;  // modes; the umask narrows them
 
@@ -27,16 +38,21 @@ class AtomicFile {
 
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
-  void commit();  // once, last: when it returns the new contents have reached the disk
+  // Once, last: when it returns the new contents have reached the disk. The digest is that of what
+  // was given to write(), whatever the disk made of it.
+  FileDigest commit();
 
  private:
   std::filesystem::path path_;
   std::string temporary_;
   int fd_ = -1;
+  bool renamed_ = false;
+  uint64_t bytes_ = 0;
+  Hasher hasher_;
 };
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view contents,
-                           uint32_t mode = kPublicFile);
+FileDigest write_file_atomically(const std::filesystem::path& path, std::string_view contents,
+                                 uint32_t mode = kPublicFile);
 
 // Entries of a folder (renames, new files) reach the disk.
 void sync_folder(const std::filesystem::path& folder);

@@ -102,6 +102,16 @@ TensorInfo read_tensor(const std::string& name, const json& entry, std::span<con
   return tensor;
 }
 
+void write_made(AtomicFile& file, const TensorToWrite& tensor, uint64_t bytes) {
+  constexpr uint64_t kPiece = 1 << 20;
+  std::vector<std::byte> buffer(std::min(bytes, kPiece));
+  for (uint64_t begin = 0; begin < bytes; begin += kPiece) {
+    const std::span piece(buffer.data(), std::min(kPiece, bytes - begin));
+    tensor.make(begin, piece);
+    file.write(piece);
+  }
+}
+
 }  // namespace
 
 Safetensors Safetensors::open(const std::filesystem::path& path, uint32_t file) {
@@ -156,7 +166,7 @@ const TensorInfo* Safetensors::find(std::string_view name) const {
   return found != by_name_.end() ? &tensors_[found->second] : nullptr;
 }
 
-void write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
+FileDigest write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
                        const std::map<std::string, std::string>& metadata) {
   const std::string place = path.string();
   std::string header = "{";
@@ -170,9 +180,10 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
     FATHOM_CHECK(is_valid_utf8(tensor.name) && tensor.name != kMetadata && names.insert(tensor.name).second,
                  tensor.name);
     FATHOM_CHECK(dtype_by_name(dtype_name(tensor.dtype)).has_value(), tensor.name, dtype_name(tensor.dtype));
-    FATHOM_CHECK(tensor_bytes(tensor.shape, tensor.dtype, place) == tensor.data.size(), tensor.name,
+    const uint64_t bytes = tensor_bytes(tensor.shape, tensor.dtype, place);
+    FATHOM_CHECK(tensor.make ? tensor.data.empty() : tensor.data.size() == bytes, tensor.name,
                  tensor.data.size());
-    const uint64_t begin = std::exchange(end, end + tensor.data.size());
+    const uint64_t begin = std::exchange(end, end + bytes);
     add_field(tensor.name,
               {{"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}});
   }
@@ -183,8 +194,14 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
   AtomicFile file(path);
   file.write(std::as_bytes(std::span(&length, 1)));
   file.write(header);
-  for (const TensorToWrite& tensor : tensors) file.write(tensor.data);
-  file.commit();
+  for (const TensorToWrite& tensor : tensors) {
+    if (tensor.make) {
+      write_made(file, tensor, tensor_bytes(tensor.shape, tensor.dtype, place));
+    } else {
+      file.write(tensor.data);
+    }
+  }
+  return file.commit();
 }
 
 }  // namespace fathom

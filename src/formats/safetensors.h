@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -43,11 +44,14 @@ struct TensorToWrite {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   std::span<const std::byte> data;
+  // Instead of `data`, for what would need a second copy in memory: fills `out` with the tensor's bytes from `begin` on. Called
+  // piece by piece, in order; pieces begin at multiples of 1 MiB.
+  std::function<void(uint64_t begin, std::span<std::byte> out)> make = nullptr;
 };
 
 // Writes all of it or nothing (temporary file, fsync, rename); order is kept. The header is padded so that the data starts
 // 8-byte aligned. REQUIRES: names are unique and UTF-8, dtypes are safetensors' own, data sizes are those of the shapes.
-void write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
+FileDigest write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace fathom

@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <string>
+#include <span>
 #include <utility>
 
 #include "tests/base/test_files.h"
@@ -121,6 +123,38 @@ TEST(AtomicFile, PiecesAreWrittenInOrder) {
   for (const std::string_view piece : {"a", "", "bc", "def"}) file.write(piece);
   file.commit();
   EXPECT_EQ(read_file(dir / "f", 99), "abcdef");
+}
+
+TEST(Hash, IsXxh3AndDoesNotDependOnThePieces) {
+  EXPECT_EQ(hash_text(hash_bytes({})), "2d06800538d394c2");  // the published value of no bytes
+  std::string text;
+  for (int i = 0; i < 5000; ++i) text += static_cast<char>(i * i % 251);
+  const std::span bytes = std::as_bytes(std::span(text));
+  for (const size_t piece : {1u, 7u, 240u, 256u, 4999u, 5000u}) {
+    Hasher hasher;
+    for (size_t i = 0; i < bytes.size(); i += piece) hasher.add(bytes.subspan(i, std::min(piece, bytes.size() - i)));
+    EXPECT_EQ(hasher.value(), hash_bytes(bytes)) << piece;
+  }
+  EXPECT_NE(hash_bytes(bytes), hash_bytes(bytes.first(4999)));
+}
+
+TEST(AtomicFile, TellsTheDigestOfWhatItWasGiven) {
+  const TempDir dir;
+  const std::string text(3'000'000, 'x');  // more than one piece of digest_file
+  AtomicFile file(dir / "f");
+  file.write(text.substr(0, 10));
+  file.write(text.substr(10));
+  const FileDigest given = file.commit();
+  EXPECT_EQ(given.bytes, text.size());
+  EXPECT_EQ(given.hash, hash_bytes(std::as_bytes(std::span(text))));
+  EXPECT_EQ(digest_file(dir / "f"), given);
+  std::string damaged = text;
+  damaged.back() = 'y';
+  dir.write("f", damaged);
+  EXPECT_NE(digest_file(dir / "f").hash, given.hash);
+  const std::string missing = (dir / "missing").string();
+  EXPECT_EQ(error_of([&] { digest_file(missing); }), missing + ": cannot open: No such file or directory");
+  EXPECT_EQ(error_of([&] { digest_file(dir.path()); }), dir.path().string() + ": is a folder, expected a file");
 }
 
 TEST(AtomicFile, ALinkPlantedUnderTheTemporaryNameIsNotFollowed) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -64,6 +65,24 @@ TEST(Safetensors, WrittenTensorsReadBackWithNamesShapesTypesAndBytes) {
   EXPECT_EQ(read.find("b"), nullptr);
   // Mappings are page aligned, so the first tensor's address shows the alignment within the file.
   EXPECT_EQ(reinterpret_cast<uintptr_t>(read.tensors()[0].data) % 8, 0u);
+}
+
+TEST(Safetensors, TensorsMadeInPiecesAreTheSameFile) {
+  const TempDir dir;
+  const std::vector<std::byte> data = some_bytes((2 << 20) + 6);  // two whole pieces and a rest
+  const auto count = static_cast<int64_t>(data.size() / 2);
+  std::vector<TensorToWrite> tensors = {{"a", DType::kBF16, {count}, data}, {"none", DType::kF32, {0}, {}}};
+  const FileDigest whole = write_safetensors(dir / "whole", tensors);
+  std::vector<uint64_t> begins;
+  tensors[0].data = {};
+  tensors[0].make = [&](uint64_t begin, std::span<std::byte> out) {
+    begins.push_back(begin);
+    std::copy_n(data.begin() + static_cast<std::ptrdiff_t>(begin), out.size(), out.begin());
+  };
+  tensors[1].make = [](uint64_t, std::span<std::byte>) { FAIL() << "nothing to make"; };
+  EXPECT_EQ(write_safetensors(dir / "pieces", tensors), whole);
+  EXPECT_EQ(digest_file(dir / "pieces"), whole);
+  EXPECT_EQ(begins, (std::vector<uint64_t>{0, 1 << 20, 2 << 20}));
 }
 
 TEST(Safetensors, AFileWithoutTensorsIsLegal) {

@@ -1,15 +1,15 @@
 #include "train/train_state.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/check.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "formats/json.h"
 #include "formats/safetensors.h"
 
@@ -21,6 +21,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kManifest = "manifest.json";
 constexpr uint64_t kLargestSmallFile = 1 << 26;
+constexpr uint64_t kLargestSideFile = 1 << 28;
 constexpr int kFormatVersion = 1;
 
 std::string folder_name(int64_t step) { return fmt::format("step-{:08}", step); }
@@ -37,57 +38,86 @@ std::optional<int64_t> step_of(const fs::path& path) {
   return step;
 }
 
-std::string hash_of(std::span<const std::byte> bytes) { return fmt::format("{:016x}", XXH3_64bits(bytes.data(), bytes.size())); }
+std::string hash_of(std::string_view text) { return hash_text(hash_bytes(std::as_bytes(std::span(text)))); }
 
-template <class T>
-std::span<const std::byte> bytes_of(std::span<const T> values) {
-  return std::as_bytes(values);
+// What was written, by file name.
+using Digests = std::map<std::string, FileDigest>;
+
+DType stored_type(const Parameter& p, bool f32) {
+  const bool matrix = p.kind == ParameterKind::kMatrix || p.kind == ParameterKind::kEmbedding;
+  return matrix && !f32 ? DType::kBF16 : DType::kF32;
 }
 
 void expect_finite(const TrainState& s) {
   for (const Parameter& p : s.table->parameters) {
+    const bool rounded = stored_type(p, s.f32) == DType::kBF16;
     for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
-      const float value = s.master[static_cast<size_t>(i)];
-      if (!std::isfinite(value)) {
+      const float value = s.master[static_cast<size_t>(i)], stored = rounded ? bf16_to_f32(f32_to_bf16(value)) : value;
+      if (!std::isfinite(stored)) {
         throw Error(ExitCode::kDiverged, fmt::format("checkpoint: tensor {}: element {} is {}, expected finite weights (nothing was saved)",
-                                                     p.name, i - p.offset, value));
+                                                     p.name, i - p.offset, stored));
       }
     }
   }
 }
 
-// model.safetensors or adapter_model.safetensors.
-void write_weights(const fs::path& path, const TrainState& s) {
-  std::vector<std::vector<bf16>> narrow;
-  narrow.reserve(s.table->parameters.size());
-  std::vector<TensorToWrite> tensors;
-  const auto add = [&](const Parameter& p, const std::string& name) {
-    const auto values = s.master.subspan(static_cast<size_t>(p.offset), static_cast<size_t>(p.count));
-    const bool matrix = p.kind == ParameterKind::kMatrix || p.kind == ParameterKind::kEmbedding;
-    if (s.f32 || !matrix) {
-      tensors.push_back({name, DType::kF32, p.shape, bytes_of(values)});
-      return;
-    }
-    std::vector<bf16>& copy = narrow.emplace_back(values.size());
-    std::transform(values.begin(), values.end(), copy.begin(), f32_to_bf16);
-    tensors.push_back({name, DType::kBF16, p.shape, bytes_of(std::span<const bf16>(copy))});
-  };
-  const std::string mtp = fmt::format("model.layers.{}.", s.config->num_hidden_layers);
+// A tensor of the weights' file and the parameter it holds.
+struct Stored {
+  std::string name;
+  const Parameter* parameter;
+};
+
+// The table in its order; then, for a model with an MTP layer, V3's copies of embedding and head, named after that layer.
+std::vector<Stored> stored_tensors(const ParameterTable& table) {
+  std::vector<Stored> tensors;
   const Parameter* embedding = nullptr;
   const Parameter* head = nullptr;
-  bool has_mtp = false;
-  for (const Parameter& p : s.table->parameters) {
-    if (p.name == "model.embed_tokens.weight") embedding = head = &p;
+  std::string mtp;
+  constexpr std::string_view kMtpOnly = "eh_proj.weight";
+  for (const Parameter& p : table.parameters) {
+    if (p.name == "model.embed_tokens.weight") embedding = &p;
     if (p.name == "lm_head.weight") head = &p;
-    has_mtp = has_mtp || p.name.starts_with(mtp);
-    add(p, p.name);
+    if (p.name.ends_with(kMtpOnly)) mtp = p.name.substr(0, p.name.size() - kMtpOnly.size());
+    tensors.push_back({p.name, &p});
   }
-  narrow.reserve(narrow.size() + 2);
-  if (has_mtp && embedding != nullptr && !s.adapter) {
-    add(*embedding, mtp + "embed_tokens.weight");
-    add(*head, mtp + "shared_head.head.weight");
+  if (!mtp.empty() && embedding != nullptr) {
+    tensors.push_back({mtp + "embed_tokens.weight", embedding});
+    tensors.push_back({mtp + "shared_head.head.weight", head != nullptr ? head : embedding});
   }
-  write_safetensors(path, tensors, {{"format", "pt"}});
+  return tensors;
+}
+
+const char* weights_name(bool adapter) { return adapter ? "adapter_model.safetensors" : "model.safetensors"; }
+
+FileDigest write_weights(const fs::path& path, const TrainState& s) {
+  std::vector<TensorToWrite> tensors;
+  for (const auto& [name, p] : stored_tensors(*s.table)) {
+    const auto values = s.master.subspan(static_cast<size_t>(p->offset), static_cast<size_t>(p->count));
+    TensorToWrite& tensor = tensors.emplace_back();
+    tensor.name = name;
+    tensor.dtype = stored_type(*p, s.f32);
+    tensor.shape = p->shape;
+    if (tensor.dtype == DType::kF32) {
+      tensor.data = std::as_bytes(values);
+      continue;
+    }
+    tensor.make = [values](uint64_t begin, std::span<std::byte> out) {
+      const float* from = values.data() + begin / sizeof(bf16);
+      for (size_t i = 0; i < out.size() / sizeof(bf16); ++i) {
+        const bf16 value = f32_to_bf16(from[i]);
+        std::memcpy(out.data() + i * sizeof value, &value, sizeof value);
+      }
+    };
+  }
+  return write_safetensors(path, tensors, {{"format", "pt"}});
+}
+
+FileDigest write_optimizer(const fs::path& path, const TrainState& s) {
+  const auto total = static_cast<int64_t>(s.master.size());
+  const TensorToWrite arrays[] = {{"master", DType::kF32, {total}, std::as_bytes(s.master)},
+                                  {"first_moment", DType::kF32, {total}, std::as_bytes(s.first_moment)},
+                                  {"second_moment", DType::kF32, {total}, std::as_bytes(s.second_moment)}};
+  return write_safetensors(path, arrays);
 }
 
 std::string generation_config(const ModelConfig& c) {
@@ -100,18 +130,12 @@ std::string generation_config(const ModelConfig& c) {
   return j.dump(2) + "\n";
 }
 
-void write_manifest(const fs::path& folder, int64_t step) {
+void write_manifest(const fs::path& folder, int64_t step, const Digests& digests) {
   Json files = Json::object();
-  std::vector<fs::path> paths;
-  for (const auto& entry : fs::directory_iterator(folder)) paths.push_back(entry.path());
-  std::sort(paths.begin(), paths.end());
-  for (const fs::path& path : paths) {
-    const MappedFile file(path);
-    files[path.filename().string()] = {{"bytes", file.bytes().size()}, {"xxh3_64", hash_of(file.bytes())}};
+  for (const auto& [name, digest] : digests) {
+    files[name] = {{"bytes", digest.bytes}, {"xxh3_64", hash_text(digest.hash)}};
   }
-  const std::string listed = files.dump();
-  const Json manifest = {{"format_version", kFormatVersion}, {"step", step}, {"files", files},
-                         {"files_xxh3_64", hash_of(std::as_bytes(std::span(listed)))}};
+  const Json manifest = {{"format_version", kFormatVersion}, {"step", step}, {"files", files}, {"files_xxh3_64", hash_of(files.dump())}};
   write_file_atomically(folder / kManifest, manifest.dump(2) + "\n");
 }
 
@@ -122,17 +146,15 @@ std::string fault_of(const fs::path& folder) {
     const nlohmann::json value = parse_json(read_file(folder / kManifest, kLargestSmallFile), place);
     const JsonObject manifest(value, place);
     const std::string listed = manifest.value("files").dump();  // sorted by name, as it was written
-    if (hash_of(std::as_bytes(std::span(listed))) != manifest.string("files_xxh3_64")) return place + ": checksum of its list differs";
+    if (hash_of(listed) != manifest.string("files_xxh3_64")) return place + ": checksum of its list differs";
     if (manifest.integer("format_version", 0, 1 << 20) != kFormatVersion) return place + ": another format version";
     for (const auto& [name, entry] : manifest.value("files").items()) {
       if (name.find('/') != std::string::npos) return place + ": a file name with a slash";
       const JsonObject file(entry, place);
-      const MappedFile mapped(folder / name);
-      const auto size = static_cast<int64_t>(mapped.bytes().size());
-      if (size != file.integer("bytes", 0, INT64_MAX)) {
-        return fmt::format("{}: {} bytes, expected {}", (folder / name).string(), size, file.integer("bytes", 0, INT64_MAX));
-      }
-      if (hash_of(mapped.bytes()) != file.string("xxh3_64")) return (folder / name).string() + ": checksum differs from the manifest's";
+      const auto size = static_cast<uint64_t>(file.integer("bytes", 0, INT64_MAX));
+      const FileDigest found = digest_file(folder / name);
+      if (found.bytes != size) return fmt::format("{}: {} bytes, expected {}", (folder / name).string(), found.bytes, size);
+      if (hash_text(found.hash) != file.string("xxh3_64")) return (folder / name).string() + ": checksum differs from the manifest's";
     }
     if (!manifest.value("files").contains("state.json")) return place + ": no state.json";
     return "";
@@ -141,28 +163,78 @@ std::string fault_of(const fs::path& folder) {
   }
 }
 
+// What is in the run's folder; nothing if there is no folder.
+std::vector<fs::path> entries_of(const fs::path& run) {
+  std::vector<fs::path> paths;
+  std::error_code error;
+  fs::directory_iterator it(run, error);
+  if (error == std::errc::no_such_file_or_directory) return paths;
+  for (; !error && it != fs::directory_iterator(); it.increment(error)) paths.push_back(it->path());
+  if (error) fail_resource("{}: cannot list: {}", run.string(), error.message());
+  return paths;
+}
+
 // Newest first.
 std::vector<std::pair<int64_t, fs::path>> checkpoints(const fs::path& run) {
   std::vector<std::pair<int64_t, fs::path>> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(run, error)) {
-    if (const auto step = step_of(entry.path())) found.emplace_back(*step, entry.path());
+  for (const fs::path& path : entries_of(run)) {
+    if (const auto step = step_of(path)) found.emplace_back(*step, path);
   }
   std::sort(found.rbegin(), found.rend());
   return found;
 }
 
-void write_files(const fs::path& folder, const TrainState& s) {
-  write_weights(folder / (s.adapter ? "adapter_model.safetensors" : "model.safetensors"), s);
-  write_file_atomically(folder / "config.json", write_config(*s.config));
-  write_file_atomically(folder / "generation_config.json", generation_config(*s.config));
-  for (const auto& [name, contents] : s.side_files) write_file_atomically(folder / name, contents);
+// config.json and what the trainer puts beside it: what the run is made of.
+std::vector<std::pair<std::string, std::string>> texts_of(const TrainState& s) {
+  std::vector<std::pair<std::string, std::string>> texts = {{"config.json", write_config(*s.config)}};
+  texts.insert(texts.end(), s.side_files.begin(), s.side_files.end());
+  return texts;
+}
+
+Digests write_files(const fs::path& folder, const TrainState& s) {
+  Digests digests;
+  digests[weights_name(s.adapter)] = write_weights(folder / weights_name(s.adapter), s);
+  digests["generation_config.json"] = write_file_atomically(folder / "generation_config.json", generation_config(*s.config));
+  for (const auto& [name, contents] : texts_of(s)) digests[name] = write_file_atomically(folder / name, contents);
+  return digests;
+}
+
+// What a save will write, and something for the small files and the folder.
+uint64_t bytes_to_write(const TrainState& s) {
+  uint64_t bytes = checkpoint_bytes(*s.table, s.f32) + (1 << 20) + s.table->parameters.size() * 512 + s.state_json.size();
+  for (const auto& [name, contents] : s.side_files) bytes += contents.size();
+  return bytes;
+}
+
+// "byte 17: 'here' there, 'other' here": around the first difference.
+std::string difference_of(std::string_view there, std::string_view here) {
+  const auto at = static_cast<size_t>(std::mismatch(there.begin(), there.end(), here.begin(), here.end()).first - there.begin());
+  const size_t begin = at - std::min<size_t>(at, 20);
+  return fmt::format("byte {}: {} there, {} here", at, quoted(there.substr(begin, 60)), quoted(here.substr(begin, 60)));
+}
+
+// The weights' file lists the tensors as the table does, and nothing else but V3's copies.
+void expect_same_tensors(const fs::path& checkpoint, const ParameterTable& table) {
+  std::error_code error;
+  const fs::path path = checkpoint / weights_name(fs::exists(checkpoint / weights_name(true), error));
+  const Safetensors file = Safetensors::open(path);
+  const std::vector<Stored> expected = stored_tensors(table);
+  for (size_t i = 0; i < std::max(expected.size(), file.tensors().size()); ++i) {
+    const auto text = [](const std::string& name, const std::vector<int64_t>& shape) { return quoted(name) + " " + shape_text(shape); };
+    const std::string found = i < file.tensors().size() ? text(file.tensors()[i].name, file.tensors()[i].shape) : "none";
+    const std::string wanted = i < expected.size() ? text(expected[i].name, expected[i].parameter->shape) : "none";
+    if (found != wanted) fail("{}: tensor {}: found {}, expected {} (the checkpoint of another model)", path.string(), i, found, wanted);
+  }
 }
 
 }  // namespace
 
 uint64_t checkpoint_bytes(const ParameterTable& table, bool f32) {
-  return static_cast<uint64_t>(table.total) * (f32 ? 16 : 14);
+  uint64_t bytes = static_cast<uint64_t>(table.total) * 3 * sizeof(float);  // optimizer.safetensors
+  for (const Stored& tensor : stored_tensors(table)) {
+    bytes += static_cast<uint64_t>(row_bytes(stored_type(*tensor.parameter, f32), tensor.parameter->count));
+  }
+  return bytes;
 }
 
 void write_model_folder(const fs::path& folder, const TrainState& s) {
@@ -175,7 +247,7 @@ void save_checkpoint(const fs::path& run, const TrainState& s) {
   expect_finite(s);
   std::error_code error;
   fs::create_directories(run, error);
-  const uint64_t need = checkpoint_bytes(*s.table, s.f32) + (1 << 20);
+  const uint64_t need = bytes_to_write(s);
   const fs::space_info space = fs::space(run, error);
   if (!error && space.available < need) {
     fail_resource("{}: {} MB free, expected at least {} MB for a checkpoint", run.string(), space.available >> 20, need >> 20);
@@ -183,19 +255,15 @@ void save_checkpoint(const fs::path& run, const TrainState& s) {
   const fs::path final = run / folder_name(s.step), temporary = final.string() + ".tmp";
   // A resumed run comes by a step that was saved before: the same bits, if they are good.
   if (fs::exists(final, error) && fault_of(final).empty()) return;
-  fs::remove_all(temporary, error);
   try {
-    if (!fs::create_directory(temporary, error)) fail_resource("{}: cannot create: {}", temporary.string(), error.message());
-    write_files(temporary, s);
-    const auto total = static_cast<int64_t>(s.master.size());
-    const TensorToWrite arrays[] = {{"master", DType::kF32, {total}, bytes_of(s.master)},
-                                    {"first_moment", DType::kF32, {total}, bytes_of(s.first_moment)},
-                                    {"second_moment", DType::kF32, {total}, bytes_of(s.second_moment)}};
-    write_safetensors(temporary / "optimizer.safetensors", arrays);
-    write_file_atomically(temporary / "state.json", s.state_json);
-    write_manifest(temporary, s.step);
+    fs::remove_all(temporary);
+    fs::create_directory(temporary);
+    Digests digests = write_files(temporary, s);
+    digests["optimizer.safetensors"] = write_optimizer(temporary / "optimizer.safetensors", s);
+    digests["state.json"] = write_file_atomically(temporary / "state.json", s.state_json);
+    write_manifest(temporary, s.step, digests);
     sync_folder(temporary);
-    fs::remove_all(final, error);  // damaged
+    fs::remove_all(final);  // damaged
     fs::rename(temporary, final);
     sync_folder(run);
   } catch (const fs::filesystem_error& e) {
@@ -209,13 +277,16 @@ void save_checkpoint(const fs::path& run, const TrainState& s) {
 
 void prune_checkpoints(const fs::path& run, int64_t keep, std::optional<int64_t> best) {
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(run, error)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with("step-") && name.ends_with(".tmp")) fs::remove_all(entry.path(), error);
+  for (const fs::path& path : entries_of(run)) {
+    const std::string name = path.filename().string();
+    if (name.starts_with("step-") && name.ends_with(".tmp")) fs::remove_all(path, error);
   }
+  keep = std::max<int64_t>(keep, 2);
+  const auto found = checkpoints(run);
+  if (std::ssize(found) <= keep) return;  // nothing to delete: nothing to read
   int64_t good = 0;
-  for (const auto& [step, path] : checkpoints(run)) {
-    if (good < std::max<int64_t>(keep, 2)) {
+  for (const auto& [step, path] : found) {
+    if (good < keep) {
       good += fault_of(path).empty() ? 1 : 0;
     } else if (step != best) {
       fs::remove_all(path, error);
@@ -241,8 +312,19 @@ std::optional<FoundCheckpoint> find_checkpoint(const fs::path& run) {
   return std::nullopt;
 }
 
+void expect_same_run(const FoundCheckpoint& found, const TrainState& state) {
+  for (const auto& [name, here] : texts_of(state)) {
+    const fs::path path = found.folder / name;
+    const std::string there = read_file(path, kLargestSideFile);
+    if (there != here) {
+      fail("{}: differs from this run's at {} (another {} is another run)", path.string(), difference_of(there, here), name);
+    }
+  }
+}
+
 void load_optimizer(const fs::path& checkpoint, const ParameterTable& table, std::span<float> master,
                     std::span<float> first_moment, std::span<float> second_moment) {
+  expect_same_tensors(checkpoint, table);
   const fs::path path = checkpoint / "optimizer.safetensors";
   const Safetensors file = Safetensors::open(path);
   const auto read = [&](const char* name, std::span<float> out) {
@@ -251,6 +333,7 @@ void load_optimizer(const fs::path& checkpoint, const ParameterTable& table, std
       fail("{}: tensor {}: found {}, expected F32 [{}] (the checkpoint of another model or recipe)", path.string(), quoted(name),
            tensor == nullptr ? "none" : shape_text(tensor->shape), table.total);
     }
+    FATHOM_CHECK(std::ssize(out) == table.total, out.size());
     std::memcpy(out.data(), tensor->data, tensor->bytes);
   };
   read("master", master);

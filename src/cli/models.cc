@@ -258,9 +258,13 @@ uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& c) {
     const bool gguf = checkpoint.gguf() != nullptr;
     const TensorInfo* whole = checkpoint.find(gguf ? fmt::format("blk.{}.attn_kv_b.weight", layer)
                                                    : fmt::format("model.layers.{}.self_attn.kv_b_proj.weight", layer));
-    if (whole == nullptr) {  // stored by side: the whole is rebuilt in f32
-      const bool stored = gguf && checkpoint.find(fmt::format("blk.{}.attn_k_b.weight", layer)) != nullptr;
-      if (stored) bytes = bytes + counted(4) * elements(c.qk_nope_head_dim + c.v_head_dim);
+    if (whole == nullptr) {  // stored by side: the whole is rebuilt, in f32 unless both parts are BF16
+      const auto part = [&](const char* name) {
+        return gguf ? checkpoint.find(fmt::format("blk.{}.{}.weight", layer, name)) : nullptr;
+      };
+      const TensorInfo *k_b = part("attn_k_b"), *v_b = part("attn_v_b");
+      const bool both_bf16 = k_b != nullptr && v_b != nullptr && k_b->dtype == DType::kBF16 && v_b->dtype == DType::kBF16;
+      if (k_b != nullptr) bytes = bytes + counted(both_bf16 ? 2 : 4) * elements(c.qk_nope_head_dim + c.v_head_dim);
       continue;
     }
     bytes = bytes + elements(c.qk_nope_head_dim) * counted(whole->dtype == DType::kBF16 ? 2 : 4);

@@ -254,18 +254,33 @@ void Loader::kv_b(const std::string& attn, int64_t layer, MlaWeights& w) {
       view_of(require(blk + "attn_k_b.weight", {heads, rank, nope}), heads * rank, nope);
   const WeightView v_b =
       view_of(require(blk + "attn_v_b.weight", {heads, v, rank}), heads * v, rank);
-  w.kv_b_proj.weight = own_f32(heads * (nope + v), rank);
-  std::vector<float> row(static_cast<size_t>(nope));
+  // BF16 parts make a BF16 whole: the very tensor they were cut from, computed with as that is.
+  const bool keep = k_b.dtype == DType::kBF16 && v_b.dtype == DType::kBF16;
+  const int64_t total = heads * (nope + v);
+  WeightView& whole = w.kv_b_proj.weight;
+  whole = keep ? WeightView{DType::kBF16, total, rank, own(static_cast<size_t>(total * rank) * 2), nullptr, 0}
+               : own_f32(total, rank);
+  auto* data = const_cast<std::byte*>(whole.data);
+  const auto put = [&](int64_t r, int64_t column, float value) {
+    if (keep) {
+      reinterpret_cast<bf16*>(data)[r * rank + column] = f32_to_bf16(value);
+    } else {
+      reinterpret_cast<float*>(data)[r * rank + column] = value;
+    }
+  };
+  std::vector<float> row(static_cast<size_t>(std::max(nope, rank)));
   for (int64_t i = 0; i < heads; ++i) {
     k_up.push_back(k_b.slice(i * rank, rank));
     v_up.push_back(v_b.slice(i * v, v));
-    float* head = writable(w.kv_b_proj.weight) + i * (nope + v) * rank;
+    const int64_t head = i * (nope + v);
     for (int64_t r = 0; r < rank; ++r) {
       dequantize_weight(Isa::kPortable, k_up.back(), r, 0, nope, row.data());
-      for (int64_t d = 0; d < nope; ++d) head[d * rank + r] = row[static_cast<size_t>(d)];
+      for (int64_t d = 0; d < nope; ++d) put(head + d, r, row[static_cast<size_t>(d)]);
     }
-    for (int64_t d = 0; d < v; ++d)
-      dequantize_weight(Isa::kPortable, v_up.back(), d, 0, rank, head + (nope + d) * rank);
+    for (int64_t d = 0; d < v; ++d) {
+      dequantize_weight(Isa::kPortable, v_up.back(), d, 0, rank, row.data());
+      for (int64_t r = 0; r < rank; ++r) put(head + nope + d, r, row[static_cast<size_t>(r)]);
+    }
   }
 }
 

@@ -102,7 +102,7 @@ class Exporter {
 };
 
 void put_mla_keys(const ModelConfig& c, const std::string& arch, GgufWriter& w) {
-  if (c.q_lora_rank > 0) w.key(arch + ".attention.q_lora_rank", u32(c.q_lora_rank));
+  w.key(arch + ".attention.q_lora_rank", u32(c.q_lora_rank));  // 0: none. llama.cpp insists on the key
   w.key(arch + ".attention.kv_lora_rank", u32(c.kv_lora_rank));
   w.key(arch + ".attention.key_length", u32(c.kv_lora_rank + c.qk_rope_head_dim));
   w.key(arch + ".attention.value_length", u32(c.kv_lora_rank));
@@ -122,9 +122,18 @@ void put_mla_keys(const ModelConfig& c, const std::string& arch, GgufWriter& w) 
   w.key(arch + ".expert_gating_func", uint32_t{r.scoring_func == ScoringFunc::kSigmoid ? 2u : 1u});
   w.key(arch + ".expert_weights_norm", r.norm_topk_prob);
   w.key(arch + ".expert_weights_scale", r.routed_scaling_factor);
-  if (r.n_group > 1) {
+  if (r.n_group > 1 && r.topk_method != TopkMethod::kGreedy) {  // readers group wherever there are groups
     w.key(arch + ".expert_group_count", u32(r.n_group));
     w.key(arch + ".expert_group_used_count", u32(r.topk_group));
+  }
+}
+
+// GGUF has no key for these: leaving them out would make another model.
+void expect_expressible(const ModelConfig& c, const std::string& place) {
+  if (c.moe_layer_freq != 1) fail("{}: moe_layer_freq: found {}, expected 1 (GGUF has no key for it)", place, c.moe_layer_freq);
+  if (c.rope.type == RopeScalingType::kYarn && c.rope.mscale != c.rope.mscale_all_dim) {
+    fail("{}: rope_scaling: mscale {} and mscale_all_dim {}, expected the same (GGUF has one key for both)", place, c.rope.mscale,
+         c.rope.mscale_all_dim);
   }
 }
 
@@ -188,7 +197,8 @@ void put_tokenizer(const Checkpoint& checkpoint, const ModelConfig& c, GgufWrite
     types[static_cast<size_t>(id)] = type;
   };
   for (const auto& [token, id] : model.value("vocab").items()) put(id.get<int64_t>(), token, kNormal);
-  for (const nlohmann::json& added : root.value("added_tokens")) {
+  const nlohmann::json none = nlohmann::json::array();
+  for (const nlohmann::json& added : root.has("added_tokens") ? root.value("added_tokens") : none) {
     const JsonObject token(added, place + ": added_tokens");
     put(token.integer("id", 0, c.vocab_size - 1), token.string("content"), token.optional_boolean("special").value_or(false) ? kControl : kUserDefined);
   }
@@ -200,10 +210,17 @@ void put_tokenizer(const Checkpoint& checkpoint, const ModelConfig& c, GgufWrite
   w.key("tokenizer.ggml.tokens", tokens);
   w.key("tokenizer.ggml.token_type", types);
   w.key("tokenizer.ggml.merges", merges);
-  if (const auto bos = tokenizer.bos_id()) w.key("tokenizer.ggml.bos_token_id", u32(*bos));
-  const std::vector<int32_t> ends = tokenizer.eos_ids();
-  if (!ends.empty()) w.key("tokenizer.ggml.eos_token_id", u32(ends[0]));
-  if (ends.size() > 1) w.key("tokenizer.ggml.eot_token_id", u32(ends[1]));
+  // The reader of a GGUF takes the model's ids from these keys too, so config.json's count where the tokenizer names none.
+  const int64_t bos = tokenizer.bos_id().value_or(static_cast<int32_t>(c.bos_token_id));
+  if (bos >= 0) w.key("tokenizer.ggml.bos_token_id", u32(bos));
+  std::vector<int64_t> ends;
+  for (const int32_t id : tokenizer.eos_ids()) ends.push_back(id);
+  for (const int64_t id : c.eos_token_ids) {
+    if (std::find(ends.begin(), ends.end(), id) == ends.end()) ends.push_back(id);
+  }
+  constexpr const char* kEnds[] = {"eos", "eot", "eom"};
+  if (ends.size() > std::size(kEnds)) fail("{}: {} end tokens, expected at most {} (GGUF has no more keys)", place, ends.size(), std::size(kEnds));
+  for (size_t i = 0; i < ends.size(); ++i) w.key(fmt::format("tokenizer.ggml.{}_token_id", kEnds[i]), u32(ends[i]));
   w.key("tokenizer.ggml.add_bos_token", tokenizer.add_bos());
   if (!tokenizer.chat_template_source().empty()) w.key("tokenizer.chat_template", tokenizer.chat_template_source());
 }
@@ -215,6 +232,7 @@ void export_gguf(const Checkpoint& checkpoint, const std::filesystem::path& out,
   const DType type = options.matrices;
   FATHOM_CHECK(type == DType::kF32 || type == DType::kF16 || type == DType::kBF16 || type == DType::kQ8_0, dtype_name(type));
   const Model model(Checkpoint::open(checkpoint.path()));
+  expect_expressible(model.config(), (checkpoint.path() / "config.json").string());
   GgufWriter writer;
   ExportOptions wanted = options;
   wanted.mtp = options.mtp && model.has_mtp();

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <utility>
 
-#include "base/check.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/random.h"
@@ -70,11 +70,11 @@ class TaskTexts : public DocumentSource {
 class TaskConversations : public DocumentSource {
  public:
   TaskConversations(const Tokenizer& tokenizer, ChatFormat format, std::span<const std::pair<std::string, double>> tasks,
-                    uint64_t seed)
-      : tokenizer_(tokenizer), format_(format), mix_(tasks), seed_(seed) {}
+                    uint64_t seed, Split split)
+      : tokenizer_(tokenizer), format_(format), mix_(tasks), seed_(seed), split_(split) {}
   void document(uint64_t index, Document& out) const override {
     const Task& task = mix_.pick(seed_, index);
-    const Problem problem = task.problem(seed_, index, Split::kTrain);
+    const Problem problem = task.problem(seed_, index, split_);
     out = conversation_document(tokenizer_, format_, problem.question, task.solve(problem, seed_ ^ mix_bits(index)));
   }
 
@@ -83,49 +83,59 @@ class TaskConversations : public DocumentSource {
   ChatFormat format_;
   Mix mix_;
   uint64_t seed_;
+  Split split_;
 };
 
-struct Conversation {
-  std::vector<ChatMessage> messages;
-};
+constexpr size_t kHoldOut = 20;  // one conversation of so many
 
-Conversation read_conversation(std::string_view line, const std::string& place) {
+std::vector<ChatMessage> read_conversation(std::string_view line, const std::string& place) {
   const nlohmann::json value = parse_json(line, place);
   const JsonObject object(value, place);
   const nlohmann::json& list = object.value("messages");
   if (!list.is_array() || list.empty()) fail("{}: messages: expected an array of at least one message", place);
-  Conversation c;
+  std::vector<ChatMessage> messages;
   for (size_t i = 0; i < list.size(); ++i) {
     const JsonObject m(list[i], fmt::format("{}: messages[{}]", place, i));
     const std::string role = m.string("role");
-    ChatMessage& message = c.messages.emplace_back();
-    if (role == "system") message.role = ChatMessage::Role::kSystem;
-    else if (role == "user") message.role = ChatMessage::Role::kUser;
-    else if (role == "assistant") message.role = ChatMessage::Role::kAssistant;
-    else fail("{}: role: found {}, expected system, user or assistant", m.place(), quoted(role));
+    ChatMessage& message = messages.emplace_back();
+    if (role == "system") {
+      message.role = ChatMessage::Role::kSystem;
+    } else if (role == "user") {
+      message.role = ChatMessage::Role::kUser;
+    } else if (role == "assistant") {
+      message.role = ChatMessage::Role::kAssistant;
+    } else {
+      fail("{}: role: found {}, expected system, user or assistant", m.place(), quoted(role));
+    }
     message.content = m.string("content");
     message.reasoning = m.optional_string("reasoning_content").value_or("");
   }
-  if (c.messages.back().role != ChatMessage::Role::kAssistant) {
+  if (messages.back().role != ChatMessage::Role::kAssistant) {
     fail("{}: messages: the last one is not the assistant's, expected an answer to learn", place);
   }
-  return c;
+  return messages;
 }
 
 class JsonlMessages : public DocumentSource {
  public:
-  JsonlMessages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path, uint64_t seed) : seed_(seed) {
+  JsonlMessages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path, uint64_t seed, std::optional<Split> split)
+      : seed_(seed) {
     const std::string text = read_file(path, kLargestJsonl);
-    size_t number = 0;
+    size_t number = 0, conversations = 0;
     for (size_t begin = 0; begin < text.size();) {
       const size_t end = std::min(text.find('\n', begin), text.size());
       const std::string_view line = std::string_view(text).substr(begin, end - begin);
       begin = end + 1;
       ++number;
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-      documents_.push_back(render(tokenizer, format, read_conversation(line, fmt::format("{}:{}", path, number))));
+      const std::vector<ChatMessage> messages = read_conversation(line, fmt::format("{}:{}", path, number));
+      const bool held_out = ++conversations % kHoldOut == 0;
+      if (!split || held_out == (*split == Split::kValidation)) render(tokenizer, format, messages);
     }
-    if (documents_.empty()) fail("{}: no conversation, expected one JSON object a line", path);
+    if (conversations == 0) fail("{}: no conversation, expected one JSON object a line", path);
+    if (documents_.empty()) {
+      fail("{}: {} conversations, expected at least {}: every {}th is held out to validate with", path, conversations, kHoldOut, kHoldOut);
+    }
   }
 
   void document(uint64_t index, Document& out) const override {
@@ -134,23 +144,19 @@ class JsonlMessages : public DocumentSource {
   }
 
  private:
-  // Every assistant's turn after exactly the tokens that inference would have before it.
-  static Document render(const Tokenizer& tokenizer, ChatFormat format, const Conversation& c) {
+  void render(const Tokenizer& tokenizer, ChatFormat format, const std::vector<ChatMessage>& messages) {
     const std::optional<ThinkingMarks> marks = thinking_marks(format, {});
     Document d;
-    for (size_t i = 0; i < c.messages.size(); ++i) {
-      if (c.messages[i].role != ChatMessage::Role::kAssistant) continue;
-      const std::vector<int32_t> prompt = encode_chat(tokenizer, format, std::span(c.messages).first(i), {});
-      // Formats drop old thoughts from the history: then this turn's context differs from what was learned before it, and only the
-      // last turn is one document.
-      if (prompt.size() < d.tokens.size() || !std::equal(d.tokens.begin(), d.tokens.end(), prompt.begin())) d = {};
-      d.tokens.resize(std::max(d.tokens.size(), prompt.size()));
-      std::copy(prompt.begin(), prompt.end(), d.tokens.begin());
-      d.learned.resize(d.tokens.size(), false);
-      append(tokenizer.encode(completion(marks, {c.messages[i].reasoning, c.messages[i].content}), true), true, d);
+    for (size_t i = 0; i < messages.size(); ++i) {
+      if (messages[i].role != ChatMessage::Role::kAssistant) continue;
+      const std::vector<int32_t> prompt = encode_chat(tokenizer, format, std::span(messages).first(i), {});
+      const bool goes_on = prompt.size() >= d.tokens.size() && std::equal(d.tokens.begin(), d.tokens.end(), prompt.begin());
+      if (!goes_on) documents_.push_back(std::exchange(d, {}));
+      append({prompt.begin() + std::ssize(d.tokens), prompt.end()}, false, d);
+      append(tokenizer.encode(completion(marks, {messages[i].reasoning, messages[i].content}), true), true, d);
       append({end_of_sentence(tokenizer)}, true, d);
     }
-    return d;
+    documents_.push_back(std::move(d));
   }
 
   // A permutation of [0, n) for each epoch: a four-round Feistel network on the bits of n - 1, walked until it lands inside.
@@ -198,13 +204,14 @@ std::unique_ptr<DocumentSource> task_texts(const Tokenizer& tokenizer,
 }
 
 std::unique_ptr<DocumentSource> task_conversations(const Tokenizer& tokenizer, ChatFormat format,
-                                                   std::span<const std::pair<std::string, double>> tasks, uint64_t seed) {
-  return std::make_unique<TaskConversations>(tokenizer, format, tasks, seed);
+                                                   std::span<const std::pair<std::string, double>> tasks, uint64_t seed,
+                                                   Split split) {
+  return std::make_unique<TaskConversations>(tokenizer, format, tasks, seed, split);
 }
 
 std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path,
-                                               uint64_t seed) {
-  return std::make_unique<JsonlMessages>(tokenizer, format, path, seed);
+                                               uint64_t seed, std::optional<Split> split) {
+  return std::make_unique<JsonlMessages>(tokenizer, format, path, seed, split);
 }
 
 void StepBatch::clear() {

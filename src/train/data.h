@@ -41,14 +41,16 @@ Document conversation_document(const Tokenizer& tokenizer, ChatFormat format, st
 // Pre-training texts of tasks, mixed by weight.
 std::unique_ptr<DocumentSource> task_texts(const Tokenizer& tokenizer,
                                            std::span<const std::pair<std::string, double>> tasks, uint64_t seed);
-// Conversations of training-split problems.
+// Conversations about problems of one split.
 std::unique_ptr<DocumentSource> task_conversations(const Tokenizer& tokenizer, ChatFormat format,
                                                    std::span<const std::pair<std::string, double>> tasks,
-                                                   uint64_t seed);
-// JSONL, one {"messages": [{"role", "content", "reasoning_content"?}, ...]} a line, the last one the assistant's; all of the
-// assistant's turns are learned. Read whole; shuffled anew each epoch. Throws "FILE:LINE: ...".
+                                                   uint64_t seed, Split split = Split::kTrain);
+// JSONL, one {"messages": [{"role", "content", "reasoning_content"?}, ...]} a line, the last one the assistant's. Each of the
+// assistant's turns is learned after exactly the tokens that inference would have before it: where a format drops old thoughts from
+// the history, each turn is a document of its own. Read whole; shuffled anew each epoch. split: every twentieth conversation is
+// held out for validation, and kTrain has the others; absent = all. Throws "FILE:LINE: ...".
 std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path,
-                                               uint64_t seed);
+                                               uint64_t seed, std::optional<Split> split = std::nullopt);
 
 struct PackingCounts {
   int64_t documents = 0, tokens = 0;

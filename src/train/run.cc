@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "base/memory.h"
 #include "formats/json.h"
 #include "kernels/roofline.h"
@@ -25,7 +26,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr uint64_t kLargestTokenizer = 1 << 28;
 constexpr int kMostSkipped = 5;        // gradients in a row that are not finite
 constexpr int kMostFailedSaves = 3;    // in a row
 constexpr uint64_t kValidationSeed = 0x76616c6964;  // validation texts are other draws than training's
@@ -41,7 +41,8 @@ TokenizerFiles tokenizer_files(const Recipe& recipe) {
     return {character_tokenizer_json(), character_tokenizer_config_json()};
   }
   const fs::path folder = recipe.model_path.empty() ? recipe.tokenizer : recipe.model_path;
-  return {read_file(folder / "tokenizer.json", kLargestTokenizer), read_file(folder / "tokenizer_config.json", kLargestTokenizer)};
+  const Limits limits;
+  return {read_file(folder / "tokenizer.json", limits.tokenizer_file_bytes), read_file(folder / "tokenizer_config.json", limits.config_file_bytes)};
 }
 
 ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
@@ -56,11 +57,14 @@ ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
   return parse_config(config.dump(), recipe.name + ": model");
 }
 
-std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t seed) {
-  switch (recipe.data.kind) {
-    case DataKind::kTexts: return task_texts(tokenizer, recipe.data.tasks, seed);
-    case DataKind::kConversations: return task_conversations(tokenizer, detect_chat_format(tokenizer), recipe.data.tasks, seed);
-    case DataKind::kMessages: return jsonl_messages(tokenizer, detect_chat_format(tokenizer), recipe.data.path, seed);
+// Training's documents, or, for the split kValidation, others: problems and conversations that are held out; of texts other draws.
+std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer& tokenizer, Split split) {
+  const Recipe::Data& data = recipe.data;
+  const uint64_t seed = split == Split::kTrain ? recipe.seed : recipe.seed ^ kValidationSeed;
+  switch (data.kind) {
+    case DataKind::kTexts: return task_texts(tokenizer, data.tasks, seed);
+    case DataKind::kConversations: return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed, split);
+    case DataKind::kMessages: return jsonl_messages(tokenizer, detect_chat_format(tokenizer), data.path, seed, split);
     case DataKind::kShards: break;
   }
   fail("{}: data.kind: 'shards' is not read yet", recipe.name);
@@ -93,7 +97,8 @@ class Run {
         files_(tokenizer_files(recipe)),
         tokenizer_(files_.load("tokenizer.json")),
         cut_(recipe.data.kind == DataKind::kTexts || recipe.data.kind == DataKind::kShards),
-        source_(open_data(recipe, tokenizer_, recipe.seed)),
+        source_(open_data(recipe, tokenizer_, Split::kTrain)),
+        validation_source_(open_data(recipe, tokenizer_, Split::kValidation)),
         packer_(*source_, recipe.data.sequence_length, cut_) {
     if (!recipe.model_path.empty()) base_.emplace(Model::load(recipe.model_path));
     const ModelConfig config = base_ ? base_->config() : new_config(recipe, tokenizer_);
@@ -265,8 +270,7 @@ class Run {
   }
 
   void evaluate(int64_t step, bool last) {
-    const auto source = open_data(recipe_, tokenizer_, recipe_.seed ^ kValidationSeed);
-    Packer packer(*source, recipe_.data.sequence_length, cut_);
+    Packer packer(*validation_source_, recipe_.data.sequence_length, cut_);
     StepBatch batch;
     packer.next(recipe_.evaluation.validation_tokens, batch);
     validation_ = trainer_->evaluate(batch.micro_batches(recipe_.train.micro_batch_tokens));
@@ -342,7 +346,7 @@ class Run {
   TokenizerFiles files_;
   Tokenizer tokenizer_;
   bool cut_;
-  std::unique_ptr<DocumentSource> source_;
+  std::unique_ptr<DocumentSource> source_, validation_source_;
   Packer packer_;
   std::optional<Model> base_;
   std::unique_ptr<Trainer> trainer_;

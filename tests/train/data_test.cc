@@ -154,6 +154,63 @@ TEST(JsonlMessages, LearnsTheAssistantsTurns) {
   EXPECT_EQ(seen, (std::set<std::string>{"hm\n</think>\n\nyes<｜end▁of▁sentence｜>", "</think>\n\nb<｜end▁of▁sentence｜>"}));
 }
 
+// R1's history has no thoughts, so the second turn follows other tokens than the first one ended with.
+TEST(JsonlMessages, EveryTurnIsLearnedAfterWhatInferenceWouldFeed) {
+  const Tokenizer t = characters();
+  const Jsonl file(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","reasoning_content":"x\n"},)"
+                   R"({"role":"user","content":"c"},{"role":"assistant","content":"d","reasoning_content":"y\n"}]})" "\n");
+  const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
+  std::set<std::string> whole, learned;
+  for (uint64_t i = 0; i < 2; ++i) {
+    Document d;
+    source->document(i, d);
+    whole.insert(t.decode(d.tokens));
+    learned.insert(learned_text(t, d));
+  }
+  EXPECT_EQ(learned, (std::set<std::string>{"x\n</think>\n\nb<｜end▁of▁sentence｜>", "y\n</think>\n\nd<｜end▁of▁sentence｜>"}));
+  EXPECT_TRUE(whole.contains("<｜begin▁of▁sentence｜><｜User｜>a<｜Assistant｜>b<｜end▁of▁sentence｜><｜User｜>c<｜Assistant｜><think>\ny\n</think>"
+                             "\n\nd<｜end▁of▁sentence｜>"));
+}
+
+TEST(JsonlMessages, WhatIsHeldOutIsNotTrainedOn) {
+  const Tokenizer t = characters();
+  std::string text;
+  for (int i = 0; i < 60; ++i) {
+    text += R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":")" + std::to_string(i) + "\"}]}\n";
+  }
+  const Jsonl file(text), small(text.substr(0, text.find('\n') + 1));
+  std::set<std::string> seen[2];
+  for (const Split split : {Split::kTrain, Split::kValidation}) {
+    const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1, split);
+    for (uint64_t i = 0; i < 200; ++i) {
+      Document d;
+      source->document(i, d);
+      seen[split == Split::kValidation].insert(learned_text(t, d));
+    }
+  }
+  EXPECT_EQ(seen[0].size(), 57u);
+  EXPECT_EQ(seen[1].size(), 3u);
+  for (const std::string& held_out : seen[1]) EXPECT_FALSE(seen[0].contains(held_out));
+  EXPECT_NE(error_of([&] { jsonl_messages(t, ChatFormat::kDeepseekR1, small.path(), 1, Split::kValidation); }).find("expected at least 20"),
+            std::string::npos);
+}
+
+TEST(TaskConversations, ValidationsProblemsAreHeldOut) {
+  const Tokenizer t = characters();
+  const std::vector<std::pair<std::string, double>> tasks = {{"countdown", 1.0}};
+  for (const Split split : {Split::kTrain, Split::kValidation}) {
+    const auto source = task_conversations(t, ChatFormat::kDeepseekR1, tasks, 4, split);
+    for (uint64_t i = 0; i < 300; ++i) {
+      Document d;
+      source->document(i, d);
+      int64_t a = 0, b = 0, c = 0;
+      const std::string text = t.decode(d.tokens);
+      ASSERT_EQ(std::sscanf(text.c_str() + text.find("Use "), "Use %ld, %ld and %ld to", &a, &b, &c), 3) << text;
+      EXPECT_EQ(split_of(hash_numbers("countdown", {a, b, c})), split);
+    }
+  }
+}
+
 TEST(JsonlMessages, EachEpochIsAPermutationAndTheyDiffer) {
   const Tokenizer t = characters();
   std::string text;

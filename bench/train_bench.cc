@@ -94,7 +94,7 @@ void run(const Shape& shape, int threads, const Roofs& roofs) {
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const double flops = static_cast<double>(tokens) *
-                       training_flops_per_token(c, table, static_cast<double>(shape.length), true);
+                       training_flops(c, table, true).per_token(static_cast<double>(shape.length));
   fmt::print("{:12} {:5.1f} M parameters, {} x {} tokens: {:6.0f} tokens/s (best {:.0f})  {:5.0f} GFLOP/s "
              "{:5.1f} % of bf16   step memory {:.2f} GB\n",
              shape.name, static_cast<double>(table.total) / 1e6, shape.documents, shape.length,

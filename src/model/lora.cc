@@ -1,6 +1,8 @@
 #include "model/lora.h"
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "base/error.h"
 #include "base/random.h"
@@ -9,6 +11,8 @@
 
 namespace fathom {
 namespace {
+
+constexpr std::string_view kPrefix = "base_model.model.";  // of an adapter's name, before the layer's
 
 // "model.layers.0.mlp.down_proj.weight" -> "model.layers.0.mlp.down_proj"
 std::string layer_of(const std::string& name) { return name.substr(0, name.rfind(".weight")); }
@@ -86,7 +90,7 @@ class LoraWalker {
   void set_scale(ExpertsGradient&) {}
   template <class Weights>
   void set_scale(Weights& w) {
-    w.lora_scale = static_cast<float>(options_.alpha / static_cast<double>(options_.rank));
+    w.lora_scale = lora_scale(options_);
   }
 
   const ModelConfig& config_;
@@ -100,7 +104,7 @@ struct ListPairs {
   ParameterTable table;
 
   void pair(const std::string& layer, int64_t rows, int64_t cols, Rows&, Rows&) {
-    const std::string name = "base_model.model." + layer;
+    const std::string name = std::string(kPrefix) + layer;
     append_parameter(table, name + ".lora_A.weight", {rank, cols}, ParameterKind::kMatrix);
     append_parameter(table, name + ".lora_B.weight", {rows, rank}, ParameterKind::kMatrix);
   }
@@ -188,6 +192,22 @@ void merge_lora(const WeightView& weight, const WeightView& lora_a, const Weight
     for (int64_t k = 0; k < cols; ++k) {
       row[k] = static_cast<float>(row[k] + double{lora_scale} * sum[static_cast<size_t>(k)]);
     }
+  }
+}
+
+void merge_weights(const ModelConfig& config, const ParameterTable& full, const ModelTensors<AsWeights>& base,
+                   const LoraOptions& options, const ParameterTable& table, std::span<const float> master,
+                   std::span<float> out) {
+  copy_weights(config, full, base, out);
+  std::map<std::string_view, const Parameter*> by_name;
+  for (const Parameter& p : full.parameters) by_name[p.name] = &p;
+  for (size_t i = 0; i < table.parameters.size(); i += 2) {
+    const Parameter& a = table.parameters[i];
+    const std::string layer = a.name.substr(kPrefix.size(), a.name.rfind(".lora_A") - kPrefix.size());
+    const Parameter& weight = *by_name.at(layer + ".weight");
+    float* const place = out.data() + weight.offset;  // row by row: merging in place reads a row before it writes it
+    merge_lora(matrix_view(weight, out, {}), matrix_view(a, master, {}), matrix_view(table.parameters[i + 1], master, {}),
+               lora_scale(options), place);
   }
 }
 

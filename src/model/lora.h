@@ -17,6 +17,10 @@ struct LoraOptions {
   std::vector<std::string> targets;
 };
 
+inline float lora_scale(const LoraOptions& options) {
+  return static_cast<float>(options.alpha / static_cast<double>(options.rank));
+}
+
 // The adapters' parameters, named as PEFT names them:
 // base_model.model.{layer}.lora_A.weight [rank, in], ...lora_B.weight [out, rank].
 // Throws if a target matches nothing, naming it.
@@ -36,5 +40,10 @@ ModelGradients map_lora_gradients(const ModelConfig& config, const LoraOptions& 
 // once: what the adapter and its base compute together.
 void merge_lora(const WeightView& weight, const WeightView& lora_a, const WeightView& lora_b,
                 float lora_scale, float* out);
+
+// The whole model with its adapters merged, as the numbers of `full` (parameter_table()): what to publish of a LoRA run.
+void merge_weights(const ModelConfig& config, const ParameterTable& full, const ModelTensors<AsWeights>& base,
+                   const LoraOptions& options, const ParameterTable& table, std::span<const float> master,
+                   std::span<float> out);
 
 }  // namespace fathom

@@ -225,13 +225,17 @@ void initialise(const ParameterTable& table, double initializer_range, uint64_t 
   }
 }
 
-void copy_weights(const ModelConfig& config, const ParameterTable& table,
-                  const ModelTensors<AsWeights>& weights, std::span<float> master) {
+void expect_declared_mtp(const ModelConfig& config, const ModelTensors<AsWeights>& weights) {
   if (config.num_nextn_predict_layers > 0 && !weights.mtp) {
     fail("model: tensor model.layers.{}.eh_proj.weight: missing, expected the MTP layer that "
          "num_nextn_predict_layers declares (set it to 0 to train without one)",
          config.num_hidden_layers);
   }
+}
+
+void copy_weights(const ModelConfig& config, const ParameterTable& table,
+                  const ModelTensors<AsWeights>& weights, std::span<float> master) {
+  expect_declared_mtp(config, weights);
   ModelTensors<AsWeights> views = weights;
   CopyPlace place(table, master);
   Walker<AsWeights, CopyPlace> walker(config, place);

@@ -63,6 +63,9 @@ ModelGradients map_gradients(const ModelConfig& config, const ParameterTable& ta
 void initialise(const ParameterTable& table, double initializer_range, uint64_t seed,
                 std::span<float> master);
 
+// Throws if the files left out the MTP layer that their config declares: training needs one or the other.
+void expect_declared_mtp(const ModelConfig& config, const ModelTensors<AsWeights>& weights);
+
 // The numbers of a loaded checkpoint as f32. REQUIRES: `weights` has the tensors of the table
 // (throws otherwise: an MTP layer that the files left out is named).
 void copy_weights(const ModelConfig& config, const ParameterTable& table,

@@ -70,22 +70,6 @@ std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer&
   fail("{}: data.kind: 'shards' is not read yet", recipe.name);
 }
 
-// Per token: of the experts only those that it visits.
-int64_t active_parameters(const ModelConfig& c, const ParameterTable& table) {
-  int64_t count = 0;
-  for (const Parameter& p : table.parameters) {
-    const bool routed = p.name.find(".experts.") != std::string::npos && p.name.find("shared_experts") == std::string::npos;
-    count += routed ? p.count * c.router.num_experts_per_tok / c.n_routed_experts : p.count;
-  }
-  return count;
-}
-
-int64_t parameter_count(const ParameterTable& table) {
-  int64_t count = 0;
-  for (const Parameter& p : table.parameters) count += p.count;
-  return count;
-}
-
 class Run {
  public:
   Run(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer)
@@ -118,6 +102,7 @@ class Run {
     trainer_ = base_ ? std::make_unique<Trainer>(ctx_, *base_, trainer_options, recipe.seed)
                      : std::make_unique<Trainer>(ctx_, config, trainer_options, recipe.seed);
     if (base_ && !recipe.lora) base_.reset();  // copied
+    flops_ = training_flops(config, trainer_->table(), recipe.mtp_loss_weight != 0);
   }
 
   RunResult run() {
@@ -157,16 +142,16 @@ class Run {
         throw Error(ExitCode::kDiverged, fmt::format("step {}: {} gradients in a row are not finite (lower schedule.lr?); saved", done, skipped));
       }
       const bool last = done == steps();
-      if (last || (recipe_.evaluation.every > 0 && done % recipe_.evaluation.every == 0)) evaluate(done, last);
-      if (last || (recipe_.checkpoint.every > 0 && done % recipe_.checkpoint.every == 0)) save(done);
+      const bool best = is_due(recipe_.evaluation.every, done) && evaluate(done, last);
+      if (best || is_due(recipe_.checkpoint.every, done)) save(done);
     }
-    TrainState state = train_state(step);
-    write_model_folder(options_.folder / "model", state);
+    write_result(step);
     return {step, true, validation_};
   }
 
  private:
   int64_t steps() const { return recipe_.train.steps(); }
+  bool is_due(int64_t every, int64_t done) const { return done == steps() || (every > 0 && done % every == 0); }
 
   void plan_memory(const ModelConfig& config) {
     const ParameterTable table = recipe_.lora ? lora_table(config, *recipe_.lora) : parameter_table(config);
@@ -212,12 +197,17 @@ class Run {
       fail("{}: recipe: differs from the one given, expected the same (a changed recipe is a new run; first difference: {})", place,
            first_difference(recipe, recipe_.text));
     }
+    expect_same_run(found, train_state(found.step));
     load_optimizer(found.folder, trainer_->table(), trainer_->master(), trainer_->optimizer().first_moment(),
                    trainer_->optimizer().second_moment());
     trainer_->optimizer().set_steps(state.integer("optimizer_steps", 0, INT64_MAX));
     trainer_->refresh();
     packer_.seek(static_cast<uint64_t>(state.integer("next_document", 0, INT64_MAX)));
     tokens_ = state.integer("tokens", 0, INT64_MAX);
+    if (state.has("best_step")) {
+      best_step_ = state.integer("best_step", 0, INT64_MAX);
+      best_score_ = state.number("best_score");
+    }
     observer_.note(fmt::format("resumed from {} at step {}", found.folder.filename().string(), found.step));
     return found.step;
   }
@@ -246,8 +236,7 @@ class Run {
     tokens_ += report.tokens;
     const double seconds = seconds_now() - begin;
     const double length = static_cast<double>(report.tokens) / static_cast<double>(std::max<int64_t>(1, report.documents));
-    const double flops = static_cast<double>(report.tokens) *
-                         training_flops_per_token(trainer_->config(), trainer_->table(), length, recipe_.mtp_loss_weight != 0);
+    const double flops = static_cast<double>(report.tokens) * flops_.per_token(length);
     const double roof = recipe_.train.f32 ? roofs_.f32_flops : roofs_.bf16_flops;
     const std::vector<double> loads = load_max_over_mean(report.expert_tokens, trainer_->config().n_routed_experts);
     const double worst = loads.empty() ? 0 : *std::max_element(loads.begin(), loads.end());
@@ -269,7 +258,9 @@ class Run {
     return report.skipped;
   }
 
-  void evaluate(int64_t step, bool last) {
+  // True if this is the best so far: by the task's score if there is one, else by the validation loss. The last evaluation is on the
+  // test problems and chooses nothing.
+  bool evaluate(int64_t step, bool last) {
     Packer packer(*validation_source_, recipe_.data.sequence_length, cut_);
     StepBatch batch;
     packer.next(recipe_.evaluation.validation_tokens, batch);
@@ -278,11 +269,19 @@ class Run {
     EvaluationMetrics m;
     m.step = step;
     m.validation_loss = validation_;
-    if (!recipe_.evaluation.task.empty()) m.tasks.push_back(score(step, last));
+    double score = -validation_;
+    if (!recipe_.evaluation.task.empty()) {
+      const TaskScore& task = m.tasks.emplace_back(score_task(step, last));
+      score = task.pass_at.empty() ? task.greedy : task.pass_at.front().second;
+    }
     metrics_->write(m);
+    if (last || !std::isfinite(score) || (best_step_ && score <= best_score_)) return false;
+    best_step_ = step;
+    best_score_ = score;
+    return true;
   }
 
-  TaskScore score(int64_t step, bool last) {
+  TaskScore score_task(int64_t step, bool last) {
     const auto task = make_task(recipe_.evaluation.task);
     EvaluationOptions options;
     options.problems = recipe_.evaluation.problems;
@@ -311,6 +310,21 @@ class Run {
     return result;
   }
 
+  // RUN/model, which any engine loads: with LoRA the base with the adapter merged into it, and the adapter alone beside it.
+  void write_result(int64_t step) {
+    TrainState state = train_state(step);
+    if (!recipe_.lora) return write_model_folder(options_.folder / "model", state);
+    write_model_folder(options_.folder / "adapter", state);
+    const ModelConfig& config = trainer_->config();
+    const ParameterTable full = parameter_table(config);
+    std::vector<float> merged(static_cast<size_t>(full.total));
+    merge_weights(config, full, base_->weights(), *recipe_.lora, trainer_->table(), trainer_->master(), merged);
+    state.table = &full;
+    state.master = merged;
+    state.adapter = false;
+    write_model_folder(options_.folder / "model", state);
+  }
+
   TrainState train_state(int64_t step) {
     TrainState s;
     s.step = step;
@@ -321,8 +335,10 @@ class Run {
     s.config = &trainer_->config();
     s.f32 = recipe_.train.f32;
     s.adapter = recipe_.lora.has_value();
-    s.state_json = Json({{"step", step}, {"tokens", tokens_}, {"next_document", packer_.position()},
-                         {"optimizer_steps", trainer_->optimizer().steps()}, {"recipe", recipe_.text}}).dump(2) + "\n";
+    Json json = {{"step", step}, {"tokens", tokens_}, {"next_document", packer_.position()},
+                 {"optimizer_steps", trainer_->optimizer().steps()}, {"recipe", recipe_.text}};
+    if (best_step_) json["best_step"] = *best_step_, json["best_score"] = best_score_;
+    s.state_json = json.dump(2) + "\n";
     s.side_files = {{"tokenizer.json", files_.json}, {"tokenizer_config.json", files_.config}, {"recipe.toml", recipe_.text}};
     return s;
   }
@@ -336,7 +352,7 @@ class Run {
       observer_.note(fmt::format("checkpoint not saved, training goes on: {}", e.what()));
       return;
     }
-    prune_checkpoints(options_.folder, recipe_.checkpoint.keep, std::nullopt);
+    prune_checkpoints(options_.folder, recipe_.checkpoint.keep, best_step_);
   }
 
   const Recipe& recipe_;
@@ -351,11 +367,14 @@ class Run {
   std::optional<Model> base_;
   std::unique_ptr<Trainer> trainer_;
   StepBatch batch_;
+  TrainingFlops flops_;
   Roofs roofs_;
   RunFacts facts_;
   MetricsLog* metrics_ = nullptr;
   int64_t tokens_ = 0;
   double validation_ = 0;
+  std::optional<int64_t> best_step_;
+  double best_score_ = 0;  // of best_step_
   int failed_saves_ = 0;
 };
 

@@ -12,10 +12,11 @@ Trainer::Trainer(Context& ctx, const ModelConfig& config, const TrainerOptions& 
     : ctx_(ctx),
       options_(options),
       table_(parameter_table(config)),
+      first_mtp_(first_mtp_offset(config, table_)),
       master_(static_cast<size_t>(table_.total)),
       gradients_(static_cast<size_t>(table_.total)),
       compute_(options.f32 ? 0 : master_.size()),
-      optimizer_(table_, options.optimizer, first_mtp_offset(config, table_)),
+      optimizer_(table_, options.optimizer, first_mtp_),
       model_(std::make_unique<Model>(config, map_weights(config, table_, master_, compute_))),
       views_(map_gradients(config, table_, gradients_)) {
   initialise(table_, config.initializer_range, seed, master_);
@@ -27,12 +28,14 @@ Trainer::Trainer(Context& ctx, const Model& base, const TrainerOptions& options,
       options_(options),
       table_(options.lora ? lora_table(base.config(), *options.lora)
                           : parameter_table(base.config())),
+      first_mtp_(first_mtp_offset(base.config(), table_)),
       master_(static_cast<size_t>(table_.total)),
       gradients_(static_cast<size_t>(table_.total)),
       compute_(options.f32 ? 0 : master_.size()),
-      optimizer_(table_, options.optimizer, first_mtp_offset(base.config(), table_)) {
+      optimizer_(table_, options.optimizer, first_mtp_) {
   const ModelConfig& config = base.config();
   if (options.lora) {
+    expect_declared_mtp(config, base.weights());
     ModelWeights weights;
     static_cast<ModelTensors<AsWeights>&>(weights) = base.weights();
     drop_absorbed(weights);
@@ -83,7 +86,7 @@ StepReport Trainer::step(std::span<const TrainBatch> micro_batches, const StepSe
   }
 
   const int64_t trained =
-      settings.mtp_loss_weight == 0 ? first_mtp_offset(config(), table_) : table_.total;
+      settings.mtp_loss_weight == 0 ? first_mtp_ : table_.total;
   const Optimizer::Result update =
       optimizer_.step(ctx_, settings.lr, trained, master_, gradients_, compute_);
   if (!update.skipped && settings.bias_update_rate != 0) {

@@ -77,6 +77,7 @@ class Trainer {
   Context& ctx_;
   TrainerOptions options_;
   ParameterTable table_;
+  int64_t first_mtp_;
   std::vector<float> master_, gradients_;
   std::vector<bf16> compute_;
   Optimizer optimizer_;

@@ -129,15 +129,9 @@ TEST(Lora, GradientIsTheMergedWeightsThroughBAndA) {
       map_lora_gradients(adapted.config, adapted.options, adapted.table, adapted.gradients);
   const double loss = adapted.loss(ctx, batch, objective, &views);
 
-  const auto scale = static_cast<float>(adapted.options.alpha / adapted.options.rank);
-  std::vector<float> merged = adapted.frozen, gradients(merged.size());
-  for (size_t i = 0; i < adapted.table.parameters.size(); i += 2) {
-    const Parameter& a = adapted.table.parameters[i];
-    const Parameter& w = full_parameter(adapted, a);
-    merge_lora(matrix_view(w, adapted.frozen, {}), matrix_view(a, adapted.master, {}),
-               matrix_view(adapted.table.parameters[i + 1], adapted.master, {}), scale,
-               merged.data() + w.offset);
-  }
+  const float scale = lora_scale(adapted.options);
+  std::vector<float> merged(adapted.frozen.size()), gradients(merged.size());
+  merge_weights(adapted.config, adapted.full, adapted.base.weights(), adapted.options, adapted.table, adapted.master, merged);
   Adapted full({"all"});
   const Model model(full.config, map_weights(full.config, full.full, merged, {}));
   const ModelGradients full_views = map_gradients(full.config, full.full, gradients);

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,7 @@
 #include "model/gradient.h"
 #include "model/model.h"
 #include "tests/base/test_files.h"
+#include "text/character_tokenizer.h"
 #include "train/train_state.h"
 
 namespace fathom {
@@ -184,6 +186,84 @@ TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
   EXPECT_EQ(rest.losses, std::vector<double>(tail.begin(), tail.end()));
 }
 
+// The recipe that goes on from a finished run's model.
+std::string from_model(const fs::path& run, const std::string& more = "") {
+  std::string recipe(kTiny);
+  const size_t begin = recipe.find("[model]"), end = recipe.find("[data]");
+  return recipe.replace(begin, end - begin, "[model]\npath = \"" + (run / "model").string() + "\"\n" + more);
+}
+
+TEST(Run, ALoraRunEndsWithTheMergedModelAndItsAdapter) {
+  const TempDir first, second;
+  Watch watch, tuned;
+  run_training(tiny(), options_for(first, false), watch);
+  run_training(parse_recipe(from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n"), "lora.toml"),
+               options_for(second, false), tuned);
+  EXPECT_LT(tuned.losses.back(), tuned.losses.front());
+  const Model base = Model::load(first.path() / "model"), merged = Model::load(second.path() / "model");
+  ASSERT_TRUE(merged.has_mtp());
+  const WeightView& before = base.weights().layers[1].mla->o_proj.weight;
+  const WeightView& after = merged.weights().layers[1].mla->o_proj.weight;
+  EXPECT_NE(std::memcmp(before.data, after.data, static_cast<size_t>(before.rows * row_bytes(before.dtype, before.cols))), 0);
+  EXPECT_TRUE(fs::exists(second.path() / "adapter" / "adapter_model.safetensors"));
+}
+
+TEST(Run, ABaseWithoutItsDeclaredMtpLayerIsRefused) {
+  const TempDir first, second;
+  Watch watch;
+  run_training(tiny(), options_for(first, false), watch);
+  const fs::path file = first.path() / "model" / "model.safetensors";
+  {
+    const Safetensors whole = Safetensors::open(file);
+    std::vector<TensorToWrite> main;
+    for (const TensorInfo& t : whole.tensors()) {
+      if (!t.name.starts_with("model.layers.2.")) main.push_back({t.name, t.dtype, t.shape, {t.data, t.bytes}});
+    }
+    write_safetensors(file, main);
+  }
+  for (const char* lora : {"", "[lora]\nrank = 4\ntargets = [\"all\"]\n"}) {
+    const std::string message = error_text(ExitCode::kBadInput, [&] {
+      run_training(parse_recipe(from_model(first.path(), lora), "again.toml"), options_for(second, false), watch);
+    });
+    EXPECT_NE(message.find("model.layers.2.eh_proj.weight: missing"), std::string::npos) << message;
+  }
+}
+
+TEST(Run, TheBestCheckpointIsKeptAndAResumeKnowsIt) {
+  const TempDir run;
+  Watch watch;
+  // A rate that makes the model worse: its best is an early step, long out of the last two.
+  const std::vector<std::string> overrides = {"schedule.kind=constant", "schedule.lr=1", "schedule.warmup_steps=0", "evaluation.every=1",
+                                              "checkpoint.every=1"};
+  watch.stop_after = 8;
+  run_training(tiny(overrides), options_for(run, false), watch);
+  const auto state = nlohmann::json::parse(find_checkpoint(run.path())->state_json);
+  const int64_t best = state["best_step"];
+  EXPECT_LT(best, 6);
+  EXPECT_TRUE(fs::exists(run.path() / fmt::format("step-{:08}", best)));
+  Watch rest;
+  run_training(tiny(overrides), options_for(run, true), rest);
+  const auto later = nlohmann::json::parse(find_checkpoint(run.path())->state_json);
+  EXPECT_GE(later["best_score"].get<double>(), state["best_score"].get<double>());
+  EXPECT_TRUE(fs::exists(run.path() / fmt::format("step-{:08}", later["best_step"].get<int64_t>())));
+}
+
+TEST(Run, AnotherTokenizerIsNotResumed) {
+  const TempDir run, tokenizer;
+  const std::string config = character_tokenizer_config_json();
+  tokenizer.write("tokenizer.json", character_tokenizer_json());
+  tokenizer.write("tokenizer_config.json", config);
+  Watch watch;
+  watch.stop_after = 3;
+  const Recipe recipe = tiny({"tokenizer.path=" + tokenizer.path().string()});
+  run_training(recipe, options_for(run, false), watch);
+  std::string changed = config;
+  changed.replace(changed.find("\"add_bos_token\": true"), 21, "\"add_bos_token\": false");
+  tokenizer.write("tokenizer_config.json", changed);
+  const std::string message = error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(run, true), watch); });
+  EXPECT_NE(message.find("tokenizer_config.json: differs from this run's at byte"), std::string::npos) << message;
+}
+
 TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {
   const TempDir run;
   Watch watch;
@@ -205,12 +285,9 @@ TEST(Run, ANanInAWeightEndsWithCodeFour) {
   const Safetensors tensors = Safetensors::open(file);
   const auto offset = tensors.find("model.layers.1.self_attn.o_proj.weight")->data - tensors.file().bytes().data();
   std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(offset + 20).write("\xc0\x7f", 2);
-  std::string recipe(kTiny);
-  const size_t begin = recipe.find("[model]"), end = recipe.find("[data]");
-  recipe.replace(begin, end - begin, "[model]\npath = \"" + (first.path() / "model").string() + "\"\n");
   Watch failing;
   const std::string message = error_text(ExitCode::kDiverged, [&] {
-    run_training(parse_recipe(recipe, "again.toml"), options_for(second, false), failing);
+    run_training(parse_recipe(from_model(first.path()), "again.toml"), options_for(second, false), failing);
   });
   EXPECT_EQ(message, "checkpoint: tensor model.layers.1.self_attn.o_proj.weight: element 10 is nan, expected finite weights (nothing was saved)");
   EXPECT_EQ(failing.losses.size(), 5u);

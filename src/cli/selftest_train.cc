@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "cli/ids.h"
 #include "formats/json.h"
 #include "train/trainer.h"
 
@@ -22,14 +23,10 @@ struct RecordedBatch {
 
 RecordedBatch read_batch(const fs::path& folder, const JsonObject& info, int64_t vocab_size) {
   RecordedBatch b;
-  const Safetensors golden = Safetensors::open(folder / "golden.safetensors");
-  const TensorInfo* ids = golden.find("input_ids");
-  if (ids == nullptr || ids->dtype != DType::kI64) fail("{}: tensor 'input_ids': expected I64", golden.file().path());
-  for (uint64_t i = 0; i < ids->bytes / 8; ++i) {
-    int64_t id = 0;
-    __builtin_memcpy(&id, ids->data + i * 8, 8);
-    if (id < 0 || id >= vocab_size) fail("{}: input_ids: found {}, expected an id below {}", golden.file().path(), id, vocab_size);
-    b.tokens.push_back(static_cast<int32_t>(id));
+  const fs::path golden = folder / "golden.safetensors";
+  b.tokens = read_ids(golden);
+  for (const int32_t id : b.tokens) {
+    if (id >= vocab_size) fail("{}: input_ids: found {}, expected an id below {}", golden.string(), id, vocab_size);
   }
   b.lengths = info.integers("documents", 1, std::ssize(b.tokens));
   b.targets.assign(b.tokens.size(), -1);

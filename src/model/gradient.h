@@ -7,8 +7,7 @@
 //       averaged over the step's documents
 //
 // A step may be cut into micro-batches at document borders: every term is divided by the counts of
-// the whole step, so gradients add up to those of one batch (to rounding; to the bit if cuts are at
-// multiples of 256 tokens and the model has no experts, whose rows are grouped per micro-batch).
+// the whole step, so gradients add up to those of one batch, to the rounding of sums cut in parts.
 #pragma once
 
 #include <vector>
@@ -49,8 +48,8 @@ int64_t moe_layers(const Model& model);
 int64_t mtp_target_count(const TrainBatch& batch);
 
 // Adds the micro-batch's losses, and its gradients of L to `gradients`. Null gradients: losses only
-// (validation); then nothing is kept. Uses ctx.scratch(); call from one thread. The memory it takes is
-// gradient_memory_bytes(). REQUIRES: targets in [0, vocab_size) or -1, tokens in [0, vocab_size).
+// (validation); then nothing is kept. Uses ctx.scratch(); call from one thread. train/run.h says what
+// memory it takes. REQUIRES: targets in [0, vocab_size) or -1, tokens in [0, vocab_size).
 void add_gradients(Context& ctx, const Model& model, const TrainBatch& batch,
                    const Objective& objective, const ModelGradients* gradients, StepLosses& losses);
 

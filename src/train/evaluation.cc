@@ -64,6 +64,7 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
   EvaluationResult r;
   r.samples = o.samples;
   std::vector<int64_t> right(problems.size(), 0), finished(problems.size(), 0);
+  std::vector<bool> greedy_right(problems.size(), false);
   int64_t greedy = 0, total_tokens = 0, cut = 0, count = 0;
   for (const auto& [id, answer] : answers) {
     if (answer.finish == FinishReason::kNone) continue;
@@ -80,7 +81,7 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
     if (answer.sample > 0) {
       right[answer.problem] += verdict.correct() ? 1 : 0;
     } else {
-      greedy += verdict.correct() ? 1 : 0;
+      greedy_right[answer.problem] = verdict.correct();
       if (static_cast<int64_t>(r.examples.size()) < o.examples) {
         r.examples.push_back({problems[answer.problem].question, std::string(text), verdict});
       }
@@ -89,7 +90,9 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
   double sum = 0, squares = 0;
   std::vector<int64_t> complete;
   for (size_t i = 0; i < problems.size(); ++i) {
-    if (finished[i] == o.samples + 1) complete.push_back(right[i]);
+    if (finished[i] != o.samples + 1) continue;  // stopped before
+    complete.push_back(right[i]);
+    greedy += greedy_right[i] ? 1 : 0;
   }
   r.problems = static_cast<int64_t>(complete.size());
   if (r.problems == 0) return r;

@@ -119,6 +119,13 @@ class Section {
     refuse(find(key, true), key, quoted(value), fmt::format("one of {}", fmt::join(names, ", ")));
   }
 
+  // The name of a task, or "".
+  std::string task(std::string_view key) {
+    const std::string value = string(key, "");
+    if (!value.empty()) expect_task(*find(key, true), key, value);
+    return value;
+  }
+
   std::vector<std::string> strings(std::string_view key) {
     const toml::node* node = find(key, false);
     if (!node->is_array()) refuse(*node, key, kind_of(*node), "an array of strings");
@@ -141,9 +148,7 @@ class Section {
     std::string text;
     for (const auto& [name, weight] : *node->as_table()) {
       const std::string task(name.str());
-      if (std::find(task_names().begin(), task_names().end(), task) == task_names().end()) {
-        refuse(weight, key, quoted(task), fmt::format("one of {}", fmt::join(task_names(), ", ")));
-      }
+      expect_task(weight, key, task);
       const auto value = weight.value<double>();
       if (!value || !(*value > 0) || !std::isfinite(*value)) {
         refuse(weight, key, fmt::format("{} for {}", kind_of(weight), quoted(task)), "a weight above 0");
@@ -187,16 +192,16 @@ class Section {
   }
   template <class Found>
   [[noreturn]] void refuse(const toml::node* node, std::string_view key, const Found& found, std::string_view expected) const {
-    const auto line = node != nullptr ? node->source().begin.line : 0;
-    const std::string where = node == nullptr ? place_ : line > 0 && !*from_command_line(node) ? fmt::format("{}:{}", place_, line) : "command line";
+    const std::string where = node == nullptr ? place_ : from_command_line(*node) ? "command line" : fmt::format("{}:{}", place_, node->source().begin.line);
     fail("{}: {}: found {}, expected {}", where, full(key), found, expected);
   }
 
  private:
-  static const bool* from_command_line(const toml::node* node) {
-    static constexpr bool kYes = true, kNo = false;
-    const auto& path = node->source().path;
-    return path && *path == "command line" ? &kYes : &kNo;
+  // merge() copies values, and a copy has no place in a file.
+  static bool from_command_line(const toml::node& node) { return node.source().begin.line == 0; }
+  void expect_task(const toml::node& node, std::string_view key, const std::string& task) const {
+    if (std::find(task_names().begin(), task_names().end(), task) != task_names().end()) return;
+    refuse(node, key, fmt::format("{}", quoted(task)), fmt::format("one of {}", fmt::join(task_names(), ", ")));
   }
   std::string full(std::string_view key) const {
     return name_.empty() ? std::string(key) : fmt::format("{}.{}", name_, key);
@@ -337,10 +342,7 @@ void read_evaluation(Section& s, Recipe& r) {
   Recipe::Evaluation& e = r.evaluation;
   e.every = s.integer("every", 0, 0, int64_t{1} << 40);
   e.validation_tokens = s.integer("validation_tokens", 16384, 1, 1 << 28);
-  e.task = s.string("task", "");
-  if (!e.task.empty() && std::find(task_names().begin(), task_names().end(), e.task) == task_names().end()) {
-    fail("{}: evaluation.task: found {}, expected one of {}", r.name, quoted(e.task), fmt::join(task_names(), ", "));
-  }
+  e.task = s.task("task");
   e.problems = s.integer("problems", 100, 1, 1 << 24);
   e.samples = s.integer("samples", 0, 0, 4096);
   e.temperature = s.number("temperature", 1.0, 0.01, 10);

@@ -4,47 +4,22 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <limits>
-#include <new>
 #include <numeric>
 
 #include "base/error.h"
 #include "formats/safetensors.h"
 #include "kernels/softmax.h"
+#include "tests/base/count_allocations.h"
 #include "tests/engine/traces.h"
 
 namespace fathom {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::atomic<int64_t> allocations = 0;
-
-}  // namespace
-}  // namespace fathom
-
-// All forms that occur, so that none meets a sanitizer's own other half; not inline, or the compiler
-// sees free() meet new.
-[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  ++fathom::allocations;
-  return std::malloc(bytes);
-}
-[[gnu::noinline]] void* operator new(size_t bytes) {
-  if (void* memory = operator new(bytes, std::nothrow)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new[](size_t bytes) { return operator new(bytes); }
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
-
-namespace fathom {
-namespace {
 
 class EveryModel : public testing::TestWithParam<const char*> {};
 

@@ -1,10 +1,12 @@
 // Loading of the recorded vectors in tests/golden.
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "engine/feeder.h"
 #include "formats/safetensors.h"
 
@@ -41,6 +43,29 @@ inline std::vector<float> golden_values(const std::string& model, const std::str
   __builtin_memcpy(values.data(), tensor->data, tensor->bytes);
   return values;
 }
+
+// The training batch of a recorded model: the documents that share input_ids, every token but a document's first a target; and the
+// settings it was run with ("full" where a model has them, else "plain").
+struct RecordedBatch {
+  explicit RecordedBatch(const std::string& model)
+      : folder(golden_path("models/" + model)), tokens(golden_ids(model)), targets(tokens.size(), -1) {
+    const auto info = nlohmann::json::parse(read_file(folder + "/info.json", 1 << 20));
+    kind = info.contains("full") ? "full" : "plain";
+    settings = info[kind];
+    lengths = info["documents"].get<std::vector<int64_t>>();
+    size_t begin = 0;
+    for (const int64_t length : lengths) {
+      for (size_t t = begin; t + 1 < begin + static_cast<size_t>(length); ++t) targets[t] = tokens[t + 1];
+      begin += static_cast<size_t>(length);
+    }
+  }
+  TrainBatch batch() const { return {tokens, lengths, targets}; }
+
+  std::string folder, kind;
+  nlohmann::json settings;
+  std::vector<int32_t> tokens, targets;
+  std::vector<int64_t> lengths;
+};
 
 // Logits of all positions, fed in chunks of the given sizes (repeated).
 inline std::vector<float> feed_logits(const Model& model, Context& ctx,

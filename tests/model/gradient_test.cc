@@ -5,9 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
-#include "base/file.h"
 #include "tests/model/golden.h"
 #include "kernels/cross_entropy.h"
 #include "model/parameters.h"
@@ -19,40 +17,20 @@ namespace {
 
 using reference::expect_same_bits;
 
-struct Recorded {
-  std::vector<int32_t> tokens, targets;
-  std::vector<int64_t> lengths;
+struct Recorded : RecordedBatch {
+  explicit Recorded(const std::string& model) : RecordedBatch(model) {
+    objective.targets = static_cast<int64_t>(tokens.size() - lengths.size());
+    objective.mtp_targets = mtp_target_count(batch());
+    objective.documents = std::ssize(lengths);
+    objective.mtp_loss_weight = settings["mtp_weight"];
+    objective.sequence_balance_alpha = settings["balance_alpha"];
+    total = settings["total"];
+    gradients = folder + "/grads_" + kind + ".safetensors";
+  }
   Objective objective;
   double total = 0;
   std::string gradients;  // file
-
-  TrainBatch batch() const { return {tokens, lengths, targets}; }
 };
-
-Recorded recorded(const std::string& model) {
-  const std::string folder = golden_path("models/" + model);
-  const auto info = nlohmann::json::parse(read_file(folder + "/info.json", 1 << 20));
-  const std::string kind = info.contains("full") ? "full" : "plain";
-  Recorded r;
-  r.tokens = golden_ids(model);
-  r.lengths = info["documents"].get<std::vector<int64_t>>();
-  r.targets.assign(r.tokens.size(), -1);
-  size_t begin = 0;
-  for (const int64_t length : r.lengths) {
-    for (size_t t = begin; t + 1 < begin + static_cast<size_t>(length); ++t) {
-      r.targets[t] = r.tokens[t + 1];
-    }
-    begin += static_cast<size_t>(length);
-  }
-  r.objective.targets = static_cast<int64_t>(r.tokens.size() - r.lengths.size());
-  r.objective.mtp_targets = mtp_target_count(r.batch());
-  r.objective.documents = static_cast<int64_t>(r.lengths.size());
-  r.objective.mtp_loss_weight = info[kind]["mtp_weight"];
-  r.objective.sequence_balance_alpha = info[kind]["balance_alpha"];
-  r.total = info[kind]["total"];
-  r.gradients = folder + "/grads_" + kind + ".safetensors";
-  return r;
-}
 
 // A model of f32 weights in memory and a place for its gradients.
 struct Training {
@@ -87,7 +65,7 @@ struct Training {
 class GoldenGradient : public testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenGradient, IsTheIndependentImplementationsOnEveryInstructionSet) {
-  const Recorded r = recorded(GetParam());
+  const Recorded r(GetParam());
   const Safetensors expected = Safetensors::open(r.gradients);
   for (const Isa isa : reference::instruction_sets()) {
     Training training(GetParam());
@@ -117,7 +95,7 @@ TEST_P(GoldenGradient, IsTheIndependentImplementationsOnEveryInstructionSet) {
 }
 
 TEST_P(GoldenGradient, ThreadsAndRecomputationDoNotChangeOneBit) {
-  const Recorded r = recorded(GetParam());
+  const Recorded r(GetParam());
   Training first(GetParam()), second(GetParam());
   Context one(1), three(3);
   Objective objective = r.objective;
@@ -131,7 +109,7 @@ TEST_P(GoldenGradient, ThreadsAndRecomputationDoNotChangeOneBit) {
 
 // What RL stands on: the sampler's prefill and the trainer's forward pass are one computation.
 TEST_P(GoldenGradient, TheTrainersForwardPassHasTheBitsOfPrefill) {
-  const Recorded r = recorded(GetParam());
+  const Recorded r(GetParam());
   Training training(GetParam());
   Context ctx(2);
   Objective objective = r.objective;
@@ -157,7 +135,7 @@ TEST_P(GoldenGradient, TheTrainersForwardPassHasTheBitsOfPrefill) {
 }
 
 TEST_P(GoldenGradient, MicroBatchesAddUpToTheStep) {
-  const Recorded r = recorded(GetParam());
+  const Recorded r(GetParam());
   Training whole(GetParam()), parts(GetParam());
   Context ctx(2);
   const StepLosses expected = whole.run(ctx, r.batch(), r.objective);

@@ -131,7 +131,7 @@ TEST(Recipe, RefusesWithFileLineAndKey) {
       {"[schedule]", "[moe]\nbias_update_rate = 2\n[schedule]", "moe.bias_update_rate: found 2, expected 0 to 1"},
       {"[schedule]", "[mtp]\nlos_weight = 0.1\n[schedule]", "mtp.los_weight: found a key that is not known, expected perhaps 'loss_weight'"},
       {"[schedule]", "[lora]\nrank = 4\ntargets = [\"q_proj\"]\n[schedule]", "lora: found without model.path, expected a model to adapt"},
-      {"[schedule]", "[evaluation]\ntask = \"chess\"\n[schedule]", "evaluation.task: found 'chess', expected one of countdown"},
+      {"[schedule]", "[evaluation]\ntask = \"chess\"\n[schedule]", "r.toml:24: evaluation.task: found 'chess', expected one of countdown"},
       {"[schedule]", "[evaluation]\ntemperature = 0\n[schedule]", "evaluation.temperature: found 0, expected 0.01 to 10"},
       {"[schedule]", "[checkpoint]\nkeep = 1\n[schedule]", "checkpoint.keep: found 1, expected 2 to 1000"},
       {"[schedule]", "[schedule", "r.toml:23: "},

@@ -5,9 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
-#include "base/file.h"
+#include "tests/base/count_allocations.h"
 #include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/test_rows.h"
@@ -18,35 +17,20 @@ namespace {
 using reference::expect_same_bits;
 
 // The recorded run of tests/golden/models/NAME: three documents, the same batch ten times.
-struct RecordedRun {
-  explicit RecordedRun(const std::string& name)
-      : folder(golden_path("models/" + name)), tokens(golden_ids(name)), targets(tokens.size(), -1) {
-    const auto info = nlohmann::json::parse(read_file(folder + "/info.json", 1 << 20));
-    kind = info.contains("full") ? "full" : "plain";
-    lengths = info["documents"].get<std::vector<int64_t>>();
-    size_t begin = 0;
-    for (const int64_t length : lengths) {
-      for (size_t t = begin; t + 1 < begin + static_cast<size_t>(length); ++t) {
-        targets[t] = tokens[t + 1];
-      }
-      begin += static_cast<size_t>(length);
-    }
-    const auto& adamw = info[kind]["adamw"];
+struct RecordedRun : RecordedBatch {
+  explicit RecordedRun(const std::string& name) : RecordedBatch(name) {
+    const auto& adamw = settings["adamw"];
     optimizer = {.beta1 = adamw["beta1"], .beta2 = adamw["beta2"], .eps = adamw["eps"],
                  .weight_decay = adamw["weight_decay"], .clip = adamw["clip"]};
-    settings = {.lr = adamw["lr"], .mtp_loss_weight = info[kind]["mtp_weight"],
-                .sequence_balance_alpha = info[kind]["balance_alpha"],
-                .bias_update_rate = adamw["bias_rate"]};
+    step = {.lr = adamw["lr"], .mtp_loss_weight = settings["mtp_weight"],
+            .sequence_balance_alpha = settings["balance_alpha"],
+            .bias_update_rate = adamw["bias_rate"]};
     losses = adamw["losses"].get<std::vector<double>>();
     norms = adamw["grad_norms"].get<std::vector<double>>();
   }
-  TrainBatch batch() const { return {tokens, lengths, targets}; }
 
-  std::string folder, kind;
-  std::vector<int32_t> tokens, targets;
-  std::vector<int64_t> lengths;
   OptimizerOptions optimizer;
-  StepSettings settings;
+  StepSettings step;
   std::vector<double> losses, norms;
 };
 
@@ -76,7 +60,7 @@ TEST_P(RecordedTraining, TenStepsAreTheIndependentImplementations) {
     const std::vector<float> before(trainer.master().begin(), trainer.master().end());
     const TrainBatch batch = run.batch();
     for (size_t step = 0; step < run.losses.size(); ++step) {
-      const StepReport report = trainer.step({&batch, 1}, run.settings);
+      const StepReport report = trainer.step({&batch, 1}, run.step);
       EXPECT_NEAR(report.loss, run.losses[step], 1e-2 * run.losses[step]) << step;
       EXPECT_NEAR(report.gradient_norm, run.norms[step], 3e-2 * run.norms[step]) << step;
     }
@@ -109,11 +93,25 @@ TEST(Trainer, ThreadsDoNotChangeOneBitOfTheWeights) {
     Context ctx(threads);
     Trainer trainer(ctx, base, options_of(run), 0);
     const TrainBatch batch = run.batch();
-    for (int step = 0; step < 3; ++step) trainer.step({&batch, 1}, run.settings);
+    for (int step = 0; step < 3; ++step) trainer.step({&batch, 1}, run.step);
     results.emplace_back(trainer.master().begin(), trainer.master().end());
   }
   expect_same_bits(results[0], results[1]);
   expect_same_bits(results[0], results[2]);
+}
+
+TEST(Trainer, AStepAllocatesNothing) {
+  for (const char* name : {"v3", "qwen2"}) {
+    const RecordedRun run(name);
+    const Model base = Model::load(run.folder);
+    Context ctx(1);  // a second thread may meet its first item, and allocate its scratch, at any later step
+    Trainer trainer(ctx, base, options_of(run), 0);
+    const TrainBatch batch = run.batch();
+    for (int step = 0; step < 2; ++step) trainer.step({&batch, 1}, run.step);
+    const int64_t before = allocations;
+    for (int step = 0; step < 3; ++step) trainer.step({&batch, 1}, run.step);
+    EXPECT_EQ(allocations, before) << name;
+  }
 }
 
 TEST(Trainer, ANotFiniteGradientChangesNothing) {
@@ -125,7 +123,7 @@ TEST(Trainer, ANotFiniteGradientChangesNothing) {
   trainer.refresh();
   const std::vector<float> before(trainer.master().begin(), trainer.master().end());
   const TrainBatch batch = run.batch();
-  EXPECT_TRUE(trainer.step({&batch, 1}, run.settings).skipped);
+  EXPECT_TRUE(trainer.step({&batch, 1}, run.step).skipped);
   expect_same_bits(before, std::vector<float>(trainer.master().begin(), trainer.master().end()));
   EXPECT_EQ(trainer.optimizer().steps(), 0);
 }

@@ -1,15 +1,20 @@
-# make run    install what is missing, build, fetch the small model once, answer a prompt with it
+# make run    install what is missing, build, answer a Countdown problem with the bundled model, checked
+# make run-smollm2    the same with a foreign model of 135 M parameters, fetched once, in plain English
 # make test   build and run the default test suite
 # make test-slow | bench | format | clean | asan | tsan | fuzz | coverage
 BUILD  := build/release
 FATHOM := $(BUILD)/fathom
 MODEL  := models/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= What is the capital of France?
+PROBLEM ?= Use 27, 7 and 12 to make 22.
 
-.PHONY: run test test-slow bench format clean build setup asan tsan fuzz coverage
+.PHONY: run run-smollm2 test test-slow bench format clean build setup asan tsan fuzz coverage
 .DELETE_ON_ERROR:
 
-run: build $(MODEL)
+run: build
+	$(FATHOM) run bundled/countdown-12m.gguf "$(PROBLEM)" --check countdown --tries 64 --temp 1
+
+run-smollm2: build $(MODEL)
 	$(FATHOM) run $(MODEL) "$(PROMPT)" --temp 0
 
 setup:

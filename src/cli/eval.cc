@@ -13,6 +13,7 @@
 #include "cli/progress.h"
 #include "engine/engine.h"
 #include "engine/feeder.h"
+#include "train/evaluation.h"
 
 namespace fathom {
 namespace {
@@ -86,7 +87,40 @@ double negative_log_likelihood(std::span<const float> logits, int32_t target) {
   return std::log(sum) + max - static_cast<double>(logits[static_cast<size_t>(target)]);
 }
 
+namespace {
+
+int eval_task(const EvalOptions& options) {
+  const auto task = make_task(options.task);
+  OpenOptions open;
+  open.cache_dtype = parse_cache_dtype(options.cache);
+  const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
+  if (!opened.format) fail("--task: this model has no chat format to ask a question in");
+  Context ctx(thread_count(options.threads));
+  EvaluationOptions e;
+  e.problems = options.problems, e.samples = options.samples, e.max_tokens = options.max_tokens;
+  e.temperature = options.temperature, e.seed = options.seed;
+  InterruptScope scope;
+  const double begin = seconds_now();
+  const EvaluationResult r = evaluate_task(ctx, opened.model, opened.tokenizer, *opened.format, *task, e, interrupted);
+  check_interrupt();
+  if (options.json) {
+    nlohmann::ordered_json j = {{"task", options.task}, {"problems", r.problems}, {"greedy", r.greedy}, {"samples", r.samples}};
+    if (r.samples > 0) j["pass_1"] = r.pass_1, j["pass_1_error"] = r.pass_1_error;
+    for (const auto& [k, value] : r.pass_k) j[fmt::format("pass_at_{}", k)] = value;
+    j["mean_tokens"] = r.mean_tokens, j["truncated"] = r.truncated;
+    print_json(j);
+  } else {
+    out("{}: {}\n", options.task, score_text(r));
+  }
+  if (!options.output.quiet) note("{} problems of the test split in {}", r.problems, duration_text(seconds_now() - begin));
+  return 0;
+}
+
+}  // namespace
+
 int run_eval(const EvalOptions& options) {
+  if (options.task.empty() == options.perplexity.empty()) fail("eval: expected --task NAME or --perplexity FILE, one of the two");
+  if (!options.task.empty()) return eval_task(options);
   const std::string text = read_text_file(options.perplexity);
   OpenOptions open;
   open.context_tokens = options.context_tokens;

@@ -1,3 +1,5 @@
+// `fathom eval MODEL --task NAME`: how many of a task's held-out problems the model solves, judged by the task's own verifier
+// (train/evaluation.h); or
 // `fathom eval MODEL --perplexity FILE`: how well the model predicts a text.
 //
 // The text is tokenised once, special tokens off. Windows of `ctx` tokens follow each other every `stride` tokens (default: no
@@ -19,7 +21,11 @@ namespace fathom {
 struct EvalOptions {
   OutputOptions output;
   std::string model;
-  std::string perplexity;  // the text file
+  std::string perplexity;  // the text file; or
+  std::string task;        // the task, and how it is sampled
+  int64_t problems = 200, samples = 0, max_tokens = 256;
+  double temperature = 1;
+  uint64_t seed = 0;
   int64_t context_tokens = 0;  // 0 = min(max_position_embeddings, 2048)
   int64_t stride = 0;          // 0 = the window
   int threads = 0;

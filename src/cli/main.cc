@@ -72,6 +72,8 @@ Action bind_run(CLI::App& app) {
   app.add_flag("--ignore-memory", o->ignore_memory, "start even if the weights do not fit into memory (slow)");
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");
   app.add_flag("--json", o->json, "one JSON object with the answer");
+  app.add_option("--check", o->check, "answer until this task's verifier accepts, such as countdown");
+  app.add_option("--tries", o->tries, "how many answers --check may take (default 16)")->check(CLI::Range(1, 1000000));
   bind_output(app, o->output);
   return [o] { return run_run(*o); };
 }
@@ -104,7 +106,13 @@ Action bind_tokenize(CLI::App& app) {
 Action bind_eval(CLI::App& app) {
   auto o = std::make_shared<EvalOptions>();
   bind_model(app, o->model);
-  app.add_option("--perplexity", o->perplexity, "the text to predict")->required();
+  app.add_option("--perplexity", o->perplexity, "the text to predict");
+  app.add_option("--task", o->task, "solve this task's held-out problems instead, such as countdown");
+  app.add_option("--problems", o->problems, "how many of them (default 200)")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  app.add_option("--samples", o->samples, "answers per problem beside the likeliest one, for pass@k (default 0)")->check(CLI::Range(int64_t{0}, int64_t{4096}));
+  app.add_option("--temp", o->temperature, "temperature of the samples (default 1)")->check(CLI::Range(0.01, 10.0));
+  app.add_option("-n,--max-tokens", o->max_tokens, "longest answer (default 256)")->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  app.add_option("--seed", o->seed, "other problems and other samples (default 0)");
   app.add_option("-c,--ctx", o->context_tokens, "window in tokens (default 2048 or the model's own limit)")->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
   app.add_option("--stride", o->stride, "tokens between the beginnings of windows (default: the window)")->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
   app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
@@ -243,7 +251,7 @@ constexpr Command kCommands[] = {
      "  fathom estimate models/model.gguf\n  fathom estimate models/model.gguf --ctx 4096 --ctx 32768 --cache bf16", bind_estimate},
     {"tokenize", "text to token ids and back", "  fathom tokenize models/model.gguf \"Hello, world\"\n  fathom tokenize models/model.gguf --decode 1,2,3",
      bind_tokenize},
-    {"eval", "how well a model predicts a text", "  fathom eval models/model.gguf --perplexity text.txt\n  fathom eval models/model.gguf --perplexity text.txt --ctx 1024 --stride 512",
+    {"eval", "how well a model predicts a text or solves problems", "  fathom eval models/model.gguf --perplexity text.txt --ctx 1024 --stride 512\n  fathom eval bundled/countdown-12m.gguf --task countdown --samples 16",
      bind_eval},
     {"pretrain", "train a model on texts", "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml train.tokens=500000 -o runs/try", bind_pretrain},
     {"sft", "fine-tune a model on answers", "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml model.path=runs/mine/model --resume", bind_sft},

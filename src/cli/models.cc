@@ -174,6 +174,18 @@ std::vector<fs::path> find_models(const fs::path& folder) {
   return found;
 }
 
+std::optional<fs::path> bundled_model() {
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  if (error) return std::nullopt;
+  // build/release/fathom in a source tree, bin/fathom where it was installed.
+  for (const char* folder : {"../../bundled", "../share/fathom"}) {
+    const fs::path model = (program.parent_path() / folder / "countdown-12m.gguf").lexically_normal();
+    if (fs::exists(model, error)) return model;
+  }
+  return std::nullopt;
+}
+
 fs::path resolve_model(const std::string& wanted) {
   const char* variable = std::getenv("FATHOM_MODEL");
   const std::string name = !wanted.empty() ? wanted : variable != nullptr ? variable : "";

@@ -25,6 +25,8 @@ std::vector<std::filesystem::path> find_models(const std::filesystem::path& fold
 // The path to open: `wanted`, else $FATHOM_MODEL, else the only model in ./models. A name that is no path is looked up in ./models.
 // Throws and says what to do otherwise.
 std::filesystem::path resolve_model(const std::string& wanted);
+// The small model that comes with this project, found from where the program lies: what `fathom run` takes where there is no other.
+std::optional<std::filesystem::path> bundled_model();
 
 // What kind of work a tensor does, by its name in either container.
 enum class TensorKind { kAttention, kExperts, kSharedExperts, kDenseMlp, kEmbedding, kNormsAndRouter, kMtp, kOther };

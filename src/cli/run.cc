@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -10,6 +11,7 @@
 #include "cli/generation.h"
 #include "cli/ids.h"
 #include "cli/interrupt.h"
+#include "train/tasks.h"
 
 namespace fathom {
 namespace {
@@ -110,19 +112,22 @@ void note_session(Session& s) {
   if (!s.opened.format && !s.options.raw) note("note: a base model without a chat format: it continues your text");
 }
 
-int answer_once(Session& session, const std::string& prompt) {
+GenerationRequest request_for(const Session& session, const std::string& prompt) {
   const RunOptions& options = session.options;
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({ChatMessage::Role::kSystem, options.system, "", {}});
   messages.push_back({ChatMessage::Role::kUser, prompt, "", {}});
+  return {encode_messages(session, messages), options.max_tokens, session.sampling, options.stops, session_marks(session)};
+}
+
+int answer_once(Session& session, const std::string& prompt) {
+  const RunOptions& options = session.options;
   PartPrinter printer(options.output, options.hide_thinking);
   const auto on_part = [&](const OutputPart& part) {
     if (!options.json) printer.show(part);
   };
   InterruptScope scope;
-  const Generation generation =
-      generate(session.engine, session.opened,
-               {encode_messages(session, messages), options.max_tokens, session.sampling, options.stops, session_marks(session)}, options.output, on_part);
+  const Generation generation = generate(session.engine, session.opened, request_for(session, prompt), options.output, on_part);
   if (options.json) {
     print_result(session, generation);
   } else {
@@ -134,6 +139,35 @@ int answer_once(Session& session, const std::string& prompt) {
     note("{}{}{}", grey.begin, rate_line(generation), grey.end);
   }
   return generation.finish == FinishReason::kCancelled ? 130 : 0;
+}
+
+// Samples until the task's verifier accepts an answer, and shows that one with its verdict; else the last, and why it is wrong (1).
+int answer_checked(Session& session, const std::string& prompt) {
+  const RunOptions& options = session.options;
+  const auto task = make_task(options.check);
+  const auto problem = task->read(prompt);
+  if (!problem) {
+    fail("--check {}: {}: no problem of this task, expected one such as {}", options.check, quoted(prompt),
+         quoted(task->problem(0, 0, Split::kTest).question));
+  }
+  const int tries = session.sampling.temperature == 0 ? 1 : options.tries;  // the likeliest answer is always the same
+  InterruptScope scope;
+  for (int attempt = 1;; ++attempt) {
+    GenerationRequest request = request_for(session, prompt);
+    request.sampling.choice = static_cast<uint64_t>(attempt);
+    std::vector<OutputPart> parts;
+    const Generation g = generate(session.engine, session.opened, std::move(request), options.output,
+                                  [&](const OutputPart& part) { parts.push_back(part); });
+    if (g.finish == FinishReason::kCancelled) return 130;
+    const Verdict verdict = task->verify(*problem, answer_of(g.answer));
+    if (!verdict.correct() && attempt < tries) continue;
+    PartPrinter printer(options.output, options.hide_thinking);
+    for (const OutputPart& part : parts) printer.show(part);
+    printer.finish();
+    note("checked by the {} verifier: {}{}{}, answer {} of at most {}", options.check, verdict_name(verdict.kind),
+         verdict.reason.empty() ? "" : ": ", verdict.reason, attempt, tries);
+    return verdict.correct() ? 0 : 1;
+  }
 }
 
 // -p or the word, then --file, then what stdin holds, parted by blank lines; absent if there is nothing to wait for but a person.
@@ -216,7 +250,10 @@ int run_run(const RunOptions& options) {
   if (options.context_tokens < 0) fail("--ctx: found {}, expected 1 or more", options.context_tokens);
   if (options.max_tokens < 0) fail("--max-tokens: found {}, expected 1 or more", options.max_tokens);
   const bool chat = !wanted.prompt && options.file.empty() && is_terminal(STDIN_FILENO) && is_terminal(STDOUT_FILENO) && !options.json;
-  const std::filesystem::path path = resolve_model(wanted.model);
+  if (!options.check.empty() && (chat || options.json)) fail("--check: expected a prompt to answer, and no --json");
+  const bool nothing_named = wanted.model.empty() && std::getenv("FATHOM_MODEL") == nullptr && find_models().empty();
+  const auto bundled = nothing_named ? bundled_model() : std::nullopt;
+  const std::filesystem::path path = bundled ? *bundled : resolve_model(wanted.model);
   std::optional<std::string> prompt;
   if (!chat) {
     prompt = gather_prompt(options, wanted.prompt);
@@ -225,6 +262,7 @@ int run_run(const RunOptions& options) {
   }
   Session session(options, path);
   note_session(session);
+  if (!options.check.empty()) return answer_checked(session, *prompt);
   return chat ? run_chat(session) : answer_once(session, *prompt);
 }
 

@@ -38,6 +38,8 @@ struct RunOptions {
   bool ignore_memory = false;
   bool no_history = false;
   bool json = false;
+  std::string check;  // a task whose verifier judges the answer (train/tasks.h)
+  int tries = 16;     // samples until it accepts one
 };
 
 int run_run(const RunOptions& options);

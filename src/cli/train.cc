@@ -55,10 +55,7 @@ class Panel : public RunObserver {
   }
 
   void evaluated(int64_t step, const std::string& task, const EvaluationResult& r) override {
-    std::string text = fmt::format("step {}: {}: {:.1f} % solved greedily", step, task, 100 * r.greedy);
-    if (r.samples > 0) text += fmt::format(", pass@1 {:.1f} ± {:.1f} %", 100 * r.pass_1, 100 * r.pass_1_error);
-    if (r.pass_k.size() > 1) text += fmt::format(", pass@{} {:.1f} %", r.pass_k.back().first, 100 * r.pass_k.back().second);
-    say(text + fmt::format("; {:.0f} tokens an answer, {:.1f} % cut", r.mean_tokens, 100 * r.truncated));
+    say(fmt::format("step {}: {}: {}", step, task, score_text(r)));
     if (r.truncated > 0.1) say("more than a tenth of the answers is cut: evaluation.max_tokens is too small, or the model rambles");
     if (!r.examples.empty()) {
       const AnsweredProblem& a = r.examples.front();

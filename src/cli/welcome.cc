@@ -45,6 +45,9 @@ int run_welcome(const OutputOptions&) {
   out("  memory   {} free of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total), memory.limited ? " (limit of this container)" : "");
   const std::vector<std::filesystem::path> models = find_models();
   if (models.empty()) {
+    if (const auto bundled = bundled_model()) {
+      out("The bundled model solves Countdown problems, thinking aloud:\n\n  fathom run \"Use 27, 7 and 12 to make 22.\" --check countdown --temp 1\n\n");
+    }
     out("No models in ./models. fathom runs GGUF files and Hugging Face folders of the DeepSeek family (V2, V3, R1 and the R1\n"
         "distillations), Qwen2 and Llama-3. With a model at hand, type\n\n  fathom run path/to/model.gguf\n\n");
   } else {

@@ -5,6 +5,7 @@
 // comparison across lines. A thought is a list of tries that ends at the first hit. Values past 999 are not tried: targets end
 // at 99.
 #include <algorithm>
+#include <charconv>
 
 #include "base/error.h"
 #include "train/expression.h"
@@ -14,6 +15,7 @@ namespace fathom {
 namespace {
 
 constexpr int64_t kLargestNumber = 30, kLargestTarget = 99, kLargestValue = 999;
+constexpr const char* kGivenUp = "none";
 constexpr int64_t kFewestTries = 2, kMostTries = 5;
 
 struct Step {
@@ -84,8 +86,28 @@ class Countdown : public Task {
     });
   }
 
+  std::optional<Problem> read(std::string_view question) const override {
+    Problem p;
+    for (size_t i = 0; i < question.size();) {
+      if (question[i] < '0' || question[i] > '9') {
+        ++i;
+        continue;
+      }
+      int64_t number = 0;
+      const auto [end, error] = std::from_chars(question.data() + i, question.data() + question.size(), number);
+      if (error != std::errc{}) return std::nullopt;
+      p.numbers.push_back(number);
+      i = static_cast<size_t>(end - question.data());
+    }
+    if (p.numbers.size() != 4) return std::nullopt;
+    p.target = p.numbers.back();
+    p.numbers.pop_back();
+    p.question = question_of(p);
+    return p.question == question ? std::optional(p) : std::nullopt;
+  }
+
   Verdict verify(const Problem& p, std::string_view answer) const override {
-    if (answer.empty()) return {VerdictKind::kNoAnswer, "no answer"};
+    if (answer.empty() || answer == kGivenUp) return {VerdictKind::kNoAnswer, answer.empty() ? "" : "gave up"};
     // "(7*3)+25 = 46" says what it makes; only the left side counts.
     const ExpressionResult result = evaluate_expression(answer.substr(0, answer.find('=')));
     if (!result.ok) return {VerdictKind::kMalformed, result.error};
@@ -119,7 +141,7 @@ class Countdown : public Task {
         return s;
       }
     }
-    s.answer = "none";
+    s.answer = kGivenUp;
     return s;
   }
 

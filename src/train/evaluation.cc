@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "base/error.h"
 #include "engine/engine.h"
 
 namespace fathom {
@@ -19,6 +20,13 @@ struct Answer {
 };
 
 }  // namespace
+
+std::string score_text(const EvaluationResult& r) {
+  std::string text = fmt::format("{:.1f} % solved greedily", 100 * r.greedy);
+  if (r.samples > 0) text += fmt::format(", pass@1 {:.1f} ± {:.1f} %", 100 * r.pass_1, 100 * r.pass_1_error);
+  if (r.pass_k.size() > 1) text += fmt::format(", pass@{} {:.1f} %", r.pass_k.back().first, 100 * r.pass_k.back().second);
+  return text + fmt::format("; {:.0f} tokens an answer, {:.1f} % cut", r.mean_tokens, 100 * r.truncated);
+}
 
 EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer, ChatFormat format, const Task& task,
                                const EvaluationOptions& o, const std::function<bool()>& stop) {

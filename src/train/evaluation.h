@@ -39,6 +39,9 @@ struct EvaluationResult {
   std::vector<AnsweredProblem> examples;  // greedy ones
 };
 
+// "13.5 % solved greedily, pass@1 22.8 ± 1.2 %, pass@16 84.5 %; 87 tokens an answer, 0.0 % cut"
+std::string score_text(const EvaluationResult& result);
+
 // Throws if prompt and max_tokens exceed the model's context. `stop` is asked between engine steps; true ends with what is
 // there (problems then counts only the finished).
 EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer, ChatFormat format, const Task& task,

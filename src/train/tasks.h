@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +41,9 @@ class Task {
   virtual ~Task() = default;
   virtual std::string_view name() const = 0;
   virtual Problem problem(uint64_t seed, uint64_t index, Split split) const = 0;
+  // The problem that a question of this task's own form asks ("Use 3, 7 and 25 to make 46."), without its answer; absent for any
+  // other text, and for tasks whose words do not say what to verify.
+  virtual std::optional<Problem> read(std::string_view question) const;
   // Never throws, whatever the bytes.
   virtual Verdict verify(const Problem& problem, std::string_view answer) const = 0;
   // As a teacher would think aloud; not always with success, where failing is part of the lesson.

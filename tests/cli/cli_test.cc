@@ -53,7 +53,8 @@ void expect_error(const Finished& run, int code, const std::string& part) {
 }
 
 const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";  // many tokens are likely; id 67 is "A"
-const std::vector<std::string> kCommands = {"run", "show", "estimate", "tokenize", "eval", "bench", "logits", "selftest", "doctor", "completion"};
+const std::vector<std::string> kCommands = {"run", "show", "estimate", "tokenize", "eval", "bench", "logits", "selftest", "doctor", "completion",
+                                            "pretrain", "sft", "report", "export"};
 
 TEST(Cli, AloneSaysWhatTheMachineHasAndWhatToTypeNext) {
   const TemporaryFolder folder;
@@ -67,6 +68,33 @@ TEST(Cli, AloneSaysWhatTheMachineHasAndWhatToTypeNext) {
   EXPECT_EQ(two.code, 0);
   EXPECT_TRUE(has(two.out, "fathom run 'models/a b.gguf'")) << two.out;
   EXPECT_TRUE(has(two.out, "cannot be used")) << two.out;
+}
+
+const std::string kBundled = std::string(FATHOM_SOURCE_DIR) + "/bundled/countdown-12m.gguf";
+
+// Held-out problem: its three numbers occur in no training text.
+TEST(Cli, TheBundledModelSolvesAProblemAndItsCheckerSaysSo) {
+  const TemporaryFolder folder;  // no ./models: the bundled model is found from where the program lies
+  const Finished solved = run_fathom({"run", "Use 27, 7 and 12 to make 22.", "--check", "countdown", "--temp", "1", "--tries", "200"}, "", {}, folder.string());
+  EXPECT_EQ(solved.code, 0) << solved.err;
+  EXPECT_TRUE(has(solved.err, "checked by the countdown verifier: correct")) << solved.err;
+  EXPECT_TRUE(has(solved.out, "27") && has(solved.out, "12") && has(solved.out, "7")) << solved.out;
+  const Finished wrong = run_fathom({"run", kBundled, "Use 3, 7 and 25 to make 46.", "--check", "countdown", "--temp", "0"});
+  EXPECT_EQ(wrong.code, 1) << wrong.out;
+  EXPECT_TRUE(has(wrong.err, "answer 1 of at most 1")) << wrong.err;
+  expect_error(run_fathom({"run", kBundled, "Hello", "--check", "countdown"}), 2, "--check countdown: 'Hello': no problem of this task");
+  expect_error(run_fathom({"run", kBundled, "Hello", "--check", "chess"}), 2, "task 'chess': unknown, expected one of countdown");
+}
+
+TEST(Cli, EvalScoresATask) {
+  const Finished run = run_fathom({"eval", kBundled, "--task", "countdown", "--problems", "10", "--samples", "4", "--json", "-q"});
+  EXPECT_EQ(run.code, 0) << run.err;
+  const json score = json::parse(run.out);
+  EXPECT_EQ(score["problems"], 10);
+  EXPECT_GE(score["pass_at_4"].get<double>(), score["pass_1"].get<double>());
+  EXPECT_GT(score["pass_at_4"].get<double>(), 0);
+  expect_error(run_fathom({"eval", kBundled}), 2, "expected --task NAME or --perplexity FILE");
+  expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "--perplexity", "x"}), 2, "one of the two");
 }
 
 TEST(Cli, HelpOfEachCommandBeginsWithTwoExamples) {

@@ -83,6 +83,22 @@ TEST(Countdown, SearchesHitInTheWindowThatLearningNeeds) {
   EXPECT_LT(right, 2000 * 0.45);
 }
 
+TEST(Countdown, ReadsItsOwnQuestionsAndNoOthers) {
+  const auto task = make_task("countdown");
+  for (uint64_t i = 0; i < 200; ++i) {
+    const Problem p = task->problem(2, i, Split::kTest);
+    const auto read = task->read(p.question);
+    ASSERT_TRUE(read) << p.question;
+    EXPECT_EQ(read->numbers, p.numbers);
+    EXPECT_EQ(read->target, p.target);
+    EXPECT_TRUE(task->verify(*read, p.answer).correct());
+  }
+  for (const char* other : {"", "Use 3, 7 and 25 to make 46", "Use 3, 7 and 25 to make 046.", "Use 99999999999999999999, 1 and 2 to make 3.",
+                            "What is 1 and 2 and 3 and 4?", "Use 1, 2, 3 and 4 to make 5."}) {
+    EXPECT_FALSE(task->read(other)) << other;
+  }
+}
+
 TEST(Countdown, SaysWhyAnAnswerIsWrong) {
   const auto task = make_task("countdown");
   const Problem p{"", "", {3, 7, 25}, 46};

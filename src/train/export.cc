@@ -236,9 +236,7 @@ void export_gguf(const Checkpoint& checkpoint, const std::filesystem::path& out,
   GgufWriter writer;
   ExportOptions wanted = options;
   wanted.mtp = options.mtp && model.has_mtp();
-  std::filesystem::path name = std::filesystem::absolute(checkpoint.path()).lexically_normal();
-  if (!name.has_filename()) name = name.parent_path();
-  put_config(model.config(), wanted.mtp, name.filename().string(), writer);
+  put_config(model.config(), wanted.mtp, out.stem().string(), writer);
   put_tokenizer(checkpoint, model.config(), writer);
   Exporter exporter(model.config(), wanted, writer);
   ModelTensors<AsWeights> views = model.weights();

@@ -15,7 +15,7 @@ struct ExportOptions {
   bool mtp = true;                // with the MTP layer, if the model has one
 };
 
-// REQUIRES: a Hugging Face folder. Throws Error naming file and subject; the output is all or nothing.
+// The model is named after the file. REQUIRES: a Hugging Face folder. Throws Error naming file and subject; the output is all or nothing.
 void export_gguf(const Checkpoint& checkpoint, const std::filesystem::path& out, const ExportOptions& options);
 
 }  // namespace fathom

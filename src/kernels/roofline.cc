@@ -58,6 +58,7 @@ double best_of(double seconds, Probe probe) {
 
 double RoofProbe::f32_flops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_f32)); }
 double RoofProbe::bf16_flops() {
+  if (ctx_.isa() < Isa::kAvx512 || !has_bf16_dot()) return f32_flops();
   return std::max(compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_bf16)), f32_flops());
 }
 double RoofProbe::int8_ops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_int8)); }

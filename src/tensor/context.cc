@@ -15,7 +15,7 @@ std::string_view isa_name(Isa isa) {
     case Isa::kAvx2:
       return "AVX2+FMA";
     case Isa::kAvx512:
-      return "AVX-512 (VNNI, BF16)";
+      return "AVX-512 (VNNI)";
   }
   return "?";
 }
@@ -31,11 +31,19 @@ Isa detect_isa() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
-  // AVX512_BF16 is leaf 7.1 EAX bit 5; not every compiler we support has a name for it.
-  const bool bf16_dot = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
-  return avx512 && bf16_dot ? Isa::kAvx512 : Isa::kAvx2;
+  return avx512 ? Isa::kAvx512 : Isa::kAvx2;
 #else
   return Isa::kPortable;
+#endif
+}
+
+bool has_bf16_dot() {
+#if defined(__x86_64__)
+  // AVX512_BF16 is leaf 7.1 EAX bit 5; not every compiler we support has a name for it.
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return detect_isa() == Isa::kAvx512 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1) != 0;
+#else
+  return false;
 #endif
 }
 

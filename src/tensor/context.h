@@ -11,13 +11,14 @@
 
 namespace fathom {
 
-// Instruction sets the kernels are compiled for, weakest first. kAvx512 means F, BW, DQ, VL, VNNI
-// and BF16 together (Zen 4 and later, Sapphire Rapids and later); a CPU with part of them runs
-// kAvx2.
+// Instruction sets the kernels are compiled for, weakest first. kAvx512 means F, BW, DQ, VL and VNNI together (Zen 4 and later,
+// Cascade Lake and later); a CPU with part of them runs kAvx2.
 enum class Isa { kPortable, kAvx2, kAvx512 };
 std::string_view isa_name(Isa isa);
 // The strongest set this CPU and operating system run (CPUID and XGETBV).
 Isa detect_isa();
+// Whether a kAvx512 CPU also has vdpbf16ps (Zen 4, Cooper Lake, Sapphire Rapids and later).
+bool has_bf16_dot();
 
 // How linear layers with BF16 weights see their input (kernels/gemm.h). kNative rounds it to bf16,
 // as BF16 models are trained and served; kF32 keeps it in f32: for checks against exact references.

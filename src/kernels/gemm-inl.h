@@ -1,28 +1,53 @@
-// What gemm.cc hands to the per-target code in gemm.simd.cc. Plain types only.
+// What gemm.cc hands to the per-target code in gemm.simd.cc and gemm_packed.simd.cc. Plain types only.
+//
+// Elements are 32 bits wide: an f32; in split form a bf16 widened (each 32 stored as 16 odd, then 16 even ones); in native form a
+// pair of bf16. Element i of a row belongs to lane i mod 16 and step i / 16 of the order of sums (gemm.h).
 #pragma once
 
 #include <stdint.h>
 
 namespace fathom {
 
-// Rows of w that are multiplied together: the width of every target's register tile.
-inline constexpr int64_t kPanelRows = 8;
-// Rows of x in one register tile.
-inline constexpr int64_t kTileRows = 3;
+// Few rows of x: both operands are read row by row.
+inline constexpr int64_t kPanelRows = 8;  // rows of w that are multiplied together
+inline constexpr int64_t kTileRows = 3;   // rows of x in one register tile
 
-// One block of the product: y[m, n] = sum_k x[m, k] * w[n, k] + bias[n], or a part of the sum over k. Strides in elements of the operand.
+// y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]. Strides in elements of the operand as stored.
 struct GemmBlock {
   const void* x = nullptr;
   const void* w = nullptr;
   int64_t x_stride = 0, w_stride = 0;
   int64_t m = 0, n = 0, k = 0;
-  // The 16 partial sums of each output between two blocks of k, [m][kPanelRows][16]; then n <= kPanelRows. Unused when first && last.
+  const float* bias = nullptr;  // [n] or null
+  float* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+// Many rows of x: both operands are packed lane by lane, x as [tile][16][steps][rows], w as [16][steps][columns], zeros past the ends.
+// The lanes lie in the order in which the tree of reduce_add joins them: 0, 8, 4, 12, 2, ..
+struct PackedTile {
+  int64_t rows, columns;  // of x and of w
+};
+namespace portable {
+inline constexpr PackedTile kPackedTile{6, 8};
+}
+namespace avx2 {
+inline constexpr PackedTile kPackedTile{6, 16};
+}
+namespace avx512 {
+inline constexpr PackedTile kPackedTile{12, 32};
+}
+
+// Panels of w, or a part of their steps, against m rows of x.
+struct PackedBlock {
+  const float* x = nullptr;
+  const float* w = nullptr;
+  int64_t x_tile = 0, x_lane = 0, w_panel = 0, w_lane = 0;  // elements from one tile, panel or lane to the next
+  int64_t m = 0, n = 0, steps = 0;
+  // The lanes' sums between two parts, [tile][panel][16][rows][columns]; unused when first && last.
   float* partial = nullptr;
   bool first = true, last = true;
-  // Memory that is needed next: fetched into L2 while this block computes.
-  const void* next = nullptr;
-  int64_t next_bytes = 0;
-  const float* bias = nullptr;  // [n] or null
+  const float* bias = nullptr;
   float* y = nullptr;
   int64_t y_stride = 0;
 };

@@ -1,9 +1,9 @@
-// Linear layers: operands, blocks and threads. x is brought into the operand form once; an item of work is a block of rows of x against a
-// panel walk over rows of w. F32 and native BF16 weights meeting few rows are read where they lie; else a panel of kPanelRows rows is
-// widened (or copied) into L1 and serves all rows of the block.
+// Linear layers: operands, blocks and threads. Up to kFewRows rows of x meet w row by row, F32 and BF16 where they lie, others widened eight
+// rows at a time. More rows pay for packing: x once, w panel by panel, each panel for up to kBlockRows rows.
 #include "kernels/gemm.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
 #include "kernels/dispatch.h"
@@ -15,19 +15,23 @@ namespace fathom {
 
 FATHOM_SIMD_DECLARE(void gemm_f32(const GemmBlock& b))
 FATHOM_SIMD_DECLARE(void gemm_split_bf16(const GemmBlock& b))
-FATHOM_SIMD_DECLARE(void gemm_split_bf16_in_place(const GemmBlock& b))
+FATHOM_SIMD_DECLARE(void packed_f32(const PackedBlock& b))
+FATHOM_SIMD_DECLARE(void packed_split_bf16(const PackedBlock& b))
+FATHOM_SIMD_DECLARE(void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width, float* out,
+                                    int64_t lane, int64_t row_length))
 FATHOM_SIMD_DECLARE(void split_bf16(const uint16_t* in, int64_t n, float* out))
 FATHOM_SIMD_DECLARE(void round_to_bf16(const float* in, int64_t n, uint16_t* out))
 #if defined(__x86_64__)
 namespace avx512 {
 void gemm_native_bf16(const GemmBlock& b);
+void packed_native_bf16(const PackedBlock& b);
 }
 #endif
 
 bool native_bf16(Isa isa) {
 #if defined(__x86_64__)
   // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
-  return isa == Isa::kAvx512 && __builtin_cpu_is("amd");
+  return isa == Isa::kAvx512 && has_bf16_dot() && __builtin_cpu_is("amd");
 #else
   static_cast<void>(isa);
   return false;
@@ -36,16 +40,18 @@ bool native_bf16(Isa isa) {
 
 namespace {
 
-constexpr int64_t kPanelBytes = 4096;      // one row of a panel: 8 rows fit L1 beside the rows of x
-constexpr int64_t kBlockBytes = 1 << 20;  // rows of x in one item: they stay in L2 while w passes by
-constexpr int64_t kItemRows = 48;          // rows of w in one item, fewer while there are not
-constexpr int64_t kItems = 256;            // that many items to balance
-constexpr int64_t kSmall = 1 << 16;        // multiply-adds that other threads are not woken for
-constexpr int64_t kFewRows = 6;            // up to here BF16 is widened in registers, not in a panel
+constexpr int64_t kFewRows = 6;
+constexpr int64_t kBlockRows = 512;          // rows of x that share one packing of a panel: it costs as much as about nine rows
+constexpr int64_t kPanelBytes = 256 << 10;   // of w, or of a part of its steps: stays in L2 while x passes by
+constexpr int64_t kPanels = 2;                // of one item: x, from further away, is read once for all
+constexpr int64_t kChunk = 256;              // columns brought into elements at a time; a multiple of every block of a format
+constexpr int64_t kFewItemRows = 48;         // rows of w in one item when x has few, fewer while there are not
+constexpr int64_t kItems = 256;              // that many items to balance
+constexpr int64_t kSmall = 1 << 16;          // multiply-adds that other threads are not woken for
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What the operands are brought into, and by which tiles they are multiplied (gemm.simd.cc).
+// What the operands are brought into, and by which tiles they are multiplied.
 enum class Form { kF32, kSplitBf16, kNativeBf16 };
 
 Form choose_form(Isa isa, DType dtype, Precision precision) {
@@ -53,88 +59,178 @@ Form choose_form(Isa isa, DType dtype, Precision precision) {
   return native_bf16(isa) ? Form::kNativeBf16 : Form::kSplitBf16;
 }
 
+// Steps of 16 elements that k columns take.
+int64_t steps_of(Form form, int64_t k) {
+  return form == Form::kF32 ? ceil_div(k, 16) : form == Form::kSplitBf16 ? 2 * ceil_div(k, 32) : ceil_div(k, 32);
+}
+
 struct Problem {
   Context& ctx;
   Form form;
-  const std::byte* x;  // in its form
-  int64_t x_stride;    // elements
-  int64_t element_bytes;
+  int64_t cols;       // K
+  PackedTile tile;
+  ConstRows x;
+  // Per unit of rows, a tile or one expert's few rows: packed, or row by row in BF16's forms. Few rows in F32 stay where they are.
+  float* units;
+  int64_t unit_size;
+  int64_t lane;       // elements of one lane of a tile: an odd number of steps, so that lanes fall into different sets of a cache
   const float* bias;
   Rows y;
 };
 
-void run_block(Isa isa, Form form, bool in_place, const GemmBlock& block) {
-  switch (form) {
-    case Form::kF32: return FATHOM_SIMD_CALL(isa, gemm_f32)(block);
+// Columns [k0, k0 + k) of a row of x or w as elements, zeros to the end of the last step.
+void to_elements(const Problem& p, const float* x, int64_t k, float* out) {
+  const Isa isa = p.ctx.isa();
+  bf16 rounded[kChunk];
+  switch (p.form) {
+    case Form::kF32:
+      std::memcpy(out, x, static_cast<size_t>(k) * 4);
+      return std::fill(out + k, out + steps_of(p.form, k) * 16, 0.0f);
     case Form::kSplitBf16:
-      return in_place ? FATHOM_SIMD_CALL(isa, gemm_split_bf16_in_place)(block) : FATHOM_SIMD_CALL(isa, gemm_split_bf16)(block);
+      FATHOM_SIMD_CALL(isa, round_to_bf16)(x, k, rounded);
+      return FATHOM_SIMD_CALL(isa, split_bf16)(rounded, k, out);
     case Form::kNativeBf16:
-#if defined(__x86_64__)
-      return avx512::gemm_native_bf16(block);
-#endif
-      break;
+      auto* const pairs = reinterpret_cast<bf16*>(out);
+      FATHOM_SIMD_CALL(isa, round_to_bf16)(x, k, pairs);
+      return std::fill(pairs + k, pairs + steps_of(p.form, k) * 32, bf16{});
   }
 }
 
-// Columns [k0, k0 + k) of row r of w as f32, or in split form.
-void widen(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k, float* out) {
-  if (p.form == Form::kF32) return dequantize_weight(p.ctx.isa(), w, r, k0, k, out);
-  FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(reinterpret_cast<const bf16*>(w.row(r)) + k0, k, out);
+void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k, float* out) {
+  const auto* const stored = reinterpret_cast<const bf16*>(w.row(r)) + k0;
+  switch (p.form) {
+    case Form::kF32:
+      dequantize_weight(p.ctx.isa(), w, r, k0, k, out);
+      return std::fill(out + k, out + steps_of(p.form, k) * 16, 0.0f);
+    case Form::kSplitBf16:
+      return FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(stored, k, out);
+    case Form::kNativeBf16:
+      auto* const pairs = reinterpret_cast<bf16*>(out);
+      std::memcpy(pairs, stored, static_cast<size_t>(k) * 2);
+      return std::fill(pairs + k, pairs + steps_of(p.form, k) * 32, bf16{});
+  }
 }
 
-// Rows [m0, m0 + m) times rows [n0, n0 + n) of w, eight of these at a time.
-void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
-  const bool in_place = w.dtype == DType::kF32 || p.form == Form::kNativeBf16 || (p.form == Form::kSplitBf16 && m <= kFewRows);
-  const bool one_tile = in_place && m <= kTileRows;
-  const int64_t block_k = one_tile ? w.cols : kPanelBytes / p.element_bytes;
+// Columns [k0, k0 + k) of `rows` <= width rows, packed (gemm-inl.h); elements(row, column, count, out) yields them.
+template <class Elements>
+void pack(const Problem& p, int64_t rows, int64_t k0, int64_t k, int64_t width, float* out, int64_t lane, int worker, Elements elements) {
   ArenaScope scope(p.ctx.worker_scratch(worker));
-  GemmBlock b;
-  b.m = m;
-  b.x_stride = p.x_stride;
-  b.y_stride = p.y.stride;
-  b.w_stride = in_place ? w.cols : block_k + 16;  // rows of a panel fall into different sets of L1
-  float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * b.w_stride);
-  b.partial = scope.array<float>(w.cols > block_k ? m * kPanelRows * 16 : 0);
-  for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
-    b.n = std::min(kPanelRows, n0 + n - r0);
-    b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
-    b.y = p.y.row(m0) + r0;
-    for (int64_t k0 = 0; k0 < w.cols; k0 += block_k) {
-      const int64_t k = std::min(block_k, w.cols - k0);
-      b.x = p.x + (m0 * p.x_stride + k0) * p.element_bytes;
-      b.w = w.row(r0) + row_bytes(w.dtype, k0);
-      if (!in_place) {
-        for (int64_t r = 0; r < b.n; ++r) widen(p, w, r0 + r, k0, k, panel + r * b.w_stride);
-        b.w = panel;
-      }
-      const int64_t next_bytes = std::min(kPanelRows, w.rows - r0 - b.n) * row_bytes(w.dtype, w.cols);
-      b.next = w.row(r0 + b.n) + next_bytes * k0 / w.cols;
-      b.next_bytes = m > kTileRows ? next_bytes * k / w.cols : 0;
-      b.k = !in_place && p.form == Form::kSplitBf16 ? ceil_div(k, 32) * 32 : k;
-      b.first = k0 == 0;
-      b.last = k0 + k == w.cols;
-      run_block(p.ctx.isa(), p.form, in_place, b);
+  float* const chunk = scope.array<float>(16 * kChunk);
+  for (int64_t c = 0; c < k; c += kChunk) {
+    const int64_t count = std::min(kChunk, k - c);
+    for (int64_t r0 = 0; r0 < width; r0 += 16) {
+      const int64_t some = std::clamp<int64_t>(rows - r0, 0, 16);
+      for (int64_t r = 0; r < some; ++r) elements(r0 + r, k0 + c, count, chunk + r * kChunk);
+      FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes)(chunk, kChunk, some, steps_of(p.form, count), std::min<int64_t>(16, width - r0),
+                                                out + steps_of(p.form, c) * width + r0, lane, width);
     }
   }
 }
 
-// x in its form; converted rows are memory of `scope`.
-void prepare_rows(ConstRows x, ArenaScope& scope, Problem& p) {
-  p.element_bytes = p.form == Form::kNativeBf16 ? 2 : 4;
-  p.x_stride = x.stride;
-  p.x = reinterpret_cast<const std::byte*>(x.data);
-  if (p.form == Form::kF32) return;
-  p.x_stride = ceil_div(x.cols, 32) * 32;
-  std::byte* const out = scope.array<std::byte>(x.rows * p.x_stride * p.element_bytes);
-  p.x = out;
-  for_rows(p.ctx, x.rows, x.cols, [&](int64_t r, int worker) {
-    ArenaScope row_scope(p.ctx.worker_scratch(worker));
-    std::byte* const row = out + r * p.x_stride * p.element_bytes;
-    const bool split = p.form == Form::kSplitBf16;
-    bf16* const rounded = split ? row_scope.array<bf16>(x.cols) : reinterpret_cast<bf16*>(row);
-    FATHOM_SIMD_CALL(p.ctx.isa(), round_to_bf16)(x.row(r), x.cols, rounded);
-    if (split) FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(rounded, x.cols, reinterpret_cast<float*>(row));
-  });
+void pack_unit(const Problem& p, int64_t row, int64_t rows, float* out, int worker) {
+  pack(p, rows, 0, p.cols, p.tile.rows, out, p.lane, worker,
+       [&](int64_t r, int64_t k0, int64_t k, float* to) { to_elements(p, p.x.row(row + r) + k0, k, to); });
+}
+
+// Few rows in a form that x does not have: row by row.
+void convert_unit(const Problem& p, int64_t row, int64_t rows, float* out) {
+  for (int64_t r = 0; r < rows; ++r, out += steps_of(p.form, p.cols) * 16) {
+    for (int64_t k = 0; k < p.cols; k += kChunk) {
+      to_elements(p, p.x.row(row + r) + k, std::min(kChunk, p.cols - k), out + steps_of(p.form, k) * 16);
+    }
+  }
+}
+
+void run_block(Isa isa, Form form, const GemmBlock& b) {
+  if (form == Form::kF32) return FATHOM_SIMD_CALL(isa, gemm_f32)(b);
+  if (form == Form::kSplitBf16) return FATHOM_SIMD_CALL(isa, gemm_split_bf16)(b);
+#if defined(__x86_64__)
+  avx512::gemm_native_bf16(b);
+#endif
+}
+
+void run_block(Isa isa, Form form, const PackedBlock& b) {
+  if (form == Form::kF32) return FATHOM_SIMD_CALL(isa, packed_f32)(b);
+  if (form == Form::kSplitBf16) return FATHOM_SIMD_CALL(isa, packed_split_bf16)(b);
+#if defined(__x86_64__)
+  avx512::packed_native_bf16(b);
+#endif
+}
+
+// Rows [m0, m0 + m), m <= kFewRows, times rows [n0, n0 + n) of w.
+void multiply_few(const Problem& p, const WeightView& w, const float* unit, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
+  const bool in_place = w.dtype == DType::kF32 || p.form != Form::kF32;
+  ArenaScope scope(p.ctx.worker_scratch(worker));
+  GemmBlock b;
+  b.m = m;
+  b.k = p.cols;
+  b.x = p.form == Form::kF32 ? p.x.row(m0) : unit;
+  b.x_stride = p.form == Form::kF32 ? p.x.stride : steps_of(p.form, p.cols) * (p.form == Form::kNativeBf16 ? 32 : 16);
+  b.w_stride = in_place ? w.cols : ceil_div(w.cols, 16) * 16 + 16;  // rows fall into different sets of L1
+  b.y_stride = p.y.stride;
+  float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * b.w_stride);
+  for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
+    b.n = std::min(kPanelRows, n0 + n - r0);
+    b.w = w.row(r0);
+    if (!in_place) {
+      for (int64_t r = 0; r < b.n; ++r) dequantize_weight(p.ctx.isa(), w, r0 + r, 0, w.cols, panel + r * b.w_stride);
+      b.w = panel;
+    }
+    b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
+    b.y = p.y.row(m0) + r0;
+    run_block(p.ctx.isa(), p.form, b);
+  }
+}
+
+// The m rows from m0 on, whose tiles begin at `units`, times the panels of rows [n0, n0 + n) of w.
+void multiply_packed(const Problem& p, const WeightView& w, const float* units, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
+  const int64_t most = kPanelBytes / (p.tile.columns * 64);  // steps
+  const bool whole = steps_of(p.form, p.cols) <= most + most / 4;
+  const int64_t block_k = whole ? p.cols : most * (p.form == Form::kNativeBf16 ? 32 : 16);
+  ArenaScope scope(p.ctx.worker_scratch(worker));
+  PackedBlock b;
+  b.x_tile = p.unit_size;
+  b.x_lane = p.lane;
+  b.w_lane = (steps_of(p.form, block_k) | 1) * p.tile.columns;
+  b.w_panel = 16 * b.w_lane;
+  const int64_t panels = ceil_div(n, p.tile.columns);
+  b.m = m;
+  b.n = n;
+  b.partial = whole ? nullptr : scope.array<float>(ceil_div(m, p.tile.rows) * panels * 16 * p.tile.rows * p.tile.columns);
+  b.bias = p.bias != nullptr ? p.bias + n0 : nullptr;
+  b.y = p.y.row(m0) + n0;
+  b.y_stride = p.y.stride;
+  float* const packed = scope.array<float>(panels * b.w_panel);
+  b.w = packed;
+  for (int64_t k0 = 0; k0 < p.cols; k0 += block_k) {
+    const int64_t k = std::min(block_k, p.cols - k0);
+    for (int64_t i = 0; i < panels; ++i) {
+      const int64_t row = n0 + i * p.tile.columns;
+      pack(p, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns, packed + i * b.w_panel, b.w_lane, worker,
+           [&](int64_t r, int64_t c, int64_t count, float* to) { to_elements(p, w, row + r, c, count, to); });
+    }
+    b.x = units + steps_of(p.form, k0) * p.tile.rows;
+    b.steps = steps_of(p.form, k);
+    b.first = k0 == 0;
+    b.last = k0 + k == p.cols;
+    run_block(p.ctx.isa(), p.form, b);
+  }
+}
+
+// How the rows of one expert are cut.
+struct Plan {
+  int64_t units, blocks, block_rows, panels, panel_rows;
+  int64_t items() const { return blocks * panels; }
+};
+
+Plan plan_rows(const Problem& p, int64_t rows) {
+  if (rows == 0) return {0, 0, 0, 0, 0};
+  if (rows <= kFewRows) {
+    const int64_t panel_rows = std::clamp(ceil_div(ceil_div(p.y.cols, kItems), kPanelRows) * kPanelRows, kPanelRows, kFewItemRows);
+    return {1, 1, rows, ceil_div(p.y.cols, panel_rows), panel_rows};
+  }
+  const int64_t block_rows = ceil_div(ceil_div(rows, ceil_div(rows, kBlockRows)), p.tile.rows) * p.tile.rows;
+  return {ceil_div(rows, p.tile.rows), ceil_div(rows, block_rows), block_rows, ceil_div(p.y.cols, kPanels * p.tile.columns), kPanels * p.tile.columns};
 }
 
 void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets, std::span<const WeightView> experts,
@@ -150,37 +246,47 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
     return;
   }
   ArenaScope scope(ctx.scratch());
-  Problem p{ctx, choose_form(ctx.isa(), shape.dtype, ctx.precision()), nullptr, 0, 0, bias, y};
-  prepare_rows(x, scope, p);
+  const Form form = choose_form(ctx.isa(), shape.dtype, ctx.precision());
+  const PackedTile tile = FATHOM_SIMD_CALL(ctx.isa(), kPackedTile);
+  const int64_t lane = (steps_of(form, x.cols) | 1) * tile.rows;
+  Problem p{ctx, form, x.cols, tile, x, nullptr, 16 * lane, lane, bias, y};
 
-  // Items of expert e are first[e] .. first[e + 1]: blocks of block_m(rows) rows of x, outermost, by item_rows rows of w.
-  const auto block_m = [&](int64_t rows) {
-    const int64_t most = std::clamp<int64_t>(kBlockBytes / (x.cols * p.element_bytes), 24, 240);
-    return ceil_div(ceil_div(rows, ceil_div(rows, most)), kTileRows) * kTileRows;
-  };
-  const auto rows_of = [&](int64_t e) { return offsets[static_cast<size_t>(e) + 1] - offsets[static_cast<size_t>(e)]; };
+  // Units and items of expert e are those from first_unit[e] and first_item[e] on.
   const auto count = static_cast<int64_t>(experts.size());
-  int64_t blocks = 0;
-  for (int64_t e = 0; e < count; ++e) blocks += rows_of(e) == 0 ? 0 : ceil_div(rows_of(e), block_m(rows_of(e)));
-  const int64_t item_rows = std::clamp(ceil_div(ceil_div(y.cols * blocks, kItems), kPanelRows) * kPanelRows, kPanelRows, kItemRows);
-  const int64_t items_per_block = ceil_div(y.cols, item_rows);
-  int64_t* const first = scope.array<int64_t>(count + 1);
-  first[0] = 0;
+  const auto rows_of = [&](int64_t e) { return offsets[static_cast<size_t>(e) + 1] - offsets[static_cast<size_t>(e)]; };
+  int64_t* const first_unit = scope.array<int64_t>(count + 1);
+  int64_t* const first_item = scope.array<int64_t>(count + 1);
+  first_unit[0] = first_item[0] = 0;
   for (int64_t e = 0; e < count; ++e) {
-    first[e + 1] = first[e] + (rows_of(e) == 0 ? 0 : ceil_div(rows_of(e), block_m(rows_of(e))) * items_per_block);
+    const Plan plan = plan_rows(p, rows_of(e));
+    first_unit[e + 1] = first_unit[e] + (rows_of(e) <= kFewRows && form == Form::kF32 ? 0 : plan.units);
+    first_item[e + 1] = first_item[e] + plan.items();
   }
-  const auto run_item = [&](int64_t item, int worker) {
-    const int64_t e = std::upper_bound(first, first + count, item) - first - 1;
-    const int64_t step = block_m(rows_of(e)), end = offsets[static_cast<size_t>(e) + 1];
-    const int64_t m0 = offsets[static_cast<size_t>(e)] + (item - first[e]) / items_per_block * step;
-    const int64_t n0 = (item - first[e]) % items_per_block * item_rows;
-    multiply(p, experts[static_cast<size_t>(e)], m0, std::min(step, end - m0), n0, std::min(item_rows, y.cols - n0), worker);
+  p.units = scope.array<float>(first_unit[count] * p.unit_size);
+  const auto expert_of = [&](const int64_t* first, int64_t i) { return std::upper_bound(first, first + count, i) - first - 1; };
+  const auto prepare = [&](int64_t unit, int worker) {
+    const int64_t e = expert_of(first_unit, unit), begin = offsets[static_cast<size_t>(e)];
+    float* const out = p.units + unit * p.unit_size;
+    if (rows_of(e) <= kFewRows) return convert_unit(p, begin, rows_of(e), out);
+    const int64_t row = (unit - first_unit[e]) * tile.rows;
+    pack_unit(p, begin + row, std::min(tile.rows, rows_of(e) - row), out, worker);
   };
-  if (x.rows * y.cols * x.cols <= kSmall) {
-    for (int64_t item = 0; item < first[count]; ++item) run_item(item, 0);
-  } else {
-    ctx.pool().run(first[count], run_item);
-  }
+  const auto run_item = [&](int64_t item, int worker) {
+    const int64_t e = expert_of(first_item, item), begin = offsets[static_cast<size_t>(e)];
+    const Plan plan = plan_rows(p, rows_of(e));
+    const int64_t row = (item - first_item[e]) / plan.panels * plan.block_rows;
+    const int64_t n0 = (item - first_item[e]) % plan.panels * plan.panel_rows, n = std::min(plan.panel_rows, y.cols - n0);
+    const float* const units = p.units + first_unit[e] * p.unit_size;
+    const WeightView& w = experts[static_cast<size_t>(e)];
+    if (rows_of(e) <= kFewRows) return multiply_few(p, w, units, begin, rows_of(e), n0, n, worker);
+    multiply_packed(p, w, units + row / tile.rows * p.unit_size, begin + row, std::min(plan.block_rows, rows_of(e) - row), n0, n, worker);
+  };
+  const auto run = [&](int64_t items, const auto& body) {
+    if (x.rows * y.cols * x.cols > kSmall) return ctx.pool().run(items, body);
+    for (int64_t i = 0; i < items; ++i) body(i, 0);
+  };
+  run(first_unit[count], prepare);
+  run(first_item[count], run_item);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The register tiles of the linear layers. A tile keeps MR x 8 accumulators of 16 lanes, walks k once and reduces each accumulator by the
-// tree of reduce_add; every output has the same order of sums in every tile, so gemm.cc may choose tiles by shape.
+// The register tiles of the linear layers for few rows of x. A tile keeps MR x 8 accumulators of 16 lanes, walks k once and reduces each
+// accumulator by the tree of reduce_add; every output has the same order of sums in every tile, here and in gemm_packed.simd.cc, so
+// gemm.cc may choose tiles by shape.
 //
 // bf16: vdpbf16ps computes fma(even, fma(odd, acc)) in each lane on the pair (2i, 2i + 1), subnormals read and written as zero. The same
 // bits come from f32 FMAs over operands in split form (each 32 elements widened and stored as 16 odd, then 16 even ones) under
@@ -10,42 +11,19 @@
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-// One register of lanes. A tile is computed register by register of its 16 lanes and kTileCols columns at a time, as many as
-// the register file holds.
+// A tile is computed register by register of its 16 lanes and kTileCols columns at a time, as many as the register file holds.
 #if defined(FATHOM_SIMD_IS_avx512)
-using Part = __m512;
 constexpr int64_t kTileCols = 8;
-inline Part load_part(const void* p) { return _mm512_loadu_ps(p); }
-inline void store_part(Part a, float* p) { _mm512_storeu_ps(p, a); }
-inline Part fma_part(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
-inline Part odd_bf16(Part a) { return _mm512_and_ps(a, _mm512_castsi512_ps(_mm512_set1_epi32(-0x10000))); }
-inline Part even_bf16(Part a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16)); }
-#elif defined(FATHOM_SIMD_IS_avx2)
-using Part = __m256;
-constexpr int64_t kTileCols = 4;
-inline Part load_part(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
-inline void store_part(Part a, float* p) { _mm256_storeu_ps(p, a); }
-inline Part fma_part(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
-inline Part odd_bf16(Part a) { return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(-0x10000))); }
-inline Part even_bf16(Part a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16)); }
 #else
-typedef float Part __attribute__((vector_size(16)));  // the compiler's: SSE on x86, NEON on ARM
-typedef uint32_t Bits __attribute__((vector_size(16)));
 constexpr int64_t kTileCols = 4;
-inline Part load_part(const void* p) {
-  Part a;
-  __builtin_memcpy(&a, p, sizeof a);
-  return a;
-}
-inline void store_part(Part a, float* p) { __builtin_memcpy(p, &a, sizeof a); }
-inline Part fma_part(Part a, Part b, Part c) { return a * b + c; }
+#endif
+
+typedef uint32_t Bits __attribute__((vector_size(sizeof(Part))));
 inline Part odd_bf16(Part a) { return reinterpret_cast<Part>(reinterpret_cast<Bits>(a) & 0xffff0000u); }
 inline Part even_bf16(Part a) { return reinterpret_cast<Part>(reinterpret_cast<Bits>(a) << 16); }
-#endif
-constexpr int64_t kPartLanes = sizeof(Part) / sizeof(float);
 
 // How one step of k is read and multiplied; p = first lane of the part.
-struct F32 {  // also split form times split form
+struct F32 {
   using X = float;
   using W = float;
   using XPart = Part;
@@ -126,16 +104,10 @@ inline void keep(Part& a) {
 #endif
 }
 
-// Memory that is fetched while a tile computes, spread over its steps of k: in one burst the misses would hold up the loads of x.
-struct Fetch {
-  const char* at;
-  int64_t step;  // bytes per step of k
-};
-
 // One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0, count), whole steps.
 template <class Op, int64_t MR>
 inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w, int64_t count, int64_t part,
-                       Fetch fetch, const float* from, float* to) {
+                       const float* from, float* to) {
   Part sum[MR][kTileCols];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
@@ -145,8 +117,6 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
     }
   }
   for (int64_t k = 0; k < count; k += Op::kStep) {
-    __builtin_prefetch(fetch.at, 0, 2);  // into L2: L1 is full
-    fetch.at += fetch.step;
     typename Op::XPart xv[MR];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < MR; ++i) xv[i] = Op::load_x(x + i * x_stride + k, part);
@@ -168,10 +138,10 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
 // The same for all parts and 8 columns.
 template <class Op, int64_t MR>
 inline void accumulate_all(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w, int64_t count,
-                           Fetch fetch, const float* from, float* to) {
+                           const float* from, float* to) {
   for (int64_t part = 0; part < 16; part += kPartLanes) {
     for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-      accumulate<Op, MR>(x, x_stride, w + j, count, part, fetch, from != nullptr ? from + j * 16 : nullptr, to + j * 16);
+      accumulate<Op, MR>(x, x_stride, w + j, count, part, from != nullptr ? from + j * 16 : nullptr, to + j * 16);
     }
   }
 }
@@ -194,20 +164,18 @@ __attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t 
     __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
     w_rows[j] = w_rest[j];
   }
-  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, Op::kStep, {nullptr, 0}, sums, sums);
+  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, Op::kStep, sums, sums);
 }
 
 // Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w.
 template <class Op, int64_t MR>
-__attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* const* w, int64_t m0, int64_t n0, Fetch fetch) {
+__attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* const* w, int64_t m0, int64_t n0) {
   const auto* const x = static_cast<const typename Op::X*>(b.x) + m0 * b.x_stride;
   alignas(64) float finished[MR][kPanelRows][16];
-  float* const partial = b.partial + m0 * kPanelRows * 16;
-  float* const sums = b.last ? finished[0][0] : partial;
+  float* const sums = finished[0][0];
   const int64_t whole = b.k & -Op::kStep;
-  accumulate_all<Op, MR>(x, b.x_stride, w, whole, fetch, b.first ? nullptr : partial, sums);
+  accumulate_all<Op, MR>(x, b.x_stride, w, whole, nullptr, sums);
   if (whole < b.k) accumulate_rest<Op, MR>(x, b.x_stride, w, whole, b.k, sums);
-  if (!b.last) return;
   float* y = b.y + m0 * b.y_stride + n0;
   for (int64_t i = 0; i < MR; ++i, y += b.y_stride) {
     float totals[kPanelRows];
@@ -219,49 +187,23 @@ __attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* co
 
 template <class Op>
 __attribute__((noinline)) void gemm(const GemmBlock& b) {
-  const int64_t steps = b.k / Op::kStep, all_steps = b.m / kTileRows * steps;
-  const int64_t share = all_steps == 0 ? 0 : (b.next_bytes + all_steps - 1) / all_steps;
   for (int64_t n = 0; n < b.n; n += kPanelRows) {
     const typename Op::W* w[kPanelRows];  // rows past the end repeat the last one and are not stored
     for (int64_t j = 0; j < kPanelRows; ++j) {
       w[j] = static_cast<const typename Op::W*>(b.w) + (n + j < b.n ? n + j : b.n - 1) * b.w_stride;
     }
-    Fetch fetch{static_cast<const char*>(b.next), share < 64 ? share : 64};
     int64_t m = 0;
-    for (; m + kTileRows <= b.m; m += kTileRows) {
-      tile<Op, kTileRows>(b, w, m, n, fetch);
-      fetch.at += steps * fetch.step;
-    }
-    if (b.m - m == 2) tile<Op, 2>(b, w, m, n, fetch);
-    if (b.m - m == 1) tile<Op, 1>(b, w, m, n, fetch);
+    for (; m + kTileRows <= b.m; m += kTileRows) tile<Op, kTileRows>(b, w, m, n);
+    if (b.m - m == 2) tile<Op, 2>(b, w, m, n);
+    if (b.m - m == 1) tile<Op, 1>(b, w, m, n);
   }
 }
-
-// Subnormals as zero, in and out, as vdpbf16ps has them.
-class FlushSubnormals {
-#if defined(FATHOM_SIMD_IS_avx2) || defined(FATHOM_SIMD_IS_avx512)
- public:
-  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | 0x40); }
-  ~FlushSubnormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#else
- public:
-  FlushSubnormals() {}
-#endif
-};
 
 }  // namespace
 
 void gemm_f32(const GemmBlock& b) { gemm<F32>(b); }
 
 void gemm_split_bf16(const GemmBlock& b) {
-  FlushSubnormals flush;
-  gemm<F32>(b);
-}
-
-void gemm_split_bf16_in_place(const GemmBlock& b) {
   FlushSubnormals flush;
   gemm<SplitBf16>(b);
 }

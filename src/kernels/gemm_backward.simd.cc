@@ -1,52 +1,10 @@
 // Transposes by perfect shuffles, and dW += dyᵀ · x as outer products: with the tokens outermost both operands are read as they
 // lie, so nothing is transposed, and an expert with three rows costs three rows.
 #include "kernels/simd-inl.h"
+#include "kernels/transpose-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
-
-// Lanes a0 b0 a1 b1 .. a7 b7 and a8 b8 .. a15 b15.
-#if defined(FATHOM_SIMD_IS_avx512)
-inline F32x16 interleave_low(F32x16 a, F32x16 b) {
-  const __m512i lanes = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  return {_mm512_permutex2var_ps(a.v, lanes, b.v)};
-}
-inline F32x16 interleave_high(F32x16 a, F32x16 b) {
-  const __m512i lanes = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  return {_mm512_permutex2var_ps(a.v, lanes, b.v)};
-}
-#elif defined(FATHOM_SIMD_IS_avx2)
-inline F32x16 interleave_8(__m256 a, __m256 b) {
-  const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
-  return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
-}
-inline F32x16 interleave_low(F32x16 a, F32x16 b) { return interleave_8(a.lo, b.lo); }
-inline F32x16 interleave_high(F32x16 a, F32x16 b) { return interleave_8(a.hi, b.hi); }
-#else
-inline F32x16 interleave_8(const float* a, const float* b) {
-  F32x16 r;
-  for (int i = 0; i < 8; ++i) {
-    r.v[2 * i] = a[i];
-    r.v[2 * i + 1] = b[i];
-  }
-  return r;
-}
-inline F32x16 interleave_low(F32x16 a, F32x16 b) { return interleave_8(a.v, b.v); }
-inline F32x16 interleave_high(F32x16 a, F32x16 b) { return interleave_8(a.v + 8, b.v + 8); }
-#endif
-
-// Number an element by the eight bits rrrrcccc of its row and column. Interleaving rows i and i + 8 into rows 2i and 2i + 1 rotates
-// these bits by one; four times exchanges row and column.
-inline void transpose_16(F32x16 (&a)[16]) {
-  for (int round = 0; round < 4; ++round) {
-    F32x16 b[16];
-    for (int i = 0; i < 8; ++i) {
-      b[2 * i] = interleave_low(a[i], a[i + 8]);
-      b[2 * i + 1] = interleave_high(a[i], a[i + 8]);
-    }
-    for (int i = 0; i < 16; ++i) a[i] = b[i];
-  }
-}
 
 inline F32x16 load_lanes(const float* p, int64_t n) { return load_n(p, n); }
 inline F32x16 load_lanes(const uint16_t* p, int64_t n) {
@@ -79,30 +37,15 @@ void transpose_strip(const T* in, int64_t in_stride, int64_t rows, int64_t cols,
 
 constexpr int64_t kBlock = 256;  // tokens
 
-// One register tile: kRows rows of dw by kWidth columns, in registers of the target's own size (gcc leaves arrays of 16 in memory).
-#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
-using Part = F32x16;
-constexpr int64_t kRows = 6;
-inline Part load_part(const float* p) { return load(p); }
-inline void store_part(Part a, float* p) { store(a, p); }
-inline Part fma_part(float a, Part b, Part c) { return fma(set(a), b, c); }
-#else
-typedef float Part __attribute__((vector_size(16)));
-constexpr int64_t kRows = 3;
-inline Part load_part(const float* p) {
-  Part a;
-  __builtin_memcpy(&a, p, sizeof a);
-  return a;
-}
-inline void store_part(Part a, float* p) { __builtin_memcpy(p, &a, sizeof a); }
-inline Part fma_part(float a, Part b, Part c) { return a * b + c; }
-#endif
+// One register tile: kRows rows of dw by kWidth columns.
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kWidth = 64;
+constexpr int64_t kRows = 6, kWidth = 64;
+#elif defined(FATHOM_SIMD_IS_avx2)
+constexpr int64_t kRows = 6, kWidth = 16;
 #else
-constexpr int64_t kWidth = 16;
+constexpr int64_t kRows = 3, kWidth = 16;
 #endif
-constexpr int64_t kPartLanes = sizeof(Part) / sizeof(float), kParts = kWidth / kPartLanes;
+constexpr int64_t kParts = kWidth / kPartLanes;
 
 // dw[i, j] += sum over m, in order, of a[m, i] * b[m, j] for `rows` <= kRows rows and `cols` <= kWidth columns.
 inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, int64_t cols, float* dw, int64_t dw_stride) {
@@ -111,7 +54,7 @@ inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, 
     Part v[kParts];
     for (int64_t j = 0; j < kParts; ++j) v[j] = load_part(b + kPartLanes * j);
     for (int64_t i = 0; i < kRows; ++i) {
-      for (int64_t j = 0; j < kParts; ++j) sum[i][j] = fma_part(a[i], v[j], sum[i][j]);
+      for (int64_t j = 0; j < kParts; ++j) sum[i][j] = fma_part(set_part(a[i]), v[j], sum[i][j]);
     }
   }
   float lanes[kRows][kWidth];

@@ -190,6 +190,47 @@ inline float reduce_max(F32x16 a) {
 
 #endif
 
+// One register of the target, for tiles that must know how many there are: 32 on AVX-512, else 16.
+#if defined(FATHOM_SIMD_IS_avx512)
+using Part = __m512;
+inline Part load_part(const void* p) { return _mm512_loadu_ps(p); }
+inline void store_part(Part a, float* p) { _mm512_storeu_ps(p, a); }
+inline Part set_part(float a) { return _mm512_set1_ps(a); }
+inline Part fma_part(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+#elif defined(FATHOM_SIMD_IS_avx2)
+using Part = __m256;
+inline Part load_part(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
+inline void store_part(Part a, float* p) { _mm256_storeu_ps(p, a); }
+inline Part set_part(float a) { return _mm256_set1_ps(a); }
+inline Part fma_part(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+#else
+typedef float Part __attribute__((vector_size(16)));  // the compiler's: SSE on x86, NEON on ARM
+inline Part load_part(const void* p) {
+  Part a;
+  __builtin_memcpy(&a, p, sizeof a);
+  return a;
+}
+inline void store_part(Part a, float* p) { __builtin_memcpy(p, &a, sizeof a); }
+inline Part set_part(float a) { return Part{a, a, a, a}; }
+inline Part fma_part(Part a, Part b, Part c) { return a * b + c; }
+#endif
+inline constexpr int64_t kPartLanes = sizeof(Part) / sizeof(float);
+
+// While it lives, subnormals are zero, in and out, as vdpbf16ps has them. The portable target keeps them.
+class FlushSubnormals {
+#if defined(FATHOM_SIMD_IS_avx2) || defined(FATHOM_SIMD_IS_avx512)
+ public:
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | 0x40); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#else
+ public:
+  FlushSubnormals() {}
+#endif
+};
+
 // e^x to 2 ulp for x in [-87.3, 88.7]; exactly 0 below, +inf above, NaN stays NaN. Cody-Waite reduction x = n ln 2 + r,
 // |r| <= ln 2 / 2, then the degree-7 Taylor polynomial of e^r (truncation below 2^-27).
 inline F32x16 exp(F32x16 x) {

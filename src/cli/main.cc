@@ -20,6 +20,7 @@
 #include "cli/interrupt.h"
 #include "cli/logits.h"
 #include "cli/output.h"
+#include "cli/prepare.h"
 #include "cli/report.h"
 #include "cli/run.h"
 #include "cli/selftest.h"
@@ -206,6 +207,15 @@ Action bind_train(CLI::App& app, bool fine_tune) {
     return run_train(*o);
   };
 }
+Action bind_prepare(CLI::App& app) {
+  auto o = std::make_shared<PrepareCommand>();
+  app.add_option("FILE", o->inputs, "texts, one document each; .jsonl: one {\"text\": ...} a line; folders: all files below")->required();
+  app.add_option("--tokenizer", o->tokenizer, "folder of tokenizer.json, or characters (default)");
+  app.add_option("-o,--out", o->out, "the folder to write; data.path of a recipe with data.kind = \"shards\"")->required();
+  bind_output(app, o->output);
+  return [o] { return run_prepare(*o); };
+}
+
 Action bind_export(CLI::App& app) {
   auto o = std::make_shared<ExportCommand>();
   app.add_option("FOLDER", o->model, "a Hugging Face folder, such as a run's model")->required();
@@ -255,6 +265,7 @@ constexpr Command kCommands[] = {
      bind_eval},
     {"pretrain", "train a model on texts", "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml train.tokens=500000 -o runs/try", bind_pretrain},
     {"sft", "fine-tune a model on answers", "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml model.path=runs/mine/model --resume", bind_sft},
+    {"prepare", "texts as token shards to train on", "  fathom prepare corpus.jsonl --tokenizer path/to/folder -o shards/corpus\n  fathom prepare notes/ book.txt -o shards/mine", bind_prepare},
     {"export", "a model folder as one GGUF file", "  fathom export runs/countdown-sft/model countdown.gguf\n  fathom export path/to/folder model.gguf --type q8_0", bind_export},
     {"report", "one page about a training run", "  fathom report runs/countdown-sft\n  fathom report runs/seed-1 runs/seed-2 runs/seed-3 -o seeds.html", bind_report},
     {"bench", "speed, as a share of what this machine can do", "  fathom bench\n  fathom bench models/model.gguf --prefill 128,512 --at 0,2048", bind_bench},

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/random.h"
@@ -132,6 +133,18 @@ ParameterTable lora_table(const ModelConfig& config, const LoraOptions& options)
   for_each_tensor(unused, config, walker);
   walker.expect_all_used();
   return std::move(place.table);
+}
+
+std::string adapter_config_json(const LoraOptions& options, const ParameterTable& table, const std::string& base) {
+  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+  constexpr std::string_view kSuffix = ".lora_A.weight";
+  for (const Parameter& p : table.parameters) {
+    if (p.name.ends_with(kSuffix)) layers.push_back(p.name.substr(kPrefix.size(), p.name.size() - kPrefix.size() - kSuffix.size()));
+  }
+  const nlohmann::ordered_json config = {{"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", base},
+                                         {"r", options.rank}, {"lora_alpha", options.alpha}, {"lora_dropout", 0.0}, {"bias", "none"},
+                                         {"fan_in_fan_out", false}, {"inference_mode", true}, {"target_modules", layers}};
+  return config.dump(2) + "\n";
 }
 
 void initialise_lora(const ParameterTable& table, uint64_t seed, std::span<float> master) {

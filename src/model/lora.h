@@ -26,6 +26,9 @@ inline float lora_scale(const LoraOptions& options) {
 // Throws if a target matches nothing, naming it.
 ParameterTable lora_table(const ModelConfig& config, const LoraOptions& options);
 
+// The same as PEFT's adapter_config.json, with each adapted layer by its full name.
+std::string adapter_config_json(const LoraOptions& options, const ParameterTable& table, const std::string& base);
+
 // A normal with standard deviation 1 / sqrt(in), B 0: the adapted model starts as the base.
 void initialise_lora(const ParameterTable& table, uint64_t seed, std::span<float> master);
 

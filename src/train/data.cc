@@ -121,6 +121,7 @@ class JsonlMessages : public DocumentSource {
   JsonlMessages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path, uint64_t seed, std::optional<Split> split)
       : seed_(seed) {
     const std::string text = read_file(path, kLargestJsonl);
+    fingerprint_ = hash_bytes(std::as_bytes(std::span(text)));
     size_t number = 0, conversations = 0;
     for (size_t begin = 0; begin < text.size();) {
       const size_t end = std::min(text.find('\n', begin), text.size());
@@ -139,9 +140,9 @@ class JsonlMessages : public DocumentSource {
   }
 
   void document(uint64_t index, Document& out) const override {
-    const uint64_t n = documents_.size(), epoch = index / n;
-    out = documents_[static_cast<size_t>(shuffled(index % n, n, epoch))];
+    out = documents_[static_cast<size_t>(shuffled(seed_, index, documents_.size()))];
   }
+  uint64_t fingerprint() const override { return fingerprint_; }
 
  private:
   void render(const Tokenizer& tokenizer, ChatFormat format, const std::vector<ChatMessage>& messages) {
@@ -159,26 +160,28 @@ class JsonlMessages : public DocumentSource {
     documents_.push_back(std::move(d));
   }
 
-  // A permutation of [0, n) for each epoch: a four-round Feistel network on the bits of n - 1, walked until it lands inside.
-  uint64_t shuffled(uint64_t index, uint64_t n, uint64_t epoch) const {
-    int half = 1;
-    while (uint64_t{1} << (2 * half) < n) ++half;
-    const uint64_t mask = (uint64_t{1} << half) - 1;
-    do {
-      for (uint64_t round = 0; round < 4; ++round) {
-        const uint64_t left = index >> half, right = index & mask;
-        const RandomKey key{.seed = seed_, .purpose = RandomPurpose::kShuffle, .sequence = epoch * 4 + round};
-        index = right << half | (left ^ (random_bits(key, right) & mask));
-      }
-    } while (index >= n);
-    return index;
-  }
-
-  uint64_t seed_;
+  uint64_t seed_, fingerprint_;
   std::vector<Document> documents_;
 };
 
 }  // namespace
+
+// A four-round Feistel network on the bits of n - 1, walked until it lands inside.
+uint64_t shuffled(uint64_t seed, uint64_t index, uint64_t n) {
+  const uint64_t epoch = index / n;
+  index %= n;
+  int half = 1;
+  while (uint64_t{1} << (2 * half) < n) ++half;
+  const uint64_t mask = (uint64_t{1} << half) - 1;
+  do {
+    for (uint64_t round = 0; round < 4; ++round) {
+      const uint64_t left = index >> half, right = index & mask;
+      const RandomKey key{.seed = seed, .purpose = RandomPurpose::kShuffle, .sequence = epoch * 4 + round};
+      index = right << half | (left ^ (random_bits(key, right) & mask));
+    }
+  } while (index >= n);
+  return index;
+}
 
 Document text_document(const Tokenizer& tokenizer, std::string_view text) {
   Document d;

@@ -29,7 +29,12 @@ class DocumentSource {
   virtual ~DocumentSource() = default;
   // Replaces `out`. An endless source takes any index; a finite one repeats, in a new order each time.
   virtual void document(uint64_t index, Document& out) const = 0;
+  // Of files that the documents come from: a resumed run must find the same.
+  virtual uint64_t fingerprint() const { return 0; }
 };
+
+// Document `index` of an endless walk over n, a new permutation each epoch.
+uint64_t shuffled(uint64_t seed, uint64_t index, uint64_t n);
 
 // BOS, the text, EOS; every token learned.
 Document text_document(const Tokenizer& tokenizer, std::string_view text);

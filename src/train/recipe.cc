@@ -367,12 +367,10 @@ Recipe read(const toml::table& root, const std::string& place) {
 
   Section model(table("model"), "model", place, r.text);
   read_model(model, r);
-  if (r.model_path.empty()) {
+  if (r.model_path.empty() || table("tokenizer") != nullptr) {
     Section s(table("tokenizer"), "tokenizer", place, r.text);
     r.tokenizer = s.string("path", std::nullopt);
     s.expect_nothing_else();
-  } else if (table("tokenizer") != nullptr) {
-    fail("{}: tokenizer: found a table, expected none: model.path has its own", place);
   }
   Section data(table("data"), "data", place, r.text);
   read_data(data, r);
@@ -384,10 +382,13 @@ Recipe read(const toml::table& root, const std::string& place) {
   read_schedule(schedule, r);
   Section moe(table("moe"), "moe", place, r.text);
   r.bias_update_rate = moe.number("bias_update_rate", 0.001, 0, 1);
+  r.bias_update_until = moe.number("bias_update_until", 1, 0, 1);
   r.sequence_balance_alpha = moe.number("sequence_balance_alpha", 1e-4, 0, 1e6);
   moe.expect_nothing_else();
   Section mtp(table("mtp"), "mtp", place, r.text);
   r.mtp_loss_weight = mtp.number("loss_weight", 0.3, 0, 1e6);
+  r.mtp_late_loss_weight = mtp.number("late_loss_weight", r.mtp_loss_weight, 0, 1e6);
+  r.mtp_late_from = mtp.number("late_from", 1, 0, 1);
   mtp.expect_nothing_else();
   if (table("lora") != nullptr) {
     Section s(table("lora"), "lora", place, r.text);

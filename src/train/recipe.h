@@ -36,7 +36,7 @@ struct Recipe {
   std::string config_json;
   int64_t vocab_size = 0;  // at least the tokenizer's; 0 = the tokenizer's
 
-  // [tokenizer]: "characters", or the folder of one. With model.path: the checkpoint's own.
+  // [tokenizer]: "characters", or the folder of one. With model.path optional: empty = the checkpoint's own.
   std::string tokenizer;
 
   struct Data {
@@ -57,9 +57,9 @@ struct Recipe {
 
   OptimizerOptions optimizer;
   Schedule schedule;
-  double bias_update_rate = 0.001;
+  double bias_update_rate = 0.001, bias_update_until = 1;  // the bias rests after this share of the run
   double sequence_balance_alpha = 1e-4;
-  double mtp_loss_weight = 0.3;
+  double mtp_loss_weight = 0.3, mtp_late_loss_weight = 0.3, mtp_late_from = 1;  // from this share of the run on
   std::optional<LoraOptions> lora;
 
   struct Evaluation {

@@ -12,11 +12,12 @@
 #include "formats/json.h"
 #include "kernels/roofline.h"
 #include "model/activations.h"
-#include "text/character_tokenizer.h"
 #include "train/balance.h"
 #include "train/data.h"
 #include "train/flops.h"
 #include "train/metrics.h"
+#include "train/shards.h"
+#include "train/tokenizer_files.h"
 #include "train/train_state.h"
 #include "train/trainer.h"
 
@@ -30,19 +31,11 @@ constexpr int kMostSkipped = 5;        // gradients in a row that are not finite
 constexpr int kMostFailedSaves = 3;    // in a row
 constexpr uint64_t kValidationSeed = 0x76616c6964;  // validation texts are other draws than training's
 
-// The tokenizer and its files, which every checkpoint carries.
-struct TokenizerFiles {
-  std::string json, config;
-  Tokenizer load(const std::string& place) const { return Tokenizer::from_json(json, place, config); }
-};
-
 TokenizerFiles tokenizer_files(const Recipe& recipe) {
-  if (recipe.model_path.empty() && recipe.tokenizer == "characters") {
-    return {character_tokenizer_json(), character_tokenizer_config_json()};
+  if (recipe.tokenizer.empty() && fs::is_regular_file(recipe.model_path)) {
+    fail("{}: tokenizer.path: missing, expected the folder of tokenizer.json: model.path is one file", recipe.name);
   }
-  const fs::path folder = recipe.model_path.empty() ? recipe.tokenizer : recipe.model_path;
-  const Limits limits;
-  return {read_file(folder / "tokenizer.json", limits.tokenizer_file_bytes), read_file(folder / "tokenizer_config.json", limits.config_file_bytes)};
+  return read_tokenizer_files(recipe.tokenizer.empty() ? recipe.model_path : recipe.tokenizer);
 }
 
 ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
@@ -58,16 +51,16 @@ ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
 }
 
 // Training's documents, or, for the split kValidation, others: problems and conversations that are held out; of texts other draws.
-std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer& tokenizer, Split split) {
+std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t fingerprint, Split split) {
   const Recipe::Data& data = recipe.data;
   const uint64_t seed = split == Split::kTrain ? recipe.seed : recipe.seed ^ kValidationSeed;
   switch (data.kind) {
     case DataKind::kTexts: return task_texts(tokenizer, data.tasks, seed);
     case DataKind::kConversations: return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed, split);
     case DataKind::kMessages: return jsonl_messages(tokenizer, detect_chat_format(tokenizer), data.path, seed, split);
-    case DataKind::kShards: break;
+    case DataKind::kShards: return token_shards(data.path, fingerprint, tokenizer.vocab_size(), data.sequence_length, seed, split);
   }
-  fail("{}: data.kind: 'shards' is not read yet", recipe.name);
+  return nullptr;
 }
 
 class Run {
@@ -81,8 +74,8 @@ class Run {
         files_(tokenizer_files(recipe)),
         tokenizer_(files_.load("tokenizer.json")),
         cut_(recipe.data.kind == DataKind::kTexts || recipe.data.kind == DataKind::kShards),
-        source_(open_data(recipe, tokenizer_, Split::kTrain)),
-        validation_source_(open_data(recipe, tokenizer_, Split::kValidation)),
+        source_(open_data(recipe, tokenizer_, files_.fingerprint(), Split::kTrain)),
+        validation_source_(open_data(recipe, tokenizer_, files_.fingerprint(), Split::kValidation)),
         packer_(*source_, recipe.data.sequence_length, cut_) {
     if (!recipe.model_path.empty()) base_.emplace(Model::load(recipe.model_path));
     const ModelConfig config = base_ ? base_->config() : new_config(recipe, tokenizer_);
@@ -198,6 +191,9 @@ class Run {
            first_difference(recipe, recipe_.text));
     }
     expect_same_run(found, train_state(found.step));
+    if (const std::string data = state.string("data"), here = hash_text(source_->fingerprint()); data != here) {
+      fail("{}: data: found {}, the run's data now have {} (data.path has changed; changed data are a new run)", place, data, here);
+    }
     load_optimizer(found.folder, trainer_->table(), trainer_->master(), trainer_->optimizer().first_moment(),
                    trainer_->optimizer().second_moment());
     trainer_->optimizer().set_steps(state.integer("optimizer_steps", 0, INT64_MAX));
@@ -228,11 +224,12 @@ class Run {
     const double begin = seconds_now();
     packer_.next(recipe_.train.tokens_per_step, batch_);
     const double lr = recipe_.schedule.lr_at(step, steps());
+    const double share = static_cast<double>(step) / static_cast<double>(steps());
     const StepReport report = trainer_->step(batch_.micro_batches(recipe_.train.micro_batch_tokens),
                                              {.lr = lr,
-                                              .mtp_loss_weight = recipe_.mtp_loss_weight,
+                                              .mtp_loss_weight = share < recipe_.mtp_late_from ? recipe_.mtp_loss_weight : recipe_.mtp_late_loss_weight,
                                               .sequence_balance_alpha = recipe_.sequence_balance_alpha,
-                                              .bias_update_rate = recipe_.bias_update_rate});
+                                              .bias_update_rate = share < recipe_.bias_update_until ? recipe_.bias_update_rate : 0});
     tokens_ += report.tokens;
     const double seconds = seconds_now() - begin;
     const double length = static_cast<double>(report.tokens) / static_cast<double>(std::max<int64_t>(1, report.documents));
@@ -314,7 +311,9 @@ class Run {
   void write_result(int64_t step) {
     TrainState state = train_state(step);
     if (!recipe_.lora) return write_model_folder(options_.folder / "model", state);
+    state.side_files.emplace_back("adapter_config.json", adapter_config_json(*recipe_.lora, trainer_->table(), recipe_.model_path));
     write_model_folder(options_.folder / "adapter", state);
+    state.side_files.pop_back();
     const ModelConfig& config = trainer_->config();
     const ParameterTable full = parameter_table(config);
     std::vector<float> merged(static_cast<size_t>(full.total));
@@ -336,7 +335,7 @@ class Run {
     s.f32 = recipe_.train.f32;
     s.adapter = recipe_.lora.has_value();
     Json json = {{"step", step}, {"tokens", tokens_}, {"next_document", packer_.position()},
-                 {"optimizer_steps", trainer_->optimizer().steps()}, {"recipe", recipe_.text}};
+                 {"optimizer_steps", trainer_->optimizer().steps()}, {"data", hash_text(source_->fingerprint())}, {"recipe", recipe_.text}};
     if (best_step_) json["best_step"] = *best_step_, json["best_score"] = best_score_;
     s.state_json = json.dump(2) + "\n";
     s.side_files = {{"tokenizer.json", files_.json}, {"tokenizer_config.json", files_.config}, {"recipe.toml", recipe_.text}};

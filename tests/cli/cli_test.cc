@@ -54,7 +54,7 @@ void expect_error(const Finished& run, int code, const std::string& part) {
 
 const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";  // many tokens are likely; id 67 is "A"
 const std::vector<std::string> kCommands = {"run", "show", "estimate", "tokenize", "eval", "bench", "logits", "selftest", "doctor", "completion",
-                                            "pretrain", "sft", "report", "export"};
+                                            "pretrain", "sft", "prepare", "report", "export"};
 
 TEST(Cli, AloneSaysWhatTheMachineHasAndWhatToTypeNext) {
   const TemporaryFolder folder;
@@ -388,6 +388,26 @@ TEST(Cli, TokenizeAndDecodeGiveTheTextBack) {
   expect_error(run_fathom({"tokenize", kTinyModel, "--lines"}, "not json\n"), 2, "line 1");
   expect_error(run_fathom({"tokenize", kTinyModel, "--decode", "1 x"}), 2, "'x'");
   expect_error(run_fathom({"tokenize", kTinyModel, "--decode", "99999"}), 2, "99999");
+}
+
+TEST(Cli, PrepareMakesShardsOfFilesFoldersAndJsonl) {
+  const TemporaryFolder folder;
+  folder.write("notes/a.txt", "one");
+  folder.write("notes/deep/b.txt", "two");
+  const fs::path lines = folder.write("c.jsonl", "{\"text\": \"three\", \"from\": 3}\n\n{\"text\": \"four\"}\n");
+  const std::string out = folder / "shards";
+  const Finished done = run_fathom({"prepare", folder / "notes", lines, "-o", out});
+  EXPECT_EQ(done.code, 0) << done.err;
+  EXPECT_EQ(done.out, "");
+  EXPECT_NE(done.err.find("4 documents, 23 tokens"), std::string::npos) << done.err;  // 15 characters, each text between BOS and EOS
+  const json manifest = json::parse(std::ifstream(out + "/shards.json"));
+  EXPECT_EQ(manifest["documents"], 4);
+
+  const fs::path bad = folder.write("bad.jsonl", "{\"text\": \"fine\"}\n{\"txt\": \"no\"}\n");
+  const Finished refused = run_fathom({"prepare", bad, "-o", folder / "other"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("bad.jsonl:2: text: "), std::string::npos) << refused.err;
+  EXPECT_FALSE(fs::exists(folder / "other/shards.json"));
 }
 
 TEST(Cli, LogitsOfAnyChunkAndThreadsAreTheSameFile) {

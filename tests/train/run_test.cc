@@ -20,6 +20,11 @@
 #include "model/model.h"
 #include "tests/base/test_files.h"
 #include "text/character_tokenizer.h"
+#include "formats/checkpoint.h"
+#include "train/data.h"
+#include "train/export.h"
+#include "train/shards.h"
+#include "train/tokenizer_files.h"
 #include "train/train_state.h"
 
 namespace fathom {
@@ -85,11 +90,15 @@ TrainingOptions options_for(const TempDir& folder, bool resume) {
 }
 
 struct Watch : RunObserver {
-  void step(const StepLine& line) override { losses.push_back(line.loss); }
+  void step(const StepLine& line) override {
+    losses.push_back(line.loss);
+    lines.push_back(line);
+  }
   void note(const std::string& text) override { notes.push_back(text); }
   void validated(int64_t, double) override { ++validations; }
   bool stop_requested() override { return stop_after >= 0 && static_cast<int64_t>(losses.size()) >= stop_after; }
   std::vector<double> losses;
+  std::vector<StepLine> lines;
   std::vector<std::string> notes;
   int validations = 0;
   int64_t stop_after = -1;
@@ -193,19 +202,65 @@ std::string from_model(const fs::path& run, const std::string& more = "") {
   return recipe.replace(begin, end - begin, "[model]\npath = \"" + (run / "model").string() + "\"\n" + more);
 }
 
+const std::vector<std::string> kFaster = {"train.tokens=15000", "schedule.lr=2e-2"};  // enough for a few adapters to show
+
 TEST(Run, ALoraRunEndsWithTheMergedModelAndItsAdapter) {
   const TempDir first, second;
   Watch watch, tuned;
   run_training(tiny(), options_for(first, false), watch);
-  run_training(parse_recipe(from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n"), "lora.toml"),
+  run_training(parse_recipe(from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n"), "lora.toml", kFaster),
                options_for(second, false), tuned);
-  EXPECT_LT(tuned.losses.back(), tuned.losses.front());
+  EXPECT_LT(tuned.losses.back(), tuned.losses.front() - 0.01);
   const Model base = Model::load(first.path() / "model"), merged = Model::load(second.path() / "model");
   ASSERT_TRUE(merged.has_mtp());
   const WeightView& before = base.weights().layers[1].mla->o_proj.weight;
   const WeightView& after = merged.weights().layers[1].mla->o_proj.weight;
   EXPECT_NE(std::memcmp(before.data, after.data, static_cast<size_t>(before.rows * row_bytes(before.dtype, before.cols))), 0);
   EXPECT_TRUE(fs::exists(second.path() / "adapter" / "adapter_model.safetensors"));
+  const auto config = nlohmann::json::parse(read_file(second.path() / "adapter" / "adapter_config.json", 1 << 20));
+  EXPECT_EQ(config["r"], 4);
+  EXPECT_EQ(config["target_modules"][0], "model.layers.0.self_attn.q_a_proj");
+  EXPECT_FALSE(fs::exists(second.path() / "model" / "adapter_config.json"));
+}
+
+// V3's: the MTP loss counts less towards the end, and the router's bias rests.
+TEST(Run, TheMtpWeightAndTheBiasRateHaveASchedule) {
+  const TempDir first, second;
+  Watch watch;
+  run_training(tiny({"mtp.late_loss_weight=0.1", "mtp.late_from=0.5", "moe.bias_update_until=0.25"}), options_for(first, false), watch);
+  ASSERT_EQ(watch.lines.size(), 12u);
+  for (const StepLine& line : watch.lines) {
+    EXPECT_NEAR(line.loss, line.cross_entropy + (line.step <= 6 ? 0.3 : 0.1) * line.mtp_cross_entropy + line.balance, 1e-9) << line.step;
+  }
+  run_training(tiny({"moe.bias_update_until=0"}), options_for(second, false), watch);
+  const auto bias = [](const TempDir& run) {
+    const Model model = Model::load(run.path() / "model");
+    float most = 0;
+    for (const float b : model.weights().layers[1].moe->e_score_correction_bias) most = std::max(most, std::abs(b));
+    return most;
+  };
+  EXPECT_NEAR(bias(first), 0.003f, 1e-6);  // three steps of 0.001
+  EXPECT_EQ(bias(second), 0);
+}
+
+// QLoRA: the frozen base is a file of 8-bit blocks, whose tokenizer must be named.
+TEST(Run, ALoraRunOnAGgufBaseEndsWithTheMergedModel) {
+  const TempDir first, second;
+  Watch watch, tuned;
+  run_training(tiny(), options_for(first, false), watch);
+  const fs::path gguf = first.path() / "base.gguf";
+  export_gguf(Checkpoint::open(first.path() / "model"), gguf, {.matrices = DType::kQ8_0});
+  std::string text = from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n");
+  const std::string folder = (first.path() / "model").string();
+  text.replace(text.find(folder), folder.size(), gguf.string());
+  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(parse_recipe(text, "q.toml"), options_for(second, false), tuned); }).find("tokenizer.path: missing"),
+            std::string::npos);
+  std::vector<std::string> overrides = kFaster;
+  overrides.push_back("tokenizer.path=" + folder);
+  run_training(parse_recipe(text, "q.toml", overrides), options_for(second, false), tuned);
+  EXPECT_LT(tuned.losses.front(), watch.losses.front() - 0.5);  // it starts as the base
+  EXPECT_LT(tuned.losses.back(), tuned.losses.front() - 0.01);
+  EXPECT_TRUE(Model::load(second.path() / "model").has_mtp());
 }
 
 TEST(Run, ABaseWithoutItsDeclaredMtpLayerIsRefused) {
@@ -262,6 +317,36 @@ TEST(Run, AnotherTokenizerIsNotResumed) {
   tokenizer.write("tokenizer_config.json", changed);
   const std::string message = error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(run, true), watch); });
   EXPECT_NE(message.find("tokenizer_config.json: differs from this run's at byte"), std::string::npos) << message;
+}
+
+TEST(Run, ShardsAreResumedBitForBitAndChangedOnesRefused) {
+  const TempDir data, whole, parts;
+  const TokenizerFiles files = read_tokenizer_files("characters");
+  const Tokenizer tokenizer = files.load("characters");
+  const auto write = [&](const fs::path& folder, int documents) {
+    ShardWriter writer(folder, files.fingerprint(), 2000);
+    for (int d = 0; d < documents; ++d) writer.add(text_document(tokenizer, fmt::format("{} and {} are {}", d, d + 1, 2 * d + 1)).tokens);
+    writer.finish();
+  };
+  write(data.path() / "a", 400);
+  std::string text = kTiny;
+  const std::string tasks = "tasks = { arithmetic = 1.0 }";
+  text.replace(text.find(tasks), tasks.size(), "path = \"" + (data.path() / "a").string() + "\"");
+  const Recipe recipe = parse_recipe(text, "tiny.toml", std::vector<std::string>{"data.kind=shards"});
+  Watch watch;
+  run_training(recipe, options_for(whole, false), watch);
+  EXPECT_LT(watch.losses.back(), watch.losses.front());
+  Watch part;
+  part.stop_after = 5;
+  run_training(recipe, options_for(parts, false), part);
+  part.stop_after = -1;
+  run_training(recipe, options_for(parts, true), part);
+  EXPECT_EQ(part.losses, watch.losses);
+  EXPECT_EQ(optimizer_bytes(parts.path()), optimizer_bytes(whole.path()));
+  fs::remove_all(data.path() / "a");
+  write(data.path() / "a", 401);
+  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(parts, true), part); }).find("data.path has changed"),
+            std::string::npos);
 }
 
 TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {

@@ -10,4 +10,34 @@ void scaled_exp(float shift, float factor, int64_t n, float* inout) {
   }
 }
 
+// sum of y e^y, y = x - shift <= 0. Terms with y <= -87.3 count as 0, as in exp().
+double shifted_sum_x_exp(const float* x, float shift, int64_t n) {
+  constexpr int64_t kBlock = 4096;
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = n - begin < kBlock ? n : begin + kBlock;
+    F32x16 sum = zero();
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int64_t count = end - i < kLanes ? end - i : kLanes;
+      const F32x16 y = load_n(x + i, count) - set(shift);
+      float terms[kLanes];
+      store(max(set(-100.0f), y) * exp(y), terms);  // -inf would make 0 * -inf
+      sum = sum + load_n(terms, count);
+    }
+    float lanes[kLanes];
+    store(sum, lanes);
+    for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
+  }
+  return total;
+}
+
+// p = e^(inout - shift) * factor; inout = p * (a + b * (inout - shift)).
+void scaled_exp_times_line(float shift, float factor, float a, float b, int64_t n, float* inout) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t count = n - i < kLanes ? n - i : kLanes;
+    const F32x16 y = load_n(inout + i, count) - set(shift);
+    store_n(exp(y) * set(factor) * fma(set(b), max(set(-100.0f), y), set(a)), inout + i, count);
+  }
+}
+
 }  // namespace fathom::FATHOM_SIMD_TARGET

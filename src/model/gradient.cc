@@ -38,26 +38,36 @@ struct Loss {
 };
 
 // Cross-entropy of lm_head(normed), chunk by chunk: logits of a whole batch never exist at once.
-// With gradients: dnormed is assigned, scaled by `scale`.
+// With gradients: dnormed is assigned, scaled by `scale`. With `tokens` its derivatives take the place of cross-entropy's.
 Loss head_loss(const Pass& p, ConstRows normed, std::span<const int32_t> targets, double scale,
-               Rows dnormed) {
+               TokenObjective* tokens, Rows dnormed) {
   Context& ctx = p.ctx;
   const Linear& lm_head = p.model.weights().lm_head;
   const int64_t vocab = lm_head.weight.rows;
   const int64_t chunk = std::max(kRowStep, kLogits / vocab / kRowStep * kRowStep);
   ArenaScope scope(ctx.scratch());
   const Rows buffer = scope.rows(std::min(chunk, normed.rows), vocab);
+  float* const of_tokens = scope.array<float>(tokens != nullptr ? 4 * buffer.rows : 0);
   Loss loss;
   for (int64_t first = 0; first < normed.rows; first += chunk) {
     const int64_t rows = std::min(chunk, normed.rows - first);
     const Rows logits = buffer.slice(0, rows);
     const ConstRows x{normed.row(first), rows, normed.cols, normed.stride};
     linear_forward(ctx, x, lm_head, nullptr, logits);
-    const CrossEntropy part = softmax_cross_entropy(
-        ctx, targets.subspan(static_cast<size_t>(first), static_cast<size_t>(rows)),
-        static_cast<float>(scale), logits);
-    loss.sum += part.loss;
-    loss.count += part.count;
+    const auto some = targets.subspan(static_cast<size_t>(first), static_cast<size_t>(rows));
+    if (tokens == nullptr) {
+      const CrossEntropy part = softmax_cross_entropy(ctx, some, static_cast<float>(scale), logits);
+      loss.sum += part.loss;
+      loss.count += part.count;
+    } else {
+      const auto column = [&](int64_t i) { return std::span(of_tokens + i * rows, some.size()); };
+      const std::span<float> log_prob = column(0), entropy = column(1), d_log_prob = column(2), d_entropy = column(3);
+      log_prob_entropy(ctx, some, logits, log_prob, entropy);
+      tokens->differentiate(first, log_prob, entropy, d_log_prob, d_entropy);
+      for (const float l : log_prob) loss.sum -= l;
+      loss.count += std::count_if(some.begin(), some.end(), [](int32_t t) { return t != -1; });
+      if (p.gradients != nullptr) log_prob_entropy_backward(ctx, some, entropy, d_log_prob, d_entropy, logits);
+    }
     if (p.gradients != nullptr) {
       linear_backward(ctx, x, lm_head, logits, p.gradients->lm_head, dnormed.slice(first, rows));
     }
@@ -151,7 +161,7 @@ void add_mtp(const Pass& p, ConstRows hidden, Rows dhidden) {
       p.objective.mtp_targets == 0
           ? 0
           : p.objective.mtp_loss_weight / static_cast<double>(p.objective.mtp_targets);
-  const Loss loss = head_loss(p, normed, rows.targets, scale, dnormed);
+  const Loss loss = head_loss(p, normed, rows.targets, scale, nullptr, dnormed);
   p.losses.mtp_cross_entropy += loss.sum;
   p.losses.mtp_targets += loss.count;
   if (w.block.moe) count_experts(p, a.moe, moe_layers(p.model) - 1);
@@ -247,7 +257,7 @@ void add_gradients(Context& ctx, const Model& model, const TrainBatch& batch,
   const Rows normed = scope.rows(tokens, d), dnormed = scope.rows(tokens, d);
   rms_norm(ctx, x[layers], w.norm.data(), p.eps(), normed);
   const double scale = objective.targets == 0 ? 0 : 1.0 / static_cast<double>(objective.targets);
-  const Loss loss = head_loss(p, normed, batch.targets, scale, dnormed);
+  const Loss loss = head_loss(p, normed, batch.targets, scale, objective.tokens, dnormed);
   losses.cross_entropy += loss.sum;
   losses.targets += loss.count;
   if (model.has_mtp() && objective.mtp_loss_weight != 0) add_mtp(p, normed, dnormed);

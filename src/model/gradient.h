@@ -2,6 +2,7 @@
 // then the same blocks in reverse.
 //
 //   L = sum over targets of -log p(target) / targets of the step
+//       (or, for policy gradients, any function of each target's log-probability and entropy)
 //     + mtp_loss_weight * the same of the MTP layer, which predicts one token further (V3 §2.2)
 //     + sequence_balance_alpha * sum over the main model's MoE layers of L_Bal (V3 §2.1.2),
 //       averaged over the step's documents
@@ -10,6 +11,7 @@
 // the whole step, so gradients add up to those of one batch, to the rounding of sums cut in parts.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "model/batch.h"
@@ -17,12 +19,24 @@
 
 namespace fathom {
 
+// What a policy gradient puts in the place of cross-entropy; tokens do not depend on each other.
+class TokenObjective {
+ public:
+  virtual ~TokenObjective() = default;
+  // log p(target) and the entropy of the batch's rows from `first` on, as many as the spans are long; the derivatives of L by
+  // both are to be filled in. Rows without a target have 0, and what they are given is ignored. Without gradients to add to
+  // it is called all the same: this is how old or reference log-probabilities are read.
+  virtual void differentiate(int64_t first, std::span<const float> log_prob, std::span<const float> entropy,
+                             std::span<float> d_log_prob, std::span<float> d_entropy) = 0;
+};
+
 struct Objective {
   int64_t targets = 0;      // of the whole step: TrainBatch targets that are not -1
   int64_t mtp_targets = 0;  // mtp_target_count() over the whole step
   int64_t documents = 0;    // of the whole step
   double mtp_loss_weight = 0;         // lambda; 0 = the MTP layer is neither computed nor trained
   double sequence_balance_alpha = 0;  // 0 = off
+  TokenObjective* tokens = nullptr;   // instead of cross-entropy
   // Keep only the residual stream of each layer and compute the rest again in the backward pass:
   // a third more arithmetic, the same bits.
   bool recompute = false;

@@ -8,6 +8,7 @@
 
 #include "tests/model/golden.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/softmax.h"
 #include "model/parameters.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/test_rows.h"
@@ -131,6 +132,70 @@ TEST_P(GoldenGradient, TheTrainersForwardPassHasTheBitsOfPrefill) {
     add_gradients(ctx, training.model, {ids, lengths, targets}, objective, nullptr, losses);
     EXPECT_EQ(losses.cross_entropy, prefill.loss);
     begin += length;
+  }
+}
+
+// Cross-entropy as a function of log-probabilities; keeps what it saw.
+struct LikelihoodObjective : TokenObjective {
+  void differentiate(int64_t first, std::span<const float> log_prob, std::span<const float> entropy,
+                     std::span<float> d_log_prob, std::span<float> d_entropy) override {
+    EXPECT_EQ(first, std::ssize(log_probs));
+    log_probs.insert(log_probs.end(), log_prob.begin(), log_prob.end());
+    entropies.insert(entropies.end(), entropy.begin(), entropy.end());
+    std::fill(d_log_prob.begin(), d_log_prob.end(), -weight);
+    std::fill(d_entropy.begin(), d_entropy.end(), 0.0f);
+  }
+  float weight = 0;
+  std::vector<float> log_probs, entropies;
+};
+
+TEST_P(GoldenGradient, APolicyGradientOfLikelihoodIsThatOfCrossEntropy) {
+  const Recorded r(GetParam());
+  Training expected(GetParam()), actual(GetParam());
+  Context ctx(2);
+  const StepLosses a = expected.run(ctx, r.batch(), r.objective);
+  LikelihoodObjective likelihood;
+  likelihood.weight = 1 / static_cast<float>(r.objective.targets);
+  Objective objective = r.objective;
+  objective.tokens = &likelihood;
+  const StepLosses b = actual.run(ctx, r.batch(), objective);
+  EXPECT_EQ(a.targets, b.targets);
+  EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-5 * a.cross_entropy);
+  for (const float h : likelihood.entropies) EXPECT_TRUE(h >= 0 && h <= std::log(static_cast<float>(expected.config.vocab_size)) + 1e-5f) << h;
+  for (const Parameter& p : expected.table.parameters) {
+    double error = 0, norm = 0;
+    for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
+      const auto at = static_cast<size_t>(i);
+      error += std::pow(expected.gradients[at] - actual.gradients[at], 2);
+      norm += std::pow(expected.gradients[at], 2);
+    }
+    EXPECT_TRUE(error <= 1e-10 * norm) << p.name << ": relative error " << std::sqrt(error / norm);
+  }
+}
+
+// No mismatch between who samples and who learns: the log-probability of each token is the sampler's to the bit.
+TEST_P(GoldenGradient, TheTrainersLogProbabilitiesAreTheSamplers) {
+  const Recorded r(GetParam());
+  Training training(GetParam());
+  Context ctx(2);
+  LikelihoodObjective seen;
+  Objective objective = r.objective;
+  objective.mtp_loss_weight = 0;
+  objective.tokens = &seen;
+  StepLosses losses;
+  losses.expert_tokens.assign(static_cast<size_t>(moe_layers(training.model) * training.config.n_routed_experts), 0);
+  add_gradients(ctx, training.model, r.batch(), objective, nullptr, losses);
+  const int64_t vocab = training.config.vocab_size;
+  size_t begin = 0;
+  for (const int64_t length : r.lengths) {
+    const std::vector<int32_t> ids(r.tokens.begin() + static_cast<std::ptrdiff_t>(begin), r.tokens.begin() + static_cast<std::ptrdiff_t>(begin) + length);
+    std::vector<float> logits = feed_logits(training.model, ctx, ids, {1}, MlaForm::kExpanded), sums(ids.size());
+    log_sum_exp(ctx, {logits.data(), length, vocab, vocab}, sums);
+    for (size_t t = 0; t + 1 < ids.size(); ++t) {
+      const double logit = logits[t * static_cast<size_t>(vocab) + static_cast<size_t>(ids[t + 1])];
+      EXPECT_EQ(seen.log_probs[begin + t], static_cast<float>(logit - sums[t]));
+    }
+    begin += ids.size();
   }
 }
 

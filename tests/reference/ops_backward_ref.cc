@@ -331,6 +331,21 @@ Doubles cross_entropy_gradient(const Doubles& logits, std::span<const int32_t> t
   return result;
 }
 
+std::pair<double, double> log_prob_entropy_value(std::span<const double> logits, int32_t target) {
+  const Doubles p = softmax(logits);
+  double entropy = 0;
+  for (const double v : p) entropy -= v > 0 ? v * std::log(v) : 0;
+  return {-cross_entropy_value(Doubles(logits.begin(), logits.end()), {&target, 1}, size(logits)), entropy};
+}
+
+Doubles log_prob_entropy_gradient(std::span<const double> logits, int32_t target, double d_log_prob, double d_entropy) {
+  Doubles p = softmax(logits);
+  const double entropy = log_prob_entropy_value(logits, target).second;
+  for (double& v : p) v *= -d_log_prob - d_entropy * ((v > 0 ? std::log(v) : 0) + entropy);
+  p[at(target)] += d_log_prob;
+  return p;
+}
+
 Doubles embedding_value(const Doubles& table, std::span<const int32_t> ids, int64_t cols) {
   Doubles y;
   for (const int32_t id : ids) y.insert(y.end(), table.begin() + id * cols, table.begin() + (id + 1) * cols);

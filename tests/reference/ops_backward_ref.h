@@ -66,6 +66,10 @@ Doubles balance_gradient(const RouterRule& rule, const Doubles& logits, std::spa
 double cross_entropy_value(const Doubles& logits, std::span<const int32_t> targets, int64_t vocab_size);
 Doubles cross_entropy_gradient(const Doubles& logits, std::span<const int32_t> targets, int64_t vocab_size);
 
+// Of one row: log p(target) and -sum_j p_j log p_j; and the gradient of d_log_prob times the one plus d_entropy times the other.
+std::pair<double, double> log_prob_entropy_value(std::span<const double> logits, int32_t target);
+Doubles log_prob_entropy_gradient(std::span<const double> logits, int32_t target, double d_log_prob, double d_entropy);
+
 Doubles embedding_value(const Doubles& table, std::span<const int32_t> ids, int64_t cols);
 Doubles embedding_gradient(const Doubles& dy, std::span<const int32_t> ids, int64_t vocab_size, int64_t cols);
 

@@ -142,6 +142,13 @@ TEST(Gradients, OfCrossEntropy) {
     if (targets[t] >= 0) expected += log_sums[t] - logits.view.row(static_cast<int64_t>(t))[targets[t]];
   }
   EXPECT_NEAR(reference::cross_entropy_value(x, targets, 11), expected, 1e-13);
+  const Doubles row(x.begin(), x.begin() + 11);
+  expect_gradient(
+      [&](const Doubles& v) {
+        const auto [log_prob, entropy] = reference::log_prob_entropy_value(v, 4);
+        return 0.7 * log_prob - 0.3 * entropy;
+      },
+      row, reference::log_prob_entropy_gradient(row, 4, 0.7, -0.3));
 }
 
 TEST(Gradients, OfTheEmbedding) {

@@ -26,8 +26,7 @@ class Targets {
   bool contains(const std::string& layer) {
     bool chosen = false;
     for (size_t i = 0; i < used_.size(); ++i) {
-      const std::string& target = options_.targets[i];
-      if (target == "all" || layer.find(target) != std::string::npos) used_[i] = chosen = true;
+      if (name_contains(layer, options_.targets[i])) used_[i] = chosen = true;
     }
     return chosen;
   }

@@ -159,6 +159,10 @@ void append_parameter(ParameterTable& table, std::string name, std::vector<int64
   table.total += ceil_to(count, kParameterAlign);
 }
 
+bool name_contains(const std::string& name, const std::string& part) {
+  return part == "all" || name.find(part) != std::string::npos;
+}
+
 WeightView matrix_view(const Parameter& p, std::span<const float> master,
                        std::span<const bf16> compute) {
   const auto offset = static_cast<size_t>(p.offset);

@@ -40,6 +40,8 @@ struct ParameterTable {
 
 void append_parameter(ParameterTable& table, std::string name, std::vector<int64_t> shape,
                       ParameterKind kind);
+// How recipes choose layers and parameters: `part` is a part of the name, or "all".
+bool name_contains(const std::string& name, const std::string& part);
 // A matrix of the table in `compute`, or in `master` if that is empty.
 WeightView matrix_view(const Parameter& parameter, std::span<const float> master,
                        std::span<const bf16> compute);

@@ -3,27 +3,63 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "kernels/adamw.h"
+#include "train/muon.h"
 
 namespace fathom {
+namespace {
+
+void expect_all_used(const ParameterTable& table, const std::vector<ParameterGroup>& groups) {
+  for (const ParameterGroup& group : groups) {
+    for (const std::string& part : group.match) {
+      if (std::any_of(table.parameters.begin(), table.parameters.end(),
+                      [&](const Parameter& p) { return name_contains(p.name, part); })) {
+        continue;
+      }
+      fail("optimizer.groups: match {}: no parameter of this model, expected a part of a name such "
+           "as 'mlp.experts'",
+           quoted(part));
+    }
+  }
+}
+
+ParameterGroup group_of(const Parameter& p, const std::vector<ParameterGroup>& groups) {
+  for (const ParameterGroup& group : groups) {
+    for (const std::string& part : group.match) {
+      if (name_contains(p.name, part)) return group;
+    }
+  }
+  return {};
+}
+
+}  // namespace
 
 Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& options, int64_t first_mtp)
     : options_(options),
       m_(static_cast<size_t>(table.total)),
       v_(static_cast<size_t>(table.total)) {
+  expect_all_used(table, options.groups);
   for (size_t i = 0; i < table.parameters.size(); ++i) {
     const Parameter& p = table.parameters[i];
     if (p.kind == ParameterKind::kBuffer) continue;
-    const bool decays = p.kind != ParameterKind::kVector;
+    const ParameterGroup group = group_of(p, options.groups);
+    const double decay = group.weight_decay.value_or(
+        p.kind == ParameterKind::kVector ? 0 : options.weight_decay);
+    if (options.kind == OptimizerKind::kMuon && p.kind == ParameterKind::kMatrix) {
+      ranges_.push_back({p.offset, p.count, group.lr_scale, decay, p.shape[0]});
+      continue;
+    }
     const int64_t end =
         i + 1 < table.parameters.size() ? table.parameters[i + 1].offset : table.total;
     // The gap behind a parameter is 0 in every array and stays 0.
     const bool new_part = p.offset == first_mtp;  // a border that step() may stop at
-    if (!ranges_.empty() && !new_part && ranges_.back().decays == decays &&
-        ranges_.back().offset + ranges_.back().count == p.offset) {
-      ranges_.back().count = end - ranges_.back().offset;
+    Range* const last = ranges_.empty() ? nullptr : &ranges_.back();
+    if (last != nullptr && !new_part && last->muon_rows == 0 && last->lr_scale == group.lr_scale &&
+        last->weight_decay == decay && last->offset + last->count == p.offset) {
+      last->count = end - last->offset;
     } else {
-      ranges_.push_back({p.offset, end - p.offset, decays});
+      ranges_.push_back({p.offset, end - p.offset, group.lr_scale, decay, 0});
     }
   }
 }
@@ -42,25 +78,40 @@ Optimizer::Result Optimizer::step(Context& ctx, double lr, int64_t end, std::spa
     return result;
   }
   ++steps_;
-  const auto t = static_cast<double>(steps_);
   const double coefficient =
       options_.clip > 0 ? std::min(1.0, options_.clip / (result.gradient_norm + 1e-6)) : 1.0;
-  AdamWStep step{.lr = static_cast<float>(lr),
-                 .beta1 = static_cast<float>(options_.beta1),
-                 .beta2 = static_cast<float>(options_.beta2),
-                 .eps = static_cast<float>(options_.eps),
-                 .bias1 = static_cast<float>(1 - std::pow(options_.beta1, t)),
-                 .bias2 = static_cast<float>(1 - std::pow(options_.beta2, t)),
-                 .gradient_scale = static_cast<float>(coefficient)};
   for (const Range& r : ranges_) {
     if (r.offset >= end) break;
-    step.weight_decay = r.decays ? static_cast<float>(options_.weight_decay) : 0.0f;
     const auto at = static_cast<size_t>(r.offset), count = static_cast<size_t>(r.count);
-    adamw(ctx, step, master.subspan(at, count), gradients.subspan(at, count),
-          std::span(m_).subspan(at, count), std::span(v_).subspan(at, count),
-          compute.empty() ? compute : compute.subspan(at, count));
+    update(ctx, r, lr, static_cast<float>(coefficient), master.subspan(at, count),
+           gradients.subspan(at, count), compute.empty() ? compute : compute.subspan(at, count));
   }
   return result;
+}
+
+void Optimizer::update(Context& ctx, const Range& r, double lr, float gradient_scale,
+                       std::span<float> w, std::span<float> gradient, std::span<bf16> compute) {
+  const auto at = static_cast<size_t>(r.offset), count = static_cast<size_t>(r.count);
+  if (r.muon_rows > 0) {
+    const int64_t cols = r.count / r.muon_rows;
+    const MuonStep step{.lr = static_cast<float>(lr * r.lr_scale),
+                        .momentum = static_cast<float>(options_.muon_momentum),
+                        .weight_decay = static_cast<float>(r.weight_decay),
+                        .gradient_scale = gradient_scale};
+    return muon(ctx, step, {w.data(), r.muon_rows, cols, cols}, gradient,
+                std::span(m_).subspan(at, count), compute);
+  }
+  const auto t = static_cast<double>(steps_);
+  const AdamWStep step{.lr = static_cast<float>(lr * r.lr_scale),
+                       .beta1 = static_cast<float>(options_.beta1),
+                       .beta2 = static_cast<float>(options_.beta2),
+                       .eps = static_cast<float>(options_.eps),
+                       .weight_decay = static_cast<float>(r.weight_decay),
+                       .bias1 = static_cast<float>(1 - std::pow(options_.beta1, t)),
+                       .bias2 = static_cast<float>(1 - std::pow(options_.beta2, t)),
+                       .gradient_scale = gradient_scale};
+  adamw(ctx, step, w, gradient, std::span(m_).subspan(at, count), std::span(v_).subspan(at, count),
+        compute);
 }
 
 }  // namespace fathom

@@ -140,6 +140,40 @@ class Section {
     return values;
   }
 
+  // "a|b" as its parts.
+  std::vector<std::string> parts(std::string_view key) {
+    const std::string value = string(key, std::nullopt);
+    std::vector<std::string> values;
+    for (size_t begin = 0; begin <= value.size();) {
+      const size_t end = std::min(value.find('|', begin), value.size());
+      values.push_back(value.substr(begin, end - begin));
+      if (values.back().empty()) refuse(find(key, false), key, quoted(value), "parts of names such as 'embed_tokens|lm_head'");
+      begin = end + 1;
+    }
+    return values;
+  }
+
+  // [{ ... }, ...]: read(section) takes the keys of each. Absent is empty.
+  template <class Read>
+  void tables(std::string_view key, Read read) {
+    const toml::node* node = find(key, true);
+    if (node != nullptr && !node->is_array()) refuse(*node, key, kind_of(*node), "an array of tables");
+    std::string text;
+    for (size_t i = 0; node != nullptr && i < node->as_array()->size(); ++i) {
+      const toml::node& element = *node->as_array()->get(i);
+      if (!element.is_table()) refuse(element, key, kind_of(element), "a table");
+      std::string lines;
+      Section section(element.as_table(), full(key), place_, lines);
+      lines.clear();  // its header; the table goes into one line
+      read(section);
+      section.expect_nothing_else();
+      lines.pop_back();
+      for (size_t at = 0; (at = lines.find('\n', at)) != std::string::npos;) lines.replace(at, 1, ", ");
+      text += (text.empty() ? "{ " : ", { ") + lines + " }";
+    }
+    write(key, "[" + text + "]");
+  }
+
   // { name = weight, ... }
   std::vector<std::pair<std::string, double>> weights(std::string_view key) {
     const toml::node* node = find(key, false);
@@ -318,13 +352,21 @@ void read_train(Section& s, Recipe& r) {
 }
 
 void read_optimizer(Section& s, Recipe& r) {
-  static constexpr const char* kKinds[] = {"adamw"};
-  s.choice("kind", "adamw", kKinds);
+  static constexpr const char* kKinds[] = {"adamw", "muon"};
+  r.optimizer.kind = static_cast<OptimizerKind>(s.choice("kind", "adamw", kKinds));
   r.optimizer.beta1 = s.number("beta1", 0.9, 0, 0.9999);
   r.optimizer.beta2 = s.number("beta2", 0.95, 0, 0.99999);
   r.optimizer.eps = s.number("eps", 1e-8, 1e-30, 1);
+  r.optimizer.muon_momentum = s.number("muon_momentum", 0.95, 0, 0.9999);
   r.optimizer.weight_decay = s.number("weight_decay", 0.1, 0, 10);
   r.optimizer.clip = s.number("clip", 1.0, 0, 1e9);
+  s.tables("groups", [&](Section& g) {
+    ParameterGroup& group = r.optimizer.groups.emplace_back();
+    group.match = g.parts("match");
+    group.lr_scale = g.number("lr_scale", 1.0, 0, 1000);
+    // Without one it depends on the parameter: there is no default to write down.
+    if (g.has("weight_decay")) group.weight_decay = g.number("weight_decay", std::nullopt, 0, 10);
+  });
   s.expect_nothing_else();
 }
 

@@ -76,6 +76,30 @@ TEST(Recipe, OverridesAreTheSameKeys) {
   EXPECT_EQ(r.data.tasks.size(), 2u);
 }
 
+TEST(Recipe, GroupsAndMuonAreWrittenBack) {
+  EXPECT_NE(parse_recipe(kGood, "r.toml").text.find("kind = \"adamw\"\n"), std::string::npos);
+  EXPECT_NE(parse_recipe(kGood, "r.toml").text.find("muon_momentum = 0.95\n"), std::string::npos);
+  EXPECT_NE(parse_recipe(kGood, "r.toml").text.find("groups = []\n"), std::string::npos);
+  const std::string lines = "[optimizer]\nkind = \"muon\"\nmuon_momentum = 0.9\ngroups = [{ match = \"embed_tokens|lm_head\", lr_scale = 0.5, "
+                            "weight_decay = 0 }, { match = \"norm\" }]\n";
+  const Recipe r = parse_recipe(kGood + lines, "r.toml");
+  EXPECT_EQ(r.optimizer.kind, OptimizerKind::kMuon);
+  EXPECT_EQ(r.optimizer.muon_momentum, 0.9);
+  ASSERT_EQ(r.optimizer.groups.size(), 2u);
+  EXPECT_EQ(r.optimizer.groups[0].match, (std::vector<std::string>{"embed_tokens", "lm_head"}));
+  EXPECT_EQ(r.optimizer.groups[0].lr_scale, 0.5);
+  EXPECT_EQ(r.optimizer.groups[0].weight_decay, 0.0);
+  EXPECT_EQ(r.optimizer.groups[1].lr_scale, 1);
+  EXPECT_FALSE(r.optimizer.groups[1].weight_decay);
+  EXPECT_NE(r.text.find("groups = [{ match = \"embed_tokens|lm_head\", lr_scale = 0.5, weight_decay = 0.0 }, { match = \"norm\", lr_scale = 1.0 }]\n"),
+            std::string::npos) << r.text;
+  EXPECT_EQ(parse_recipe(r.text, "again").text, r.text);
+  const std::vector<std::string> overrides = {"optimizer.groups=[{ match = \"mlp\", lr_scale = 2 }]"};
+  EXPECT_EQ(parse_recipe(kGood + lines, "r.toml", overrides).optimizer.groups[0].match[0], "mlp");
+  EXPECT_EQ(refusal(kGood, {"optimizer.groups=[{ match = \"mlp\", lr_scale = 2000 }]"}),
+            "command line: optimizer.groups.lr_scale: found 2000, expected 0 to 1000");
+}
+
 struct Case {
   const char *from, *to, *message;
 };
@@ -125,7 +149,18 @@ TEST(Recipe, RefusesWithFileLineAndKey) {
       {"lr = 1e-3", "lr = 1e-3\nkind = \"cosin\"", "schedule.kind: found 'cosin', expected one of constant, cosine, linear, wsd, v3, v2"},
       {"lr = 1e-3", "lr = 1e-3\nwarmup_steps = -2", "schedule.warmup_steps: found -2"},
       {"lr = 1e-3", "lr = 1e-3\nfinal_lr_factor = 2", "schedule.final_lr_factor: found 2, expected 0 to 1"},
-      {"[schedule]", "[optimizer]\nkind = \"sgd\"\n[schedule]", "optimizer.kind: found 'sgd', expected one of adamw"},
+      {"[schedule]", "[optimizer]\nkind = \"sgd\"\n[schedule]", "optimizer.kind: found 'sgd', expected one of adamw, muon"},
+      {"[schedule]", "[optimizer]\nmuon_momentum = 1\n[schedule]", "optimizer.muon_momentum: found 1, expected 0 to 0.9999"},
+      {"[schedule]", "[optimizer]\nmoun_momentum = 0.9\n[schedule]", "optimizer.moun_momentum: found a key that is not known, expected perhaps 'muon_momentum'"},
+      {"[schedule]", "[optimizer]\ngroups = \"norm\"\n[schedule]", "r.toml:24: optimizer.groups: found a string, expected an array of tables"},
+      {"[schedule]", "[optimizer]\ngroups = [3]\n[schedule]", "r.toml:24: optimizer.groups: found an integer, expected a table"},
+      {"[schedule]", "[optimizer]\ngroups = [{ lr_scale = 2 }]\n[schedule]", "r.toml: optimizer.groups.match: missing"},
+      {"[schedule]", "[optimizer]\ngroups = [{ match = [\"norm\"] }]\n[schedule]", "optimizer.groups.match: found an array, expected a string"},
+      {"[schedule]", "[optimizer]\ngroups = [{ match = \"\" }]\n[schedule]", "optimizer.groups.match: found '', expected parts of names such as 'embed_tokens|lm_head'"},
+      {"[schedule]", "[optimizer]\ngroups = [{ match = \"norm|\" }]\n[schedule]", "optimizer.groups.match: found 'norm|', expected parts of names"},
+      {"[schedule]", "[optimizer]\ngroups = [{ match = \"norm\", lr = 2 }]\n[schedule]", "optimizer.groups.lr: found a key that is not known, expected one of lr_scale, match, weight_decay"},
+      {"[schedule]", "[optimizer]\ngroups = [{ match = \"norm\", lr_scale = -1 }]\n[schedule]", "optimizer.groups.lr_scale: found -1, expected 0 to 1000"},
+      {"[schedule]", "[[optimizer.groups]]\nmatch = \"norm\"\nweight_decay = 11\n[schedule]", "r.toml:25: optimizer.groups.weight_decay: found 11, expected 0 to 10"},
       {"[schedule]", "[optimizer]\nbeta1 = 1\n[schedule]", "optimizer.beta1: found 1, expected 0 to 0.9999"},
       {"[schedule]", "[optimizer]\nweight_decay = -0.1\n[schedule]", "optimizer.weight_decay: found -0.1, expected 0 to 10"},
       {"[schedule]", "[moe]\nbias_update_rate = 2\n[schedule]", "moe.bias_update_rate: found 2, expected 0 to 1"},

@@ -129,21 +129,28 @@ TEST(Run, EndsWithAModelFolderMetricsAndACheckpoint) {
   EXPECT_EQ(trained, 12);
 }
 
-TEST(Run, ResumedRunsHaveTheBitsOfOneThatWasNeverStopped) {
+void expect_same_when_resumed(const std::vector<std::string>& overrides) {
   const TempDir whole, parts;
   Watch watch;
-  run_training(tiny({"threads=1"}), options_for(whole, false), watch);
+  run_training(tiny(overrides), options_for(whole, false), watch);
   std::vector<double> losses;
   for (const int64_t stop : {4, 3, -1}) {
     Watch part;
     part.stop_after = stop;
-    const RunResult result = run_training(tiny({"threads=1"}), options_for(parts, true), part);
+    const RunResult result = run_training(tiny(overrides), options_for(parts, true), part);
     EXPECT_EQ(result.finished, stop < 0);
     losses.insert(losses.end(), part.losses.begin(), part.losses.end());
   }
   EXPECT_EQ(losses, watch.losses);
+  EXPECT_LT(losses.back(), losses.front());
   EXPECT_EQ(optimizer_bytes(parts.path()), optimizer_bytes(whole.path()));
   EXPECT_EQ(read_file(parts.path() / "model" / "model.safetensors", 1 << 26), read_file(whole.path() / "model" / "model.safetensors", 1 << 26));
+}
+
+TEST(Run, ResumedRunsHaveTheBitsOfOneThatWasNeverStopped) { expect_same_when_resumed({"threads=1"}); }
+
+TEST(Run, SoHaveResumedRunsOfMuon) {
+  expect_same_when_resumed({"threads=1", "optimizer.kind=muon", "optimizer.groups=[{ match = \"experts|norm\", lr_scale = 0.5, weight_decay = 0.01 }]"});
 }
 
 TEST(Run, ThreadsDoNotChangeTheCurve) {
@@ -353,6 +360,10 @@ TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {
   const TempDir run;
   Watch watch;
   run_training(tiny(), options_for(run, false), watch);
+  EXPECT_NE(error_text(ExitCode::kBadInput, [&] {
+              run_training(tiny({"optimizer.kind=muon"}), options_for(run, true), watch);
+            }).find("first difference: 'kind = \"adamw\"' there, 'kind = \"muon\"' here"),
+            std::string::npos);
   EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(tiny(), options_for(run, false), watch); }).find("holds a run already (step 12)"),
             std::string::npos);
   EXPECT_NE(error_text(ExitCode::kBadInput, [&] {
@@ -408,6 +419,7 @@ TEST(Run, MisfitsAreNamed) {
             std::string::npos);
   EXPECT_NE(refusal({"model.vocab_size=50"}).find("model.vocab_size: found 50, expected at least the tokenizer's 106"), std::string::npos);
   EXPECT_NE(refusal({"tokenizer.path=/no/such"}).find("/no/such/tokenizer.json: cannot open"), std::string::npos);
+  EXPECT_NE(refusal({"optimizer.groups=[{ match = \"q_prj\" }]"}).find("optimizer.groups: match 'q_prj': no parameter of this model"), std::string::npos);
   EXPECT_NE(refusal({"model.num_attention_heads=0"}).find("num_attention_heads"), std::string::npos);
 }
 

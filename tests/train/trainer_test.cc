@@ -34,9 +34,10 @@ struct RecordedRun : RecordedBatch {
   std::vector<double> losses, norms;
 };
 
-TrainerOptions options_of(const RecordedRun& run) {
+TrainerOptions options_of(const RecordedRun& run, OptimizerKind kind = OptimizerKind::kAdamW) {
   TrainerOptions options;
   options.optimizer = run.optimizer;
+  options.optimizer.kind = kind;
   return options;
 }
 
@@ -88,29 +89,47 @@ INSTANTIATE_TEST_SUITE_P(All, RecordedTraining, testing::Values("v3", "moonlight
 TEST(Trainer, ThreadsDoNotChangeOneBitOfTheWeights) {
   const RecordedRun run("v3");
   const Model base = Model::load(run.folder);
-  std::vector<std::vector<float>> results;
-  for (const int threads : {1, 2, 3}) {
-    Context ctx(threads);
-    Trainer trainer(ctx, base, options_of(run), 0);
-    const TrainBatch batch = run.batch();
-    for (int step = 0; step < 3; ++step) trainer.step({&batch, 1}, run.step);
-    results.emplace_back(trainer.master().begin(), trainer.master().end());
+  for (const OptimizerKind kind : {OptimizerKind::kAdamW, OptimizerKind::kMuon}) {
+    std::vector<std::vector<float>> results;
+    for (const int threads : {1, 2, 3}) {
+      Context ctx(threads);
+      Trainer trainer(ctx, base, options_of(run, kind), 0);
+      const TrainBatch batch = run.batch();
+      for (int step = 0; step < 3; ++step) trainer.step({&batch, 1}, run.step);
+      results.emplace_back(trainer.master().begin(), trainer.master().end());
+    }
+    expect_same_bits(results[0], results[1]);
+    expect_same_bits(results[0], results[2]);
   }
-  expect_same_bits(results[0], results[1]);
-  expect_same_bits(results[0], results[2]);
+}
+
+TEST(Trainer, MuonLowersTheLoss) {
+  for (const char* name : {"v3", "qwen2"}) {
+    const RecordedRun run(name);
+    const Model base = Model::load(run.folder);
+    Context ctx(2);
+    Trainer trainer(ctx, base, options_of(run, OptimizerKind::kMuon), 0);
+    const TrainBatch batch = run.batch();
+    const double first = trainer.step({&batch, 1}, run.step).loss;
+    double last = first;
+    for (int step = 0; step < 20; ++step) last = trainer.step({&batch, 1}, run.step).loss;
+    EXPECT_LT(last, 0.8 * first) << name;
+  }
 }
 
 TEST(Trainer, AStepAllocatesNothing) {
   for (const char* name : {"v3", "qwen2"}) {
-    const RecordedRun run(name);
-    const Model base = Model::load(run.folder);
-    Context ctx(1);  // a second thread may meet its first item, and allocate its scratch, at any later step
-    Trainer trainer(ctx, base, options_of(run), 0);
-    const TrainBatch batch = run.batch();
-    for (int step = 0; step < 2; ++step) trainer.step({&batch, 1}, run.step);
-    const int64_t before = allocations;
-    for (int step = 0; step < 3; ++step) trainer.step({&batch, 1}, run.step);
-    EXPECT_EQ(allocations, before) << name;
+    for (const OptimizerKind kind : {OptimizerKind::kAdamW, OptimizerKind::kMuon}) {
+      const RecordedRun run(name);
+      const Model base = Model::load(run.folder);
+      Context ctx(1);  // a second thread may meet its first item, and allocate its scratch, at any later step
+      Trainer trainer(ctx, base, options_of(run, kind), 0);
+      const TrainBatch batch = run.batch();
+      for (int step = 0; step < 2; ++step) trainer.step({&batch, 1}, run.step);
+      const int64_t before = allocations;
+      for (int step = 0; step < 3; ++step) trainer.step({&batch, 1}, run.step);
+      EXPECT_EQ(allocations, before) << name;
+    }
   }
 }
 

@@ -1,20 +1,22 @@
-// Training steps of whole models: tokens/s, GFLOP/s (train/flops.h says what counts) and the share of the bf16 roof, and the
-// memory they take.
+// Whole training steps, the optimiser included: tokens/s, GFLOP/s (train/flops.h says what counts), the share of the bf16 roof, and the
+// most memory the process held.
 //
-//   train_bench [threads] [nano|wide ...]
+//   train_bench [threads] [nano|wide|lora ...]
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/random.h"
 #include "kernels/roofline.h"
-#include "model/gradient.h"
 #include "model/parameters.h"
 #include "train/flops.h"
+#include "train/trainer.h"
 
 namespace fathom {
 namespace {
@@ -23,6 +25,7 @@ struct Shape {
   std::string name;
   ModelConfig config;
   int64_t documents, length;
+  bool lora = false;
 };
 
 ModelConfig deepseek(int64_t vocab, int64_t hidden, int64_t layers, int64_t heads, int64_t experts) {
@@ -58,18 +61,66 @@ Shape wide() {
   return {"wide", c, 8, 512};
 }
 
+// QLoRA's little sister: rank 16 beside every linear layer of a frozen bf16 model.
+Shape lora() {
+  ModelConfig c;
+  c.architecture = Architecture::kQwen2;
+  c.vocab_size = 151936;
+  c.hidden_size = 1536;
+  c.num_hidden_layers = 28;
+  c.num_attention_heads = 12;
+  c.num_key_value_heads = 2;
+  c.head_dim = 128;
+  c.intermediate_size = 8960;
+  c.attention_bias = true;
+  c.tie_word_embeddings = true;
+  c.max_position_embeddings = 4096;
+  return {"lora", c, 2, 512, true};
+}
+
+// The most memory held since the last call, in bytes.
+double peak_memory() {
+  std::ifstream status("/proc/self/status");
+  double kilobytes = 0;
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) kilobytes = std::atof(line.c_str() + 6);
+  }
+  std::ofstream("/proc/self/clear_refs") << "5";
+  return kilobytes * 1024;
+}
+
+// A frozen model of random bf16 matrices; pages of the f32 array that only hold matrices are never touched.
+struct Base {
+  explicit Base(const ModelConfig& c)
+      : table(parameter_table(c)),
+        master(static_cast<float*>(std::calloc(static_cast<size_t>(table.total), sizeof(float))), &std::free),
+        compute(static_cast<size_t>(table.total)) {
+    for (size_t i = 0; i < compute.size(); ++i) compute[i] = f32_to_bf16(0.04f * (static_cast<float>((i * 2654435761u) >> 8 & 0xffff) / 65536.0f - 0.5f));
+    for (const Parameter& p : table.parameters) {
+      if (p.kind == ParameterKind::kVector) std::fill_n(master.get() + p.offset, p.count, 1.0f);
+    }
+    model.emplace(c, map_weights(c, table, {master.get(), compute.size()}, compute));
+  }
+  ParameterTable table;
+  std::unique_ptr<float[], void (*)(void*)> master;
+  std::vector<bf16> compute;
+  std::optional<Model> model;
+};
+
 void run(const Shape& shape, int threads, const Roofs& roofs) {
   const ModelConfig& c = shape.config;
+  peak_memory();
   Context ctx(threads);
-  const ParameterTable table = parameter_table(c);
-  const auto total = static_cast<size_t>(table.total);
-  std::vector<float> master(total), gradients(total);
-  std::vector<bf16> compute(total);
-  initialise(table, 0.02, 1, master);
-  for (size_t i = 0; i < total; ++i) compute[i] = f32_to_bf16(master[i]);
-  const Model model(c, map_weights(c, table, master, compute));
-  const ModelGradients views = map_gradients(c, table, gradients);
-
+  TrainerOptions options;
+  std::optional<Base> base;
+  std::unique_ptr<Trainer> trainer;
+  if (shape.lora) {
+    base.emplace(c);
+    options.lora = LoraOptions{.rank = 16, .alpha = 32, .targets = {"all"}};
+    trainer = std::make_unique<Trainer>(ctx, *base->model, options, 1);
+  } else {
+    trainer = std::make_unique<Trainer>(ctx, c, options, 1);
+  }
   const int64_t tokens = shape.documents * shape.length;
   std::vector<int32_t> ids(static_cast<size_t>(tokens)), targets(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -78,29 +129,22 @@ void run(const Shape& shape, int threads, const Roofs& roofs) {
   }
   const std::vector<int64_t> lengths(static_cast<size_t>(shape.documents), shape.length);
   const TrainBatch batch{ids, lengths, targets};
-  const Objective objective{.targets = tokens,
-                            .mtp_targets = mtp_target_count(batch),
-                            .documents = shape.documents,
-                            .mtp_loss_weight = 0.3,
-                            .sequence_balance_alpha = 1e-4};
-  StepLosses losses;
-  losses.expert_tokens.resize(static_cast<size_t>(moe_layers(model) * c.n_routed_experts));
+  const bool mtp = c.num_nextn_predict_layers > 0;
+  const StepSettings settings{.lr = 1e-4, .mtp_loss_weight = mtp ? 0.3 : 0, .sequence_balance_alpha = mtp ? 1e-4 : 0, .bias_update_rate = 1e-3};
   std::vector<double> seconds;
+  trainer->step({&batch, 1}, settings);  // finds out how much scratch it needs
   for (const double begin = seconds_now(); seconds.size() < 3 || seconds_now() - begin < 5;) {
     const double start = seconds_now();
-    add_gradients(ctx, model, batch, objective, &views, losses);
+    trainer->step({&batch, 1}, settings);
     seconds.push_back(seconds_now() - start);
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double flops = static_cast<double>(tokens) *
-                       training_flops(c, table, true).per_token(static_cast<double>(shape.length));
-  fmt::print("{:12} {:5.1f} M parameters, {} x {} tokens: {:6.0f} tokens/s (best {:.0f})  {:5.0f} GFLOP/s "
-             "{:5.1f} % of bf16   step memory {:.2f} GB\n",
-             shape.name, static_cast<double>(table.total) / 1e6, shape.documents, shape.length,
-             static_cast<double>(tokens) / median, static_cast<double>(tokens) / seconds.front(),
-             flops / median / 1e9, 100 * flops / median / roofs.bf16_flops,
-             static_cast<double>(ctx.scratch().reserved_bytes()) / 1e9);
+  const double flops = static_cast<double>(tokens) * training_flops(c, trainer->table(), mtp).per_token(static_cast<double>(shape.length));
+  fmt::print("{:6} {:7.1f} M trained, {} x {} tokens: {:6.0f} tokens/s (best {:.0f})  {:5.0f} GFLOP/s {:5.1f} % of bf16   at most {:.2f} GB\n",
+             shape.name, static_cast<double>(parameter_count(trainer->table())) / 1e6, shape.documents, shape.length,
+             static_cast<double>(tokens) / median, static_cast<double>(tokens) / seconds.front(), flops / median / 1e9,
+             100 * flops / median / roofs.bf16_flops, peak_memory() / 1e9);
 }
 
 }  // namespace
@@ -113,7 +157,7 @@ int main(int argc, char** argv) {
   const Roofs roofs = measure_roofs(ctx, 1);
   fmt::print("{} threads, roofs: f32 {:.0f}, bf16 {:.0f} GFLOP/s\n", threads, roofs.f32_flops / 1e9,
              roofs.bf16_flops / 1e9);
-  for (const Shape& shape : {nano(), wide()}) {
+  for (const Shape& shape : {nano(), wide(), lora()}) {
     bool wanted = argc <= 2;
     for (int i = 2; i < argc; ++i) wanted = wanted || shape.name == argv[i];
     if (wanted) run(shape, threads, roofs);

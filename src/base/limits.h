@@ -31,6 +31,8 @@ struct Limits {
   uint64_t json_depth = 64;
   uint64_t json_file_nodes = 4'000'000;
   uint64_t split_files = 1'024;
+  uint64_t trained_pieces = 8u << 20;         // different ones in the text that a tokenizer is trained on
+  uint64_t trained_piece_bytes = 128u << 20;  // together; training takes 20 to 30 times this
   uint64_t stop_strings = 16;
   uint64_t top_logprobs = 20;
 };

@@ -43,6 +43,8 @@ void print_limits(bool json) {
       {"json_depth", l.json_depth},
       {"json_file_nodes", l.json_file_nodes},
       {"split_files", l.split_files},
+      {"trained_pieces", l.trained_pieces},
+      {"trained_piece_bytes", l.trained_piece_bytes},
       {"stop_strings", l.stop_strings},
       {"top_logprobs", l.top_logprobs},
   };

@@ -27,6 +27,7 @@
 #include "cli/show.h"
 #include "cli/tokenize.h"
 #include "cli/train.h"
+#include "cli/train_tokenizer.h"
 #include "cli/welcome.h"
 
 namespace fathom {
@@ -226,6 +227,15 @@ Action bind_export(CLI::App& app) {
   return [o] { return run_export(*o); };
 }
 
+Action bind_train_tokenizer(CLI::App& app) {
+  auto o = std::make_shared<TrainTokenizerOptions>();
+  app.add_option("FILE", o->files, "texts")->required();
+  app.add_option("--vocab", o->vocab_size, "tokens, special ones and bytes included (default 4096)");
+  app.add_option("-o,--out", o->folder, "folder to write tokenizer.json and tokenizer_config.json into")->required();
+  bind_output(app, o->output);
+  return [o] { return run_train_tokenizer(*o); };
+}
+
 Action bind_report(CLI::App& app) {
   auto o = std::make_shared<ReportOptions>();
   app.add_option("RUN", o->runs, "folders of runs; several, such as seeds, are drawn together")->required();
@@ -265,6 +275,7 @@ constexpr Command kCommands[] = {
      bind_eval},
     {"pretrain", "train a model on texts", "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml train.tokens=500000 -o runs/try", bind_pretrain},
     {"sft", "fine-tune a model on answers", "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml model.path=runs/mine/model --resume", bind_sft},
+    {"train-tokenizer", "a vocabulary from texts", "  fathom train-tokenizer README.md docs/*.md --vocab 1024 -o runs/tokenizer\n  fathom train-tokenizer book.txt -o path/to/folder", bind_train_tokenizer},
     {"prepare", "texts as token shards to train on", "  fathom prepare corpus.jsonl --tokenizer path/to/folder -o shards/corpus\n  fathom prepare notes/ book.txt -o shards/mine", bind_prepare},
     {"export", "a model folder as one GGUF file", "  fathom export runs/countdown-sft/model countdown.gguf\n  fathom export path/to/folder model.gguf --type q8_0", bind_export},
     {"report", "one page about a training run", "  fathom report runs/countdown-sft\n  fathom report runs/seed-1 runs/seed-2 runs/seed-3 -o seeds.html", bind_report},

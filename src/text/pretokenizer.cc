@@ -197,27 +197,14 @@ Match first_match(Splitter splitter, Text t, size_t from) {
   return {t.size(), t.size()};
 }
 
-}  // namespace
-
-std::optional<Splitter> splitter_by_regex(std::string_view regex) {
-  std::u32string text;
-  while (!regex.empty()) {
-    const Utf8Char c = decode_utf8(regex);
-    if (c.code_point == '\r') {
-      text += U"\\r";
-    } else if (c.code_point == '\n') {
-      text += U"\\n";
-    } else {
-      text += static_cast<char32_t>(c.code_point);
-    }
-    regex.remove_prefix(c.bytes);
-  }
+// As tokenizer.json spells them, CR and LF escaped.
+std::vector<std::pair<std::u32string, Splitter>> expressions() {
   const auto repeated = [](std::u32string_view before, std::u32string_view cls) {
     return std::u32string(before).append(U"[").append(cls).append(U"]+");
   };
   const std::u32string llama3_head = U"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
   const std::u32string llama3_tail = U"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-  const std::pair<std::u32string, Splitter> known[] = {
+  return {
       {U"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
        Splitter::kGpt2},
       {llama3_head + U"\\p{N}{1,3}" + llama3_tail, Splitter::kLlama3},
@@ -236,10 +223,36 @@ std::optional<Splitter> splitter_by_regex(std::string_view regex) {
        U" ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
        Splitter::kDeepseekV3},
   };
-  for (const auto& [expression, splitter] : known) {
+}
+
+}  // namespace
+
+std::optional<Splitter> splitter_by_regex(std::string_view regex) {
+  std::u32string text;
+  while (!regex.empty()) {
+    const Utf8Char c = decode_utf8(regex);
+    if (c.code_point == '\r') {
+      text += U"\\r";
+    } else if (c.code_point == '\n') {
+      text += U"\\n";
+    } else {
+      text += static_cast<char32_t>(c.code_point);
+    }
+    regex.remove_prefix(c.bytes);
+  }
+  for (const auto& [expression, splitter] : expressions()) {
     if (expression == text) return splitter;
   }
   return std::nullopt;
+}
+
+std::string regex_of(Splitter splitter) {
+  std::string regex;
+  for (const auto& [expression, of] : expressions()) {
+    if (of != splitter) continue;
+    for (const char32_t c : expression) append_utf8(c, regex);
+  }
+  return regex;
 }
 
 std::optional<std::vector<Splitter>> splitters_by_gguf_name(std::string_view name) {

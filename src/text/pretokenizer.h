@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -35,6 +36,8 @@ enum class Splitter : uint8_t {
 // The splitter with exactly this expression, as tokenizer.json spells it (CR and LF literal or escaped);
 // absent if unknown.
 std::optional<Splitter> splitter_by_regex(std::string_view regex);
+// The expression of a splitter, CR and LF escaped.
+std::string regex_of(Splitter splitter);
 
 // The splitters behind a GGUF `tokenizer.ggml.pre` name; absent if unknown.
 std::optional<std::vector<Splitter>> splitters_by_gguf_name(std::string_view name);

@@ -15,6 +15,7 @@
 #include "formats/json.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "text/byte_alphabet.h"
 #include "text/pretokenizer.h"
 #include "text/token_index.h"
 #include "text/unicode.h"
@@ -25,26 +26,6 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxTextBytes = Limits{}.text_bytes;
-
-// Byte-level vocabularies write bytes as printable characters: the visible ones of Latin-1 stand for
-// themselves, the other 68 are U+0100 and on in byte order (space is U+0120).
-constexpr bool stands_for_itself(uint32_t byte) {
-  return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-}
-
-constexpr std::array<uint32_t, 256> kCharOfByte = [] {
-  std::array<uint32_t, 256> chars{};
-  uint32_t next = 0x100;
-  for (uint32_t byte = 0; byte < 256; ++byte) chars[byte] = stands_for_itself(byte) ? byte : next++;
-  return chars;
-}();
-
-constexpr std::array<int32_t, 0x144> kByteOfChar = [] {
-  std::array<int32_t, 0x144> bytes{};
-  bytes.fill(-1);
-  for (uint32_t byte = 0; byte < 256; ++byte) bytes[kCharOfByte[byte]] = static_cast<int32_t>(byte);
-  return bytes;
-}();
 
 // The bytes that a vocabulary entry spells. False if some character stands for no byte.
 bool append_bytes_of(std::string_view text, std::string& bytes) {

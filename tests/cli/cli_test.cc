@@ -5,8 +5,11 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/file.h"
 #include "formats/safetensors.h"
 #include "tests/cli/subprocess.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
 
 namespace fathom {
 namespace {
@@ -54,7 +57,7 @@ void expect_error(const Finished& run, int code, const std::string& part) {
 
 const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";  // many tokens are likely; id 67 is "A"
 const std::vector<std::string> kCommands = {"run", "show", "estimate", "tokenize", "eval", "bench", "logits", "selftest", "doctor", "completion",
-                                            "pretrain", "sft", "prepare", "report", "export"};
+                                            "pretrain", "sft", "train-tokenizer", "prepare", "report", "export"};
 
 TEST(Cli, AloneSaysWhatTheMachineHasAndWhatToTypeNext) {
   const TemporaryFolder folder;
@@ -408,6 +411,36 @@ TEST(Cli, PrepareMakesShardsOfFilesFoldersAndJsonl) {
   EXPECT_EQ(refused.code, 2);
   EXPECT_NE(refused.err.find("bad.jsonl:2: text: "), std::string::npos) << refused.err;
   EXPECT_FALSE(fs::exists(folder / "other/shards.json"));
+}
+
+TEST(Cli, ATokenizerIsTrainedWrittenAndReadBack) {
+  const TemporaryFolder folder;
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += "the cat sat on the mat, 猫坐在垫子上。\n";
+  const fs::path first = folder.write("first.txt", text), second = folder.write("second.txt", "\xff\xfe the end");
+  const std::string out = folder / "new/tokenizer";
+  const Finished run = run_fathom({"train-tokenizer", first, second, "--vocab", "275", "-o", out});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_TRUE(run.out.starts_with("vocabulary 275, 12 merges, ")) << run.out;
+  EXPECT_TRUE(run.out.ends_with(" bytes per token\n")) << run.out;
+  EXPECT_EQ(run.err, "");
+  const auto tokenizer = Tokenizer::from_json(read_file(out + "/tokenizer.json", 1 << 20), "tokenizer.json",
+                                              read_file(out + "/tokenizer_config.json", 1 << 20));
+  EXPECT_EQ(tokenizer.vocab_size(), 275);
+  EXPECT_EQ(detect_chat_format(tokenizer), ChatFormat::kDeepseekR1);
+
+  const Finished rare = run_fathom({"train-tokenizer", second, "-o", out});
+  EXPECT_EQ(rare.code, 0) << rare.err;
+  EXPECT_TRUE(has(rare.err, "no pair is left that occurs twice")) << rare.err;
+  EXPECT_EQ(run_fathom({"train-tokenizer", second, "-o", out, "-q"}).err, "");
+
+  expect_error(run_fathom({"train-tokenizer", "-o", out}), 2, "FILE");
+  expect_error(run_fathom({"train-tokenizer", first}), 2, "--out");
+  expect_error(run_fathom({"train-tokenizer", first, "--vocab", "262", "-o", out}), 2, "found 262 tokens, expected 263");
+  expect_error(run_fathom({"train-tokenizer", first, "--vocab", "1000001", "-o", out}), 2, "to 1000000");
+  expect_error(run_fathom({"train-tokenizer", folder / "none.txt", "-o", out}), 2, "none.txt");
+  expect_error(run_fathom({"train-tokenizer", folder.write("empty", ""), "-o", out}), 2, "0 bytes");
+  expect_error(run_fathom({"train-tokenizer", first, "-o", second}), 2, "second.txt");
 }
 
 TEST(Cli, LogitsOfAnyChunkAndThreadsAreTheSameFile) {

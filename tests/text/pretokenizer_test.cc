@@ -129,6 +129,10 @@ TEST(PreTokenizer, ExpressionsAreKnownInBothSpellings) {
   EXPECT_EQ(splitter_by_regex("[一-龥\u3040-ゟ゠-ヿ]+"), kCjkKana);
   EXPECT_EQ(splitter_by_regex("\\p{N}{1,4}"), std::nullopt);
   EXPECT_EQ(splitter_by_regex(""), std::nullopt);
+  for (int i = 0; i <= static_cast<int>(kDeepseekV3); ++i) {
+    const auto splitter = static_cast<Splitter>(i);
+    EXPECT_EQ(splitter_by_regex(regex_of(splitter)), splitter) << i;
+  }
 }
 
 TEST(PreTokenizer, GgufNamesAreKnownExactly) {

@@ -1,0 +1,60 @@
+#include "cli/train_tokenizer.h"
+
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "cli/progress.h"
+#include "text/bpe_trainer.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+void read_texts(const TrainTokenizerOptions& options, BpeTrainer& trainer) {
+  std::vector<MappedFile> files;
+  uint64_t total = 0, done = 0;
+  for (const std::string& path : options.files) total += files.emplace_back(path).bytes().size();
+  if (total == 0) fail("{}: 0 bytes, expected text to learn from", fmt::join(options.files, ", "));
+  Progress bar(options.output, "reading", Progress::Unit::kBytes, total);
+  for (const MappedFile& file : files) {
+    trainer.add(text_of(file), file.path(), [&](uint64_t bytes) { bar.at(done + bytes); });
+    file.check_unchanged();
+    done += file.bytes().size();
+  }
+}
+
+TrainedBpe learn(const TrainTokenizerOptions& options, const BpeTrainer& trainer) {
+  Progress bar(options.output, "merging", Progress::Unit::kTokens, static_cast<uint64_t>(options.vocab_size));
+  return trainer.train([&](uint64_t tokens) { bar.at(tokens); });
+}
+
+void write_files(const fs::path& folder, const TrainedBpe& trained) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) fail("{}: cannot make this folder: {}", folder.string(), error.message());
+  write_file_atomically(folder / "tokenizer_config.json", tokenizer_config_json());
+  write_file_atomically(folder / "tokenizer.json", tokenizer_json(trained));
+}
+
+}  // namespace
+
+int run_train_tokenizer(const TrainTokenizerOptions& options) {
+  BpeTrainer trainer(options.vocab_size);
+  read_texts(options, trainer);
+  const TrainedBpe trained = learn(options, trainer);
+  write_files(options.folder, trained);
+  out("vocabulary {}, {} merges, {:.3f} bytes per token\n", trained.vocab_size(), trained.merges.size(),
+      static_cast<double>(trained.text_bytes) / static_cast<double>(trained.text_tokens));
+  if (trained.vocab_size() < options.vocab_size && !options.output.quiet) {
+    note("no pair is left that occurs twice: {} tokens instead of {}", trained.vocab_size(), options.vocab_size);
+  }
+  return 0;
+}
+
+}  // namespace fathom

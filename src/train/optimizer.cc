@@ -10,6 +10,8 @@
 namespace fathom {
 namespace {
 
+constexpr int64_t kSmall = 1 << 18;  // elements of a matrix whose products have too few parts for many threads
+
 void expect_all_used(const ParameterTable& table, const std::vector<ParameterGroup>& groups) {
   for (const ParameterGroup& group : groups) {
     for (const std::string& part : group.match) {
@@ -47,7 +49,8 @@ Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& option
     const double decay = group.weight_decay.value_or(
         p.kind == ParameterKind::kVector ? 0 : options.weight_decay);
     if (options.kind == OptimizerKind::kMuon && p.kind == ParameterKind::kMatrix) {
-      ranges_.push_back({p.offset, p.count, group.lr_scale, decay, p.shape[0]});
+      (p.count <= kSmall ? small_ : ranges_)
+          .push_back({p.offset, p.count, group.lr_scale, decay, p.shape[0]});
       continue;
     }
     const int64_t end =
@@ -67,10 +70,12 @@ Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& option
 Optimizer::Result Optimizer::step(Context& ctx, double lr, int64_t end, std::span<float> master,
                                   std::span<float> gradients, std::span<bf16> compute) {
   double squares = 0;
-  for (const Range& r : ranges_) {
-    if (r.offset >= end) break;
-    squares += sum_of_squares(ctx, gradients.subspan(static_cast<size_t>(r.offset),
-                                                     static_cast<size_t>(r.count)));
+  for (const std::vector<Range>* ranges : {&ranges_, &small_}) {
+    for (const Range& r : *ranges) {
+      if (r.offset >= end) break;
+      squares += sum_of_squares(ctx, gradients.subspan(static_cast<size_t>(r.offset),
+                                                       static_cast<size_t>(r.count)));
+    }
   }
   Result result{std::sqrt(squares), !std::isfinite(squares)};
   if (result.skipped) {
@@ -80,12 +85,16 @@ Optimizer::Result Optimizer::step(Context& ctx, double lr, int64_t end, std::spa
   ++steps_;
   const double coefficient =
       options_.clip > 0 ? std::min(1.0, options_.clip / (result.gradient_norm + 1e-6)) : 1.0;
-  for (const Range& r : ranges_) {
-    if (r.offset >= end) break;
+  const auto update_range = [&](Context& context, const Range& r) {
+    if (r.offset >= end) return;
     const auto at = static_cast<size_t>(r.offset), count = static_cast<size_t>(r.count);
-    update(ctx, r, lr, static_cast<float>(coefficient), master.subspan(at, count),
+    update(context, r, lr, static_cast<float>(coefficient), master.subspan(at, count),
            gradients.subspan(at, count), compute.empty() ? compute : compute.subspan(at, count));
-  }
+  };
+  for (const Range& r : ranges_) update_range(ctx, r);
+  ctx.pool().run(std::ssize(small_), [&](int64_t item, int worker) {
+    update_range(ctx.serial(worker), small_[static_cast<size_t>(item)]);
+  });
   return result;
 }
 

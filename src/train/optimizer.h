@@ -73,6 +73,7 @@ class Optimizer {
 
   OptimizerOptions options_;
   std::vector<Range> ranges_;
+  std::vector<Range> small_;  // Muon's, one thread each
   std::vector<float> m_, v_;
   int64_t steps_ = 0;
 };

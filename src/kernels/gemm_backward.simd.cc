@@ -35,7 +35,8 @@ void transpose_strip(const T* in, int64_t in_stride, int64_t rows, int64_t cols,
   }
 }
 
-constexpr int64_t kBlock = 256;  // tokens
+constexpr int64_t kBlock = 256;        // tokens
+constexpr int64_t kMostColumns = 192;  // of dy in one call
 
 // One register tile: kRows rows of dw by kWidth columns.
 #if defined(FATHOM_SIMD_IS_avx512)
@@ -91,7 +92,17 @@ inline float operand(float x) {
   return __builtin_bit_cast(float, (bits & 0x7fffffff) > 0x7f800000 ? bits : rounded);
 }
 
-// dw [n, k] += dyᵀ · x over m tokens. scratch: kBlock * (n rounded up to kRows + 64). A block of dy is packed tile by tile of columns, x one panel
+// Columns [0, count) of a row, zeros up to `width`, a multiple of 16.
+template <bool kRound>
+inline void operands(const float* in, int64_t count, int64_t width, float* out) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const int64_t left = count - c;
+    store(load_n(in + c, left < 0 ? 0 : left < kLanes ? left : kLanes), out + c);
+  }
+  for (int64_t c = 0; c < width; ++c) out[c] = operand<kRound>(out[c]);
+}
+
+// dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kRows + 64). A block of dy is packed tile by tile of columns, x one panel
 // as wide as the tile at a time, so that the tiles read memory in order; lanes past the end are zeros.
 template <bool kRound>
 void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n, int64_t k,
@@ -100,21 +111,14 @@ void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t 
   float* const packed = scratch + kBlock * 64;
   for (; m > 0; m -= kBlock, dy += kBlock * dy_stride, x += kBlock * x_stride) {
     const int64_t block = m < kBlock ? m : kBlock;
-    for (int64_t i = 0; i < n; i += kRows) {
-      for (int64_t t = 0; t < block; ++t) {
-        for (int64_t r = 0; r < kRows; ++r) packed[i * block + t * kRows + r] = i + r < n ? operand<kRound>(dy[t * dy_stride + i + r]) : 0.0f;
-      }
+    for (int64_t t = 0; t < block; ++t) {
+      float row[kMostColumns + kLanes];
+      operands<kRound>(dy + t * dy_stride, n, (n + kRows + kLanes - 1) / kLanes * kLanes, row);
+      for (int64_t i = 0; i < n; i += kRows) __builtin_memcpy(packed + i * block + t * kRows, row + i, kRows * sizeof(float));
     }
     for (int64_t j = 0; j < k; j += kWidth) {
       const int64_t cols = k - j < kWidth ? k - j : kWidth;
-      for (int64_t t = 0; t < block; ++t) {
-        for (int64_t c = 0; c < kWidth; c += kLanes) {
-          const int64_t count = cols - c < 0 ? 0 : cols - c < kLanes ? cols - c : kLanes;
-          float* const to = panel + t * kWidth + c;
-          store(load_n(x + t * x_stride + j + c, count), to);
-          for (int64_t l = 0; l < kLanes; ++l) to[l] = operand<kRound>(to[l]);
-        }
-      }
+      for (int64_t t = 0; t < block; ++t) operands<kRound>(x + t * x_stride + j, cols, kWidth, panel + t * kWidth);
       for (int64_t i = 0; i < n; i += kRows) {
         outer_tile(packed + i * block, panel, block, n - i < kRows ? n - i : kRows, cols, dw + i * dw_stride + j, dw_stride);
       }

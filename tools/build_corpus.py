@@ -34,7 +34,7 @@ class HtmlText(html.parser.HTMLParser):
         self.parts, self.silent = [], 0
 
     def handle_starttag(self, tag, attributes):
-        self.silent += tag in self.SILENT
+        self.silent = 0 if tag == "body" else self.silent + (tag in self.SILENT)  # </head> may be left out
         if tag in self.BLOCKS:
             self.parts.append("\n")
 
@@ -58,10 +58,11 @@ def from_roff(text):
     """A manual page without its requests: headings on lines of their own, fonts and spacing dropped."""
     lines = []
     title = re.search(r"^\.(TH|Dd)\b", text, flags=re.M)  # definitions of macros come before it
-    for line in text[title.start() if title else 0:].splitlines():
+    body = re.sub(r"^[.'](?:de1?|ig|am)\b.*?^\.\.$", "", text[title.start() if title else 0:], flags=re.M | re.S)
+    for line in body.splitlines():
         if re.match(r"[.'](\\\"|TH|IX|RS|RE|ig|de|so|if|ie|el|nr|ds|ta|ad|hy|na|nh)", line):
             continue
-        request = re.match(r"[.'](\w+)\s*(.*)", line)
+        request = re.match(r"[.'] *(\w+)\s*(.*)", line)
         if request:
             name, rest = request.groups()
             if name in ("SH", "SS", "Sh", "Ss"):
@@ -73,10 +74,10 @@ def from_roff(text):
             continue
         lines.append(line)
     text = re.sub(r"\\f(\[\w*\]|\(..|.)", "", "\n".join(lines))
-    for escape, character in (("\\-", "-"), ("\\(aq", "'"), ("\\(dq", '"'), ("\\(em", "-"), ("\\(bu", "*"), ("\\e", "\\"), ("\\&", ""), ("\\ ", " ")):
+    for escape, character in (("\\-", "-"), ("\\(aq", "'"), ("\\(dq", '"'), ("\\(em", "-"), ("\\(bu", "*"), ("\\&", ""), ("\\ ", " ")):
         text = text.replace(escape, character)
     text = re.sub(r"\\\*(\(..|\[\w*\]|.)", "", text)
-    return re.sub(r"\\s[+-]?\d|\\[|^/]", "", text)
+    return re.sub(r"\\s[+-]?\d|\\[|^/]", "", text).replace("\\e", "\\")
 
 
 def from_pod(text):

@@ -29,8 +29,9 @@ std::vector<fs::path> files_of(const std::vector<std::string>& inputs) {
       continue;
     }
     const size_t first = files.size();
-    for (const auto& entry : fs::recursive_directory_iterator(input, error)) {
-      if (entry.is_regular_file()) files.push_back(entry.path());
+    fs::recursive_directory_iterator entry(input, error);
+    for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
+      if (std::error_code ignored; entry->is_regular_file(ignored)) files.push_back(entry->path());
     }
     if (error) fail("{}: {}", input, error.message());
     std::sort(files.begin() + static_cast<std::ptrdiff_t>(first), files.end());
@@ -43,12 +44,16 @@ template <class Body>
 void for_each_document(const fs::path& path, Body body) {
   const MappedFile file(path);
   const std::string_view all(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  if (path.extension() != ".jsonl") {
-    if (all.size() > Limits{}.text_bytes) {
-      fail("{}: {} bytes, expected at most {} in one document (split it, or JSONL: one {{\"text\": ...}} a line)", path.string(), all.size(),
+  const auto expect_short = [&](const std::string& place, size_t bytes) {
+    if (bytes >= Limits{}.text_bytes) {
+      fail("{}: {} bytes, expected less than {} in one document (split it, or JSONL: one {{\"text\": ...}} a line)", place, bytes,
            Limits{}.text_bytes);
     }
-    return body(all, all.size());
+  };
+  if (path.extension() != ".jsonl") {
+    expect_short(path.string(), all.size());
+    body(all, all.size());
+    return file.check_unchanged();
   }
   size_t number = 0;
   for (size_t begin = 0; begin < all.size();) {
@@ -59,8 +64,11 @@ void for_each_document(const fs::path& path, Body body) {
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string place = fmt::format("{}:{}", path.string(), number);
     const nlohmann::json value = parse_json(line, place);
-    body(JsonObject(value, place).string("text"), std::min(begin, all.size()));
+    const std::string text = JsonObject(value, place).string("text");
+    expect_short(place, text.size());
+    body(text, std::min(begin, all.size()));
   }
+  file.check_unchanged();
 }
 
 }  // namespace
@@ -80,15 +88,13 @@ int run_prepare(const PrepareCommand& options) {
   ShardWriter writer(options.out, tokenizer_files.fingerprint());
   Progress progress(options.output, "tokenizing", Progress::Unit::kBytes, total);
   for (const fs::path& file : files) {
-    uint64_t end = 0;
     for_each_document(file, [&](std::string_view text, uint64_t end_of_document) {
       if (interrupted()) throw Interrupted{};
       if (!text.empty()) writer.add(text_document(tokenizer, text).tokens);
       text_bytes += text.size();
-      end = end_of_document;
-      progress.at(done + end);
+      progress.at(done + end_of_document);
     });
-    done += end;
+    done += fs::file_size(file);
   }
   const ShardCounts counts = writer.finish();
   if (!options.output.quiet) {

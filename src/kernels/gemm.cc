@@ -97,16 +97,16 @@ void to_elements(const Problem& p, const float* x, int64_t k, float* out) {
 }
 
 void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k, float* out) {
-  const auto* const stored = reinterpret_cast<const bf16*>(w.row(r)) + k0;
+  const auto stored = [&] { return reinterpret_cast<const bf16*>(w.row(r)) + k0; };
   switch (p.form) {
     case Form::kF32:
       dequantize_weight(p.ctx.isa(), w, r, k0, k, out);
       return std::fill(out + k, out + steps_of(p.form, k) * 16, 0.0f);
     case Form::kSplitBf16:
-      return FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(stored, k, out);
+      return FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(stored(), k, out);
     case Form::kNativeBf16:
       auto* const pairs = reinterpret_cast<bf16*>(out);
-      std::memcpy(pairs, stored, static_cast<size_t>(k) * 2);
+      std::memcpy(pairs, stored(), static_cast<size_t>(k) * 2);
       return std::fill(pairs + k, pairs + steps_of(p.form, k) * 32, bf16{});
   }
 }
@@ -184,7 +184,8 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
 
 // The m rows from m0 on, whose tiles begin at `units`, times the panels of rows [n0, n0 + n) of w.
 void multiply_packed(const Problem& p, const WeightView& w, const float* units, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
-  const int64_t most = kPanelBytes / (p.tile.columns * 64);  // steps
+  const int64_t most = kPanelBytes / (p.tile.columns * 64);  // steps; a power of two, so that parts of k are whole chunks
+  FATHOM_CHECK(most * 16 % kChunk == 0, most);
   const bool whole = steps_of(p.form, p.cols) <= most + most / 4;
   const int64_t block_k = whole ? p.cols : most * (p.form == Form::kNativeBf16 ? 32 : 16);
   ArenaScope scope(p.ctx.worker_scratch(worker));

@@ -37,7 +37,7 @@ __attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const 
   for (int lane = 0; lane < 16; ++lane) {
     float* const kept = partial == nullptr ? nullptr : partial + lane * kRows * kColumns;
     if (b.first) {
-      each(nullptr, [](Part& s, float*) { s = Part{}; });
+      each(joined[0], [](Part& s, float*) { s = Part{}; });
     } else {
       each(kept, [](Part& s, float* p) { s = load_part(p); });
     }

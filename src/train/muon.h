@@ -6,8 +6,8 @@
 //   W = W (1 - lr weight_decay) - lr 0.2 sqrt(max(rows, cols)) X;  compute = bf16(W), nearest even;  gradient = 0
 //
 // a = 3.4445, b = -4.7750, c = 2.0315: X tends towards the nearest matrix with orthonormal rows; singular values above 1/300 of |U|_F end
-// between 0.68 and 1.21. With more rows than columns the same polynomial is X (a + b A + c A²) with A = Xᵀ X: the small one of the two,
-// and nothing is transposed. The scale makes the root mean square of an update what AdamW's is, about 0.2 lr.
+// between 0.68 and 1.21. With more rows than columns the same polynomial is X (a + b A + c A²) with A = Xᵀ X: the small one of the two
+// (a wide one is transposed for the last product). The scale makes the root mean square of an update what AdamW's is, about 0.2 lr.
 //
 // One order of sums whatever the threads. Uses ctx.scratch(): 2 rows cols + 2 min(rows, cols)² floats and what linear layers need.
 #pragma once

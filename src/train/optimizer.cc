@@ -16,7 +16,7 @@ void expect_all_used(const ParameterTable& table, const std::vector<ParameterGro
   for (const ParameterGroup& group : groups) {
     for (const std::string& part : group.match) {
       if (std::any_of(table.parameters.begin(), table.parameters.end(),
-                      [&](const Parameter& p) { return name_contains(p.name, part); })) {
+                      [&](const Parameter& p) { return p.kind != ParameterKind::kBuffer && name_contains(p.name, part); })) {
         continue;
       }
       fail("optimizer.groups: match {}: no parameter of this model, expected a part of a name such "

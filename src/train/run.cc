@@ -35,7 +35,7 @@ TokenizerFiles tokenizer_files(const Recipe& recipe) {
   if (recipe.tokenizer.empty() && fs::is_regular_file(recipe.model_path)) {
     fail("{}: tokenizer.path: missing, expected the folder of tokenizer.json: model.path is one file", recipe.name);
   }
-  return read_tokenizer_files(recipe.tokenizer.empty() ? recipe.model_path : recipe.tokenizer);
+  return recipe.tokenizer.empty() ? read_tokenizer_folder(recipe.model_path) : read_tokenizer_files(recipe.tokenizer);
 }
 
 ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
@@ -95,7 +95,8 @@ class Run {
     trainer_ = base_ ? std::make_unique<Trainer>(ctx_, *base_, trainer_options, recipe.seed)
                      : std::make_unique<Trainer>(ctx_, config, trainer_options, recipe.seed);
     if (base_ && !recipe.lora) base_.reset();  // copied
-    flops_ = training_flops(config, trainer_->table(), recipe.mtp_loss_weight != 0);
+    flops_ = training_flops(config, trainer_->table(), false);
+    mtp_flops_ = training_flops(config, trainer_->table(), true);
   }
 
   RunResult run() {
@@ -191,7 +192,8 @@ class Run {
            first_difference(recipe, recipe_.text));
     }
     expect_same_run(found, train_state(found.step));
-    if (const std::string data = state.string("data"), here = hash_text(source_->fingerprint()); data != here) {
+    // Of runs before there were fingerprints: none.
+    if (const std::string here = hash_text(source_->fingerprint()), data = state.optional_string("data").value_or(hash_text(0)); data != here) {
       fail("{}: data: found {}, the run's data now have {} (data.path has changed; changed data are a new run)", place, data, here);
     }
     load_optimizer(found.folder, trainer_->table(), trainer_->master(), trainer_->optimizer().first_moment(),
@@ -225,15 +227,16 @@ class Run {
     packer_.next(recipe_.train.tokens_per_step, batch_);
     const double lr = recipe_.schedule.lr_at(step, steps());
     const double share = static_cast<double>(step) / static_cast<double>(steps());
+    const double mtp_loss_weight = share < recipe_.mtp_late_from ? recipe_.mtp_loss_weight : recipe_.mtp_late_loss_weight;
     const StepReport report = trainer_->step(batch_.micro_batches(recipe_.train.micro_batch_tokens),
                                              {.lr = lr,
-                                              .mtp_loss_weight = share < recipe_.mtp_late_from ? recipe_.mtp_loss_weight : recipe_.mtp_late_loss_weight,
+                                              .mtp_loss_weight = mtp_loss_weight,
                                               .sequence_balance_alpha = recipe_.sequence_balance_alpha,
                                               .bias_update_rate = share < recipe_.bias_update_until ? recipe_.bias_update_rate : 0});
     tokens_ += report.tokens;
     const double seconds = seconds_now() - begin;
     const double length = static_cast<double>(report.tokens) / static_cast<double>(std::max<int64_t>(1, report.documents));
-    const double flops = static_cast<double>(report.tokens) * flops_.per_token(length);
+    const double flops = static_cast<double>(report.tokens) * (mtp_loss_weight != 0 ? mtp_flops_ : flops_).per_token(length);
     const double roof = recipe_.train.f32 ? roofs_.f32_flops : roofs_.bf16_flops;
     const std::vector<double> loads = load_max_over_mean(report.expert_tokens, trainer_->config().n_routed_experts);
     const double worst = loads.empty() ? 0 : *std::max_element(loads.begin(), loads.end());
@@ -366,7 +369,7 @@ class Run {
   std::optional<Model> base_;
   std::unique_ptr<Trainer> trainer_;
   StepBatch batch_;
-  TrainingFlops flops_;
+  TrainingFlops flops_, mtp_flops_;  // of steps without and with the MTP loss
   Roofs roofs_;
   RunFacts facts_;
   MetricsLog* metrics_ = nullptr;

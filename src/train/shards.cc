@@ -163,6 +163,8 @@ ShardCounts ShardWriter::finish() {
   if (!ends_.empty()) write_file();
   if (files_.empty()) fail("{}: no document to write, expected at least one", folder_.string());
   counts_.files = std::ssize(files_);
+  std::error_code none;  // what is left of a writer that had more to say
+  for (int64_t i = counts_.files; fs::remove(shard_path(folder_, i), none); ++i) continue;
   nlohmann::ordered_json files = nlohmann::ordered_json::array();
   for (const FileDigest& f : files_) files.push_back({{"bytes", f.bytes}, {"hash", hash_text(f.hash)}});
   const nlohmann::ordered_json manifest = {

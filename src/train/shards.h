@@ -23,7 +23,8 @@ struct ShardCounts {
 
 class ShardWriter {
  public:
-  // `tokenizer` identifies it: whoever trains must name the same. Throws if the folder holds shards already.
+  // `tokenizer` identifies it: whoever trains must name the same. Throws if the folder holds finished shards; those
+  // of a writer that did not finish are replaced.
   ShardWriter(const std::filesystem::path& folder, uint64_t tokenizer, int64_t tokens_per_file = int64_t{16} << 20);
   void add(std::span<const int32_t> document);
   // Once, last. Throws if there was no document.

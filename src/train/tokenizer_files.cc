@@ -1,7 +1,5 @@
 #include "train/tokenizer_files.h"
 
-#include <filesystem>
-
 #include "base/file.h"
 #include "base/limits.h"
 #include "text/character_tokenizer.h"
@@ -17,7 +15,10 @@ uint64_t TokenizerFiles::fingerprint() const {
 
 TokenizerFiles read_tokenizer_files(const std::string& name) {
   if (name == "characters") return {character_tokenizer_json(), character_tokenizer_config_json()};
-  const std::filesystem::path folder = name;
+  return read_tokenizer_folder(name);
+}
+
+TokenizerFiles read_tokenizer_folder(const std::filesystem::path& folder) {
   const Limits limits;
   return {read_file(folder / "tokenizer.json", limits.tokenizer_file_bytes), read_file(folder / "tokenizer_config.json", limits.config_file_bytes)};
 }

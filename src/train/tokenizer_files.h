@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 
 #include "text/tokenizer.h"
@@ -15,7 +16,8 @@ struct TokenizerFiles {
   uint64_t fingerprint() const;  // of both
 };
 
-// "characters" (text/character_tokenizer.h), or the folder that holds both files.
+// "characters" (text/character_tokenizer.h), or a folder: what recipes and commands call a tokenizer.
 TokenizerFiles read_tokenizer_files(const std::string& name);
+TokenizerFiles read_tokenizer_folder(const std::filesystem::path& folder);
 
 }  // namespace fathom

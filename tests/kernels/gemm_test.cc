@@ -22,6 +22,9 @@ namespace avx512 {
 void gemm_native_bf16(const GemmBlock& b);
 void gemm_split_bf16(const GemmBlock& b);
 void split_bf16(const uint16_t* in, int64_t n, float* out);
+void packed_native_bf16(const PackedBlock& b);
+void packed_split_bf16(const PackedBlock& b);
+void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width, float* out, int64_t lane, int64_t row_length);
 }  // namespace avx512
 #endif
 namespace {
@@ -133,7 +136,7 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
     Context ctx(2, isa);
     for (DType dtype : kWays) {
       SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(dtype_name(dtype)));
-      const int64_t m = 300, n = 61, k = 2304;  // more than one block of x, of w and of k
+      const int64_t m = 300, n = 61, k = 2304;  // tiles, whole and not; panels, whole and not
       const PaddedRows x(m, k, 1);
       const Weight w(dtype, n, k, 2);
       PaddedRows all(m, n);
@@ -143,6 +146,27 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
           PaddedRows some(rows, n);
           linear(ctx, x.view.slice(first, rows), w.view, nullptr, some.view);
           expect_same_bits(some.view, all.view.slice(first, rows));
+        }
+      }
+    }
+  }
+}
+
+// Two blocks of rows, two items of panels, k in parts whose sums wait in memory (on every target), none of them whole; a bias at the end.
+TEST(Linear, PartsOfKAndBlocksOfRowsChangeNothing) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+      SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(dtype_name(dtype)));
+      for (const auto& [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{530, 21, 300}, {13, 71, 24677}}) {
+        const PaddedRows x(m, k, 1), bias(1, n, 3);
+        const Weight w(dtype, n, k, 2);
+        PaddedRows all(m, n), alone(1, n);
+        linear(ctx, x.view, w.view, bias.view.row(0), all.view);
+        EXPECT_TRUE(all.intact());
+        for (int64_t row : {int64_t{0}, m / 2, m - 2, m - 1}) {
+          linear(ctx, x.view.slice(row, 1), w.view, bias.view.row(0), alone.view);
+          expect_same_bits(alone.view, all.view.slice(row, 1));
         }
       }
     }
@@ -189,7 +213,7 @@ TEST(Linear, Avx2AndAvx512ComputeTheSameBits) {
   if (detect_isa() < Isa::kAvx512) GTEST_SKIP() << "this machine has no AVX-512";
   Context avx2(2, Isa::kAvx2), avx512(2, Isa::kAvx512);
   for (DType dtype : kWays) {
-    for (int64_t m : {1, 10}) {
+    for (int64_t m : {1, 10, 29}) {
       const PaddedRows x(m, 1280, 1);
       const Weight w(dtype, 37, 1280, 2);
       PaddedRows a(m, 37), b(m, 37);
@@ -276,6 +300,34 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
       b.y = split_y.data();
       avx512::gemm_split_bf16(b);
       expect_same_bits(split_y, native_y);
+
+      // Packed: three steps of pairs a row are six of split elements.
+      const auto packed = [&](const void* rows, int64_t count, int64_t width, int64_t steps) {
+        std::vector<float> out(static_cast<size_t>(16 * steps * width));
+        for (int64_t r = 0; r < width; r += 16) {
+          const int64_t some = std::clamp<int64_t>(count - r, 0, 16);
+          avx512::pack_lanes(static_cast<const float*>(rows) + r * steps * 16, steps * 16, some, steps, std::min<int64_t>(16, width - r),
+                             out.data() + r, steps * width, width);
+        }
+        return out;
+      };
+      std::vector<bf16> padded_w(static_cast<size_t>(n * padded));
+      for (int64_t r = 0; r < n; ++r) std::copy_n(w.begin() + r * k, k, padded_w.begin() + r * padded);
+      std::vector<bf16> padded_x = x;
+      for (int64_t r = 0; r < m; ++r) std::fill_n(padded_x.begin() + r * padded + k, padded - k, bf16{});
+      std::vector<float> split_w(static_cast<size_t>(n * padded));
+      for (int64_t r = 0; r < n; ++r) avx512::split_bf16(padded_w.data() + r * padded, padded, split_w.data() + r * padded);
+      constexpr int64_t kRows = avx512::kPackedTile.rows, kColumns = avx512::kPackedTile.columns;
+      std::vector<float> packed_y(native_y.size());
+      for (const bool native : {true, false}) {
+        const int64_t steps = native ? 3 : 6;
+        const std::vector<float> px = packed(native ? static_cast<const void*>(padded_x.data()) : split.data(), m, kRows, steps);
+        const std::vector<float> pw = packed(native ? static_cast<const void*>(padded_w.data()) : split_w.data(), n, kColumns, steps);
+        PackedBlock p{.x = px.data(), .w = pw.data(), .x_lane = steps * kRows, .w_lane = steps * kColumns, .m = m, .n = n, .steps = steps,
+                      .y = packed_y.data(), .y_stride = n};
+        native ? avx512::packed_native_bf16(p) : avx512::packed_split_bf16(p);
+        expect_same_bits(packed_y, native_y);
+      }
       if (exponent == 0) {
         EXPECT_NE(native_y[0], 0.0f);
       }

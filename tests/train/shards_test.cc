@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "formats/safetensors.h"
 #include "tests/base/test_files.h"
 
 namespace fathom {
@@ -136,6 +137,25 @@ TEST(Shards, DamageIsNamed) {
   EXPECT_NE(refusal(folder.path()).find("shards.json"), std::string::npos);
 }
 
+TEST(Shards, AFileOfAnotherShapeIsNamed) {
+  const TempDir folder;
+  const std::vector<int32_t> tokens = {1, 2, 3, 4};
+  const std::vector<int64_t> ends = {4}, falling = {3, 2}, beyond = {5};
+  const TensorToWrite good{"tokens", DType::kI32, {4}, std::as_bytes(std::span(tokens))};
+  const TensorToWrite good_ends{"ends", DType::kI64, {1}, std::as_bytes(std::span(ends))};
+  const auto refused = [&](std::vector<TensorToWrite> tensors) {
+    const FileDigest digest = write_safetensors(folder / "shard-00000.safetensors", tensors);
+    folder.write("shards.json", fmt::format(R"({{"tokenizer": "{}", "files": [{{"bytes": {}, "hash": "{}"}}]}})", hash_text(kTokenizer), digest.bytes,
+                                            hash_text(digest.hash)));
+    return refusal(folder.path());
+  };
+  EXPECT_NE(refused({good_ends}).find("tensor 'tokens': missing"), std::string::npos);
+  EXPECT_NE(refused({good_ends, {"tokens", DType::kU32, {4}, good.data}}).find("tensor 'tokens': found U32 with 1 dimensions, expected I32 with 1"), std::string::npos);
+  EXPECT_NE(refused({good_ends, {"tokens", DType::kI32, {2, 2}, good.data}}).find("found I32 with 2 dimensions"), std::string::npos);
+  EXPECT_NE(refused({{"ends", DType::kI64, {2}, std::as_bytes(std::span(falling))}, good}).find("tensor 'ends': found 2 after 3"), std::string::npos);
+  EXPECT_NE(refused({{"ends", DType::kI64, {1}, std::as_bytes(std::span(beyond))}, good}).find("expected rising numbers up to 4"), std::string::npos);
+}
+
 TEST(Shards, AnUnfinishedFolderIsNothingAndAFinishedOneIsNotOverwritten) {
   const TempDir folder;
   {
@@ -145,6 +165,7 @@ TEST(Shards, AnUnfinishedFolderIsNothingAndAFinishedOneIsNotOverwritten) {
   EXPECT_NE(refusal(folder.path()).find("shards.json"), std::string::npos);
   write_numbered(folder.path(), 40);
   EXPECT_NO_THROW(open_shards(folder.path()));
+  EXPECT_FALSE(std::filesystem::exists(folder / "shard-00020.safetensors"));  // the first writer's
   EXPECT_NE(error_of([&] { ShardWriter(folder.path(), kTokenizer); }, ExitCode::kBadInput).find("holds token shards already"), std::string::npos);
 }
 

@@ -1,6 +1,6 @@
 """Text to train on, from documentation packages that are installed on a Debian machine: usage build_corpus.py OUT.jsonl [PACKAGE ...]
 
-One {"text", "source"} a line, a document each, for `fathom train-tokenizer` (after --text) and `fathom prepare`. Nothing is fetched, nothing of it
+One {"text", "source"} a line, a document each, for `fathom train-tokenizer` and `fathom prepare`. Nothing is fetched, nothing of it
 belongs to this project: licences are those of the packages. Without names: those of the list below that are installed.
 
     apt-get install anarchism git-doc manpages debian-policy
@@ -130,9 +130,8 @@ def files_of(package):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", help="the JSONL file to write; with --text plain text")
+    parser.add_argument("out", help="the JSONL file to write")
     parser.add_argument("packages", nargs="*")
-    parser.add_argument("--text", action="store_true", help="plain text, documents apart by an empty line: for train-tokenizer")
     options = parser.parse_args()
     seen, written, characters = set(), 0, 0
     with open(options.out, "w", encoding="utf-8") as out:
@@ -150,7 +149,7 @@ def main():
                 if len(text) < SHORTEST or text in seen:
                     continue
                 seen.add(text)
-                out.write(text + "\n" if options.text else json.dumps({"text": text, "source": f"{package}:{path}"}, ensure_ascii=False) + "\n")
+                out.write(json.dumps({"text": text, "source": f"{package}:{path}"}, ensure_ascii=False) + "\n")
                 written += 1
                 characters += len(text)
             print(f"{package}: {(characters - before) / 1e6:.2f} M characters", file=sys.stderr)

@@ -229,7 +229,7 @@ Action bind_export(CLI::App& app) {
 
 Action bind_train_tokenizer(CLI::App& app) {
   auto o = std::make_shared<TrainTokenizerOptions>();
-  app.add_option("FILE", o->files, "texts")->required();
+  app.add_option("FILE", o->files, "texts; .jsonl: one {\"text\": ...} a line; folders: all files below")->required();
   app.add_option("--vocab", o->vocab_size, "tokens, special ones and bytes included (default 4096)");
   app.add_option("-o,--out", o->folder, "folder to write tokenizer.json and tokenizer_config.json into")->required();
   bind_output(app, o->output);

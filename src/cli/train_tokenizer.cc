@@ -1,10 +1,12 @@
 #include "cli/train_tokenizer.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/progress.h"
+#include "cli/text_documents.h"
 #include "text/bpe_trainer.h"
 
 namespace fathom {
@@ -12,20 +14,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string_view text_of(const MappedFile& file) {
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 void read_texts(const TrainTokenizerOptions& options, BpeTrainer& trainer) {
-  std::vector<MappedFile> files;
-  uint64_t total = 0, done = 0;
-  for (const std::string& path : options.files) total += files.emplace_back(path).bytes().size();
+  const std::vector<fs::path> files = text_files(options.files);
+  const uint64_t total = total_bytes(files);
   if (total == 0) fail("{}: 0 bytes, expected text to learn from", fmt::join(options.files, ", "));
   Progress bar(options.output, "reading", Progress::Unit::kBytes, total);
-  for (const MappedFile& file : files) {
-    trainer.add(text_of(file), file.path(), [&](uint64_t bytes) { bar.at(done + bytes); });
-    file.check_unchanged();
-    done += file.bytes().size();
+  uint64_t done = 0;
+  for (const fs::path& file : files) {
+    for_each_document(file, UINT64_MAX, [&](std::string_view text, const std::string& place, uint64_t end) {
+      trainer.add(text, place, [&](uint64_t bytes) { bar.at(done + end - std::min<uint64_t>(end, text.size() - bytes)); });
+    });
+    done += fs::file_size(file);
   }
 }
 

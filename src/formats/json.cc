@@ -224,4 +224,18 @@ std::optional<JsonObject> JsonObject::optional_object(std::string_view key) cons
   return JsonObject(value(key), fmt::format("{}: {}", place_, key));
 }
 
+void for_each_json_line(std::string_view text, std::string_view place, const std::function<void(const JsonObject&, size_t end)>& body) {
+  size_t number = 0;
+  for (size_t begin = 0; begin < text.size(); ++begin) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string_view line = text.substr(begin, end - begin);
+    begin = end;
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const std::string where = fmt::format("{}:{}", place, number);
+    const nlohmann::json value = parse_json(line, where);
+    body(JsonObject(value, where), end);
+  }
+}
+
 }  // namespace fathom

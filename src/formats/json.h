@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -47,5 +48,8 @@ class JsonObject {
   const nlohmann::json& object_;
   std::string place_;
 };
+
+// JSON Lines: body(object, offset of its line's end) for each line that is not blank; the object's place is "place:LINE".
+void for_each_json_line(std::string_view text, std::string_view place, const std::function<void(const JsonObject&, size_t end)>& body);
 
 }  // namespace fathom

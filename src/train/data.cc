@@ -88,9 +88,8 @@ class TaskConversations : public DocumentSource {
 
 constexpr size_t kHoldOut = 20;  // one conversation of so many
 
-std::vector<ChatMessage> read_conversation(std::string_view line, const std::string& place) {
-  const nlohmann::json value = parse_json(line, place);
-  const JsonObject object(value, place);
+std::vector<ChatMessage> read_conversation(const JsonObject& object) {
+  const std::string& place = object.place();
   const nlohmann::json& list = object.value("messages");
   if (!list.is_array() || list.empty()) fail("{}: messages: expected an array of at least one message", place);
   std::vector<ChatMessage> messages;
@@ -122,17 +121,12 @@ class JsonlMessages : public DocumentSource {
       : seed_(seed) {
     const std::string text = read_file(path, kLargestJsonl);
     fingerprint_ = hash_bytes(std::as_bytes(std::span(text)));
-    size_t number = 0, conversations = 0;
-    for (size_t begin = 0; begin < text.size();) {
-      const size_t end = std::min(text.find('\n', begin), text.size());
-      const std::string_view line = std::string_view(text).substr(begin, end - begin);
-      begin = end + 1;
-      ++number;
-      if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-      const std::vector<ChatMessage> messages = read_conversation(line, fmt::format("{}:{}", path, number));
+    size_t conversations = 0;
+    for_each_json_line(text, path, [&](const JsonObject& line, size_t) {
+      const std::vector<ChatMessage> messages = read_conversation(line);
       const bool held_out = ++conversations % kHoldOut == 0;
       if (!split || held_out == (*split == Split::kValidation)) render(tokenizer, format, messages);
-    }
+    });
     if (conversations == 0) fail("{}: no conversation, expected one JSON object a line", path);
     if (documents_.empty()) {
       fail("{}: {} conversations, expected at least {}: every {}th is held out to validate with", path, conversations, kHoldOut, kHoldOut);

@@ -429,6 +429,11 @@ TEST(Cli, ATokenizerIsTrainedWrittenAndReadBack) {
   EXPECT_EQ(tokenizer.vocab_size(), 275);
   EXPECT_EQ(detect_chat_format(tokenizer), ChatFormat::kDeepseekR1);
 
+  json line;
+  line["text"] = text;
+  const Finished same = run_fathom({"train-tokenizer", folder.write("first.jsonl", line.dump() + "\n"), second, "--vocab", "275", "-o", folder / "other"});
+  EXPECT_EQ(same.out, run.out) << same.err;
+
   const Finished rare = run_fathom({"train-tokenizer", second, "-o", out});
   EXPECT_EQ(rare.code, 0) << rare.err;
   EXPECT_TRUE(has(rare.err, "no pair is left that occurs twice")) << rare.err;

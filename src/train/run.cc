@@ -50,17 +50,26 @@ ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
   return parse_config(config.dump(), recipe.name + ": model");
 }
 
-// Training's documents, or, for the split kValidation, others: problems and conversations that are held out; of texts other draws.
-std::unique_ptr<DocumentSource> open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t fingerprint, Split split) {
+struct Data {
+  std::unique_ptr<DocumentSource> training, validation;
+};
+
+// Training's documents, and others to validate on: problems and conversations that are held out; of texts other draws.
+Data open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t fingerprint) {
   const Recipe::Data& data = recipe.data;
-  const uint64_t seed = split == Split::kTrain ? recipe.seed : recipe.seed ^ kValidationSeed;
+  const auto both = [&](const auto& open) { return Data{open(Split::kTrain, recipe.seed), open(Split::kValidation, recipe.seed ^ kValidationSeed)}; };
   switch (data.kind) {
-    case DataKind::kTexts: return task_texts(tokenizer, data.tasks, seed);
-    case DataKind::kConversations: return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed, split);
-    case DataKind::kMessages: return jsonl_messages(tokenizer, detect_chat_format(tokenizer), data.path, seed, split);
-    case DataKind::kShards: return token_shards(data.path, fingerprint, tokenizer.vocab_size(), data.sequence_length, seed, split);
+    case DataKind::kTexts: return both([&](Split, uint64_t seed) { return task_texts(tokenizer, data.tasks, seed); });
+    case DataKind::kConversations:
+      return both([&](Split split, uint64_t seed) { return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed, split); });
+    case DataKind::kMessages:
+      return both([&](Split split, uint64_t seed) { return jsonl_messages(tokenizer, detect_chat_format(tokenizer), data.path, seed, split); });
+    case DataKind::kShards: {
+      const auto shards = open_shards(data.path, fingerprint, tokenizer.vocab_size());
+      return both([&](Split split, uint64_t seed) { return shard_documents(shards, data.sequence_length, seed, split); });
+    }
   }
-  return nullptr;
+  return {};
 }
 
 class Run {
@@ -74,9 +83,8 @@ class Run {
         files_(tokenizer_files(recipe)),
         tokenizer_(files_.load("tokenizer.json")),
         cut_(recipe.data.kind == DataKind::kTexts || recipe.data.kind == DataKind::kShards),
-        source_(open_data(recipe, tokenizer_, files_.fingerprint(), Split::kTrain)),
-        validation_source_(open_data(recipe, tokenizer_, files_.fingerprint(), Split::kValidation)),
-        packer_(*source_, recipe.data.sequence_length, cut_) {
+        data_(open_data(recipe, tokenizer_, files_.fingerprint())),
+        packer_(*data_.training, recipe.data.sequence_length, cut_) {
     if (!recipe.model_path.empty()) base_.emplace(Model::load(recipe.model_path));
     const ModelConfig config = base_ ? base_->config() : new_config(recipe, tokenizer_);
     if (recipe.data.sequence_length > config.max_position_embeddings) {
@@ -193,7 +201,7 @@ class Run {
     }
     expect_same_run(found, train_state(found.step));
     // Of runs before there were fingerprints: none.
-    if (const std::string here = hash_text(source_->fingerprint()), data = state.optional_string("data").value_or(hash_text(0)); data != here) {
+    if (const std::string here = hash_text(data_.training->fingerprint()), data = state.optional_string("data").value_or(hash_text(0)); data != here) {
       fail("{}: data: found {}, the run's data now have {} (data.path has changed; changed data are a new run)", place, data, here);
     }
     load_optimizer(found.folder, trainer_->table(), trainer_->master(), trainer_->optimizer().first_moment(),
@@ -261,7 +269,7 @@ class Run {
   // True if this is the best so far: by the task's score if there is one, else by the validation loss. The last evaluation is on the
   // test problems and chooses nothing.
   bool evaluate(int64_t step, bool last) {
-    Packer packer(*validation_source_, recipe_.data.sequence_length, cut_);
+    Packer packer(*data_.validation, recipe_.data.sequence_length, cut_);
     StepBatch batch;
     packer.next(recipe_.evaluation.validation_tokens, batch);
     validation_ = trainer_->evaluate(batch.micro_batches(recipe_.train.micro_batch_tokens));
@@ -338,7 +346,7 @@ class Run {
     s.f32 = recipe_.train.f32;
     s.adapter = recipe_.lora.has_value();
     Json json = {{"step", step}, {"tokens", tokens_}, {"next_document", packer_.position()},
-                 {"optimizer_steps", trainer_->optimizer().steps()}, {"data", hash_text(source_->fingerprint())}, {"recipe", recipe_.text}};
+                 {"optimizer_steps", trainer_->optimizer().steps()}, {"data", hash_text(data_.training->fingerprint())}, {"recipe", recipe_.text}};
     if (best_step_) json["best_step"] = *best_step_, json["best_score"] = best_score_;
     s.state_json = json.dump(2) + "\n";
     s.side_files = {{"tokenizer.json", files_.json}, {"tokenizer_config.json", files_.config}, {"recipe.toml", recipe_.text}};
@@ -364,7 +372,7 @@ class Run {
   TokenizerFiles files_;
   Tokenizer tokenizer_;
   bool cut_;
-  std::unique_ptr<DocumentSource> source_, validation_source_;
+  Data data_;
   Packer packer_;
   std::optional<Model> base_;
   std::unique_ptr<Trainer> trainer_;

@@ -30,55 +30,43 @@ std::span<const T> array(const Safetensors& file, std::string_view name, DType d
   return {reinterpret_cast<const T*>(tensor->data), static_cast<size_t>(tensor->shape[0])};
 }
 
-class TokenShards : public DocumentSource {
+}  // namespace
+
+class Shards {
  public:
-  TokenShards(const fs::path& folder, uint64_t tokenizer, int64_t vocab_size, int64_t sequence_length, uint64_t seed, Split split)
-      : seed_(seed) {
-    const std::string place = (folder / kManifest).string();
+  struct Range {
+    size_t begin, end;
+    uint32_t file;
+  };
+
+  Shards(const fs::path& folder, uint64_t tokenizer, int64_t vocab_size) : place_((folder / kManifest).string()) {
     const std::string text = read_file(folder / kManifest, Limits{}.config_file_bytes);
     fingerprint_ = hash_bytes(std::as_bytes(std::span(text)));
-    const nlohmann::json value = parse_json(text, place);
-    const JsonObject manifest(value, place);
+    const nlohmann::json value = parse_json(text, place_);
+    const JsonObject manifest(value, place_);
     if (const std::string made_by = manifest.string("tokenizer"); made_by != hash_text(tokenizer)) {
-      fail("{}: tokenizer: found {}, expected the run's own {} (the shards were made with another one: prepare them anew)", place, made_by,
+      fail("{}: tokenizer: found {}, expected the run's own {} (the shards were made with another one: prepare them anew)", place_, made_by,
            hash_text(tokenizer));
     }
     const nlohmann::json& files = manifest.value("files");
     if (!files.is_array() || files.empty() || static_cast<int64_t>(files.size()) > kMostFiles) {
-      fail("{}: files: expected an array of 1 to {} files", place, kMostFiles);
+      fail("{}: files: expected an array of 1 to {} files", place_, kMostFiles);
     }
     for (size_t i = 0; i < files.size(); ++i) {
-      const JsonObject file(files[i], fmt::format("{}: files[{}]", place, i));
+      const JsonObject file(files[i], fmt::format("{}: files[{}]", place_, i));
       open_file(shard_path(folder, static_cast<int64_t>(i)), file, vocab_size);
     }
-    cut(sequence_length, split);
-    if (pieces_.empty()) {
-      fail("{}: {} documents of {} tokens in all, expected more: a twentieth is held out to validate with", place, documents_.size(),
-           tokens_in_all_);
-    }
-    documents_ = {};
   }
 
-  void document(uint64_t index, Document& out) const override {
-    const Piece& piece = pieces_[static_cast<size_t>(shuffled(seed_, index, pieces_.size()))];
-    const auto tokens = files_[piece.file].tokens.subspan(piece.begin, piece.count);
-    out.tokens.assign(tokens.begin(), tokens.end());
-    out.learned.assign(tokens.size(), true);
-  }
-  uint64_t fingerprint() const override { return fingerprint_; }
+  const std::string& place() const { return place_; }
+  uint64_t fingerprint() const { return fingerprint_; }
+  std::span<const int32_t> tokens(uint32_t file) const { return files_[file].tokens; }
+  const std::vector<Range>& documents() const { return documents_; }
 
  private:
   struct File {
     Safetensors mapped;
     std::span<const int32_t> tokens;
-  };
-  struct Piece {
-    size_t begin;
-    uint32_t file, count;
-  };
-  struct Range {
-    size_t begin, end;
-    uint32_t file;
   };
 
   void open_file(const fs::path& path, const JsonObject& expected, int64_t vocab_size) {
@@ -102,17 +90,29 @@ class TokenShards : public DocumentSource {
       documents_.push_back({begin, static_cast<size_t>(document_end), static_cast<uint32_t>(files_.size())});
       begin = static_cast<size_t>(document_end);
     }
-    tokens_in_all_ += std::ssize(file.tokens);
     files_.push_back(std::move(file));
   }
 
-  void cut(int64_t sequence_length, Split split) {
+  std::string place_;
+  uint64_t fingerprint_ = 0;
+  std::vector<File> files_;
+  std::vector<Range> documents_;
+};
+
+namespace {
+
+class ShardDocuments : public DocumentSource {
+ public:
+  ShardDocuments(std::shared_ptr<const Shards> shards, int64_t sequence_length, uint64_t seed, Split split)
+      : shards_(std::move(shards)), seed_(seed) {
     const bool validation = split != Split::kTrain;
-    const bool whole = std::ssize(documents_) >= kHoldOut;
-    for (size_t i = 0; i < documents_.size(); ++i) {
-      Range r = documents_[i];
-      if (whole) {
-        if ((static_cast<int64_t>(i + 1) % kHoldOut == 0) != validation) continue;
+    const auto documents = std::ssize(shards_->documents());
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < documents; ++i) {
+      Shards::Range r = shards_->documents()[static_cast<size_t>(i)];
+      tokens += static_cast<int64_t>(r.end - r.begin);
+      if (documents >= kHoldOut) {
+        if (((i + 1) % kHoldOut == 0) != validation) continue;
       } else {
         const size_t border = r.end - (r.end - r.begin) / kHoldOut;
         (validation ? r.begin : r.end) = border;
@@ -122,12 +122,27 @@ class TokenShards : public DocumentSource {
         if (count > 1) pieces_.push_back({r.begin, r.file, static_cast<uint32_t>(count)});  // a lone token predicts nothing
       }
     }
+    if (pieces_.empty()) {
+      fail("{}: {} documents of {} tokens in all, expected more: a twentieth is held out to validate with", shards_->place(), documents, tokens);
+    }
   }
 
-  uint64_t seed_, fingerprint_ = 0;
-  int64_t tokens_in_all_ = 0;
-  std::vector<File> files_;
-  std::vector<Range> documents_;
+  void document(uint64_t index, Document& out) const override {
+    const Piece& piece = pieces_[static_cast<size_t>(shuffled(seed_, index, pieces_.size()))];
+    const auto tokens = shards_->tokens(piece.file).subspan(piece.begin, piece.count);
+    out.tokens.assign(tokens.begin(), tokens.end());
+    out.learned.assign(tokens.size(), true);
+  }
+  uint64_t fingerprint() const override { return shards_->fingerprint(); }
+
+ private:
+  struct Piece {
+    size_t begin;
+    uint32_t file, count;
+  };
+
+  std::shared_ptr<const Shards> shards_;
+  uint64_t seed_;
   std::vector<Piece> pieces_;
 };
 
@@ -173,9 +188,12 @@ ShardCounts ShardWriter::finish() {
   return counts_;
 }
 
-std::unique_ptr<DocumentSource> token_shards(const fs::path& folder, uint64_t tokenizer, int64_t vocab_size, int64_t sequence_length,
-                                             uint64_t seed, Split split) {
-  return std::make_unique<TokenShards>(folder, tokenizer, vocab_size, sequence_length, seed, split);
+std::shared_ptr<const Shards> open_shards(const fs::path& folder, uint64_t tokenizer, int64_t vocab_size) {
+  return std::make_shared<const Shards>(folder, tokenizer, vocab_size);
+}
+
+std::unique_ptr<DocumentSource> shard_documents(std::shared_ptr<const Shards> shards, int64_t sequence_length, uint64_t seed, Split split) {
+  return std::make_unique<ShardDocuments>(std::move(shards), sequence_length, seed, split);
 }
 
 }  // namespace fathom

@@ -42,10 +42,12 @@ class ShardWriter {
   ShardCounts counts_;
 };
 
+class Shards;  // open files
+// Every file's hash is checked, every id is below vocab_size. Throws "FILE: ...": missing, damaged, other tokenizer.
+std::shared_ptr<const Shards> open_shards(const std::filesystem::path& folder, uint64_t tokenizer, int64_t vocab_size);
+
 // Documents of at most sequence_length tokens: those of the shards, longer ones in pieces, shuffled anew each epoch. split: every twentieth
-// document is held out for validation; of fewer than twenty, the last twentieth of each. Every file's hash is checked, every id is
-// below vocab_size. Throws "FILE: ...": missing, damaged, other tokenizer, too little text.
-std::unique_ptr<DocumentSource> token_shards(const std::filesystem::path& folder, uint64_t tokenizer, int64_t vocab_size,
-                                             int64_t sequence_length, uint64_t seed, Split split);
+// document is held out for validation; of fewer than twenty, the last twentieth of each. Throws if there is too little text for both.
+std::unique_ptr<DocumentSource> shard_documents(std::shared_ptr<const Shards> shards, int64_t sequence_length, uint64_t seed, Split split);
 
 }  // namespace fathom

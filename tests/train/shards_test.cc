@@ -32,8 +32,8 @@ ShardCounts write_numbered(const fs::path& folder, int32_t documents, int64_t to
   return writer.finish();
 }
 
-std::unique_ptr<DocumentSource> open_shards(const fs::path& folder, Split split = Split::kTrain, int64_t length = 20) {
-  return token_shards(folder, kTokenizer, 10'000, length, 1, split);
+std::unique_ptr<DocumentSource> open_split(const fs::path& folder, Split split = Split::kTrain) {
+  return shard_documents(open_shards(folder, kTokenizer, 10'000), 20, 1, split);
 }
 
 // All documents of the first epoch.
@@ -50,7 +50,7 @@ std::vector<std::vector<int32_t>> epoch(const DocumentSource& source) {
 }
 
 std::string refusal(const fs::path& folder, uint64_t tokenizer = kTokenizer, int64_t vocab = 10'000) {
-  return error_of([&] { token_shards(folder, tokenizer, vocab, 20, 1, Split::kTrain); }, ExitCode::kBadInput);
+  return error_of([&] { shard_documents(open_shards(folder, tokenizer, vocab), 20, 1, Split::kTrain); }, ExitCode::kBadInput);
 }
 
 TEST(Shards, EveryTokenIsTrainedOnOnceOrHeldOut) {
@@ -60,7 +60,7 @@ TEST(Shards, EveryTokenIsTrainedOnOnceOrHeldOut) {
   EXPECT_GT(counts.files, 5);
   std::map<int32_t, int> times;
   for (const Split split : {Split::kTrain, Split::kValidation}) {
-    for (const auto& piece : epoch(*open_shards(folder.path(), split))) {
+    for (const auto& piece : epoch(*open_split(folder.path(), split))) {
       EXPECT_LE(piece.size(), 20u);
       for (size_t t = 0; t < piece.size(); ++t) {
         EXPECT_EQ(piece[t], piece[0] + static_cast<int32_t>(t));  // one stretch of one document
@@ -80,7 +80,7 @@ TEST(Shards, EveryTokenIsTrainedOnOnceOrHeldOut) {
 TEST(Shards, EpochsAreOtherPermutations) {
   const TempDir folder;
   write_numbered(folder.path(), 60);
-  const auto source = open_shards(folder.path());
+  const auto source = open_split(folder.path());
   const size_t n = epoch(*source).size();
   std::vector<int32_t> first, second;
   Document d;
@@ -104,8 +104,8 @@ TEST(Shards, OfFewDocumentsTheLastTwentiethIsHeldOut) {
   writer.add(book);
   writer.finish();
   int32_t highest = 0, lowest = 4000;
-  for (const auto& piece : epoch(*open_shards(folder.path()))) highest = std::max(highest, piece.back());
-  for (const auto& piece : epoch(*open_shards(folder.path(), Split::kValidation))) lowest = std::min(lowest, piece.front());
+  for (const auto& piece : epoch(*open_split(folder.path()))) highest = std::max(highest, piece.back());
+  for (const auto& piece : epoch(*open_split(folder.path(), Split::kValidation))) lowest = std::min(lowest, piece.front());
   EXPECT_EQ(highest, 3799);
   EXPECT_EQ(lowest, 3800);
 }
@@ -129,7 +129,7 @@ TEST(Shards, DamageIsNamed) {
   EXPECT_NE(refusal(folder.path()).find("shard-00001.safetensors"), std::string::npos);
   fs::remove(shard);
   fs::rename(away, shard);
-  EXPECT_NO_THROW(open_shards(folder.path()));
+  EXPECT_NO_THROW(open_split(folder.path()));
 
   std::ofstream(folder.path() / "shards.json") << R"({"tokenizer": "0000000000000011", "files": []})";
   EXPECT_NE(refusal(folder.path()).find("files: expected an array of 1"), std::string::npos);
@@ -164,7 +164,7 @@ TEST(Shards, AnUnfinishedFolderIsNothingAndAFinishedOneIsNotOverwritten) {
   }
   EXPECT_NE(refusal(folder.path()).find("shards.json"), std::string::npos);
   write_numbered(folder.path(), 40);
-  EXPECT_NO_THROW(open_shards(folder.path()));
+  EXPECT_NO_THROW(open_split(folder.path()));
   EXPECT_FALSE(std::filesystem::exists(folder / "shard-00020.safetensors"));  // the first writer's
   EXPECT_NE(error_of([&] { ShardWriter(folder.path(), kTokenizer); }, ExitCode::kBadInput).find("holds token shards already"), std::string::npos);
 }

@@ -12,28 +12,40 @@ namespace {
 
 constexpr int64_t kSmall = 1 << 18;  // elements of a matrix whose products have too few parts for many threads
 
-void expect_all_used(const ParameterTable& table, const std::vector<ParameterGroup>& groups) {
-  for (const ParameterGroup& group : groups) {
-    for (const std::string& part : group.match) {
-      if (std::any_of(table.parameters.begin(), table.parameters.end(),
-                      [&](const Parameter& p) { return p.kind != ParameterKind::kBuffer && name_contains(p.name, part); })) {
-        continue;
-      }
-      fail("optimizer.groups: match {}: no parameter of this model, expected a part of a name such "
-           "as 'mlp.experts'",
-           quoted(part));
-    }
+// Finds each parameter's group, and knows afterwards which parts of names were of no use.
+class Groups {
+ public:
+  explicit Groups(const std::vector<ParameterGroup>& groups) : groups_(groups) {
+    for (const ParameterGroup& group : groups) used_.emplace_back(group.match.size(), false);
   }
-}
 
-ParameterGroup group_of(const Parameter& p, const std::vector<ParameterGroup>& groups) {
-  for (const ParameterGroup& group : groups) {
-    for (const std::string& part : group.match) {
-      if (name_contains(p.name, part)) return group;
+  // The first group that matches; a default one if none does.
+  ParameterGroup of(const Parameter& p) {
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      bool matches = false;
+      for (size_t i = 0; i < groups_[g].match.size(); ++i) {
+        if (name_contains(p.name, groups_[g].match[i])) used_[g][i] = matches = true;
+      }
+      if (matches) return groups_[g];
+    }
+    return {};
+  }
+
+  void expect_all_used() const {
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      for (size_t i = 0; i < groups_[g].match.size(); ++i) {
+        if (used_[g][i]) continue;
+        fail("optimizer.groups: match {}: no parameter of this model that an earlier group leaves, expected a part of a "
+             "name such as 'mlp.experts'",
+             quoted(groups_[g].match[i]));
+      }
     }
   }
-  return {};
-}
+
+ private:
+  const std::vector<ParameterGroup>& groups_;
+  std::vector<std::vector<bool>> used_;
+};
 
 }  // namespace
 
@@ -41,11 +53,11 @@ Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& option
     : options_(options),
       m_(static_cast<size_t>(table.total)),
       v_(static_cast<size_t>(table.total)) {
-  expect_all_used(table, options.groups);
+  Groups groups(options.groups);
   for (size_t i = 0; i < table.parameters.size(); ++i) {
     const Parameter& p = table.parameters[i];
     if (p.kind == ParameterKind::kBuffer) continue;
-    const ParameterGroup group = group_of(p, options.groups);
+    const ParameterGroup group = groups.of(p);
     const double decay = group.weight_decay.value_or(
         p.kind == ParameterKind::kVector ? 0 : options.weight_decay);
     if (options.kind == OptimizerKind::kMuon && p.kind == ParameterKind::kMatrix) {
@@ -65,6 +77,7 @@ Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& option
       ranges_.push_back({p.offset, end - p.offset, group.lr_scale, decay, 0});
     }
   }
+  groups.expect_all_used();
 }
 
 Optimizer::Result Optimizer::step(Context& ctx, double lr, int64_t end, std::span<float> master,

@@ -158,7 +158,10 @@ TEST(Optimizer, AGroupThatMatchesNothingIsNamed) {
   OptimizerOptions options;
   options.groups = {{.match = {"norm", "up_prj"}}};
   EXPECT_EQ(error_of([&] { Optimizer(table, options, table.total); }, ExitCode::kBadInput),
-            "optimizer.groups: match 'up_prj': no parameter of this model, expected a part of a name such as 'mlp.experts'");
+            "optimizer.groups: match 'up_prj': no parameter of this model that an earlier group leaves, expected a part of a name such as 'mlp.experts'");
+  options.groups = {{.match = {"all"}}, {.match = {"norm"}}};
+  EXPECT_EQ(error_of([&] { Optimizer(table, options, table.total); }, ExitCode::kBadInput),
+            "optimizer.groups: match 'norm': no parameter of this model that an earlier group leaves, expected a part of a name such as 'mlp.experts'");
   options.groups = {{.match = {"all"}}};
   Optimizer(table, options, table.total);
 }

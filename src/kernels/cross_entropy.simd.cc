@@ -16,17 +16,17 @@ double shifted_sum_x_exp(const float* x, float shift, int64_t n) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t end = n - begin < kBlock ? n : begin + kBlock;
+    const auto terms = [&](F32x16 v) {
+      const F32x16 y = v - set(shift);
+      return max(set(-100.0f), y) * exp(y);  // -inf would make 0 * -inf
+    };
     F32x16 sum = zero();
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const int64_t count = end - i < kLanes ? end - i : kLanes;
-      const F32x16 y = load_n(x + i, count) - set(shift);
-      float terms[kLanes];
-      store(max(set(-100.0f), y) * exp(y), terms);  // -inf would make 0 * -inf
-      sum = sum + load_n(terms, count);
-    }
-    float lanes[kLanes];
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) sum = sum + terms(load(x + i));
+    float lanes[kLanes], rest[kLanes];
     store(sum, lanes);
-    for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
+    store(terms(load_n(x + i, end - i)), rest);
+    for (int64_t j = 0; j < kLanes; ++j) total += static_cast<double>(lanes[j]) + (j < end - i ? rest[j] : 0.0f);
   }
   return total;
 }

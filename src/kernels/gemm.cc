@@ -41,13 +41,13 @@ bool native_bf16(Isa isa) {
 namespace {
 
 constexpr int64_t kFewRows = 6;
-constexpr int64_t kBlockRows = 512;          // rows of x that share one packing of a panel: it costs as much as about nine rows
-constexpr int64_t kPanelBytes = 256 << 10;   // of w, or of a part of its steps: stays in L2 while x passes by
-constexpr int64_t kPanels = 2;                // of one item: x, from further away, is read once for all
-constexpr int64_t kChunk = 256;              // columns brought into elements at a time; a multiple of every block of a format
-constexpr int64_t kFewItemRows = 48;         // rows of w in one item when x has few, fewer while there are not
-constexpr int64_t kItems = 256;              // that many items to balance
-constexpr int64_t kSmall = 1 << 16;          // multiply-adds that other threads are not woken for
+constexpr int64_t kBlockRows = 512;         // rows of x that share one packing of a panel: it costs as much as about nine rows
+constexpr int64_t kPanelBytes = 256 << 10;  // of w, or of a part of its steps: stays in L2 while x passes by
+constexpr int64_t kPanels = 2;              // of one item: x, from further away, is read once for all
+constexpr int64_t kChunk = 256;             // columns brought into elements at a time; a multiple of every block of a format
+constexpr int64_t kFewItemRows = 48;        // rows of w in one item when x has few, fewer while there are not
+constexpr int64_t kItems = 256;             // that many items to balance
+constexpr int64_t kSmall = 1 << 16;         // multiply-adds that other threads are not woken for
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -2,9 +2,8 @@
 // text/tokenizer.h read them: DeepSeek's special tokens come first, then the tokens of bytes. The
 // prompts are R1's (chat_template.h, deepseek-r1).
 //
-//   ids   0 <｜begin▁of▁sentence｜>  1 <｜end▁of▁sentence｜>  2 <｜▁pad▁｜>  3 <｜User｜>  4
-//   <｜Assistant｜>
-//         5 <think>  6 </think>  7 .. the others
+//   ids   0 <｜begin▁of▁sentence｜>  1 <｜end▁of▁sentence｜>  2 <｜▁pad▁｜>  3 <｜User｜>
+//         4 <｜Assistant｜>  5 <think>  6 </think>  7 .. the others
 #pragma once
 
 #include <cstdint>

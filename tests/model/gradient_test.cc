@@ -50,10 +50,13 @@ struct Training {
     return Model(config, map_weights(config, table, master, {}));
   }
 
-  StepLosses run(Context& ctx, const TrainBatch& batch, const Objective& objective) {
+  StepLosses run(Context& ctx, const TrainBatch& batch, const Objective& objective) { return pass(ctx, batch, objective, &views); }
+  // Losses only.
+  StepLosses look(Context& ctx, const TrainBatch& batch, const Objective& objective) { return pass(ctx, batch, objective, nullptr); }
+  StepLosses pass(Context& ctx, const TrainBatch& batch, const Objective& objective, const ModelGradients* into) {
     StepLosses losses;
     losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * config.n_routed_experts), 0);
-    add_gradients(ctx, model, batch, objective, &views, losses);
+    add_gradients(ctx, model, batch, objective, into, losses);
     return losses;
   }
 
@@ -126,12 +129,8 @@ TEST_P(GoldenGradient, TheTrainersForwardPassHasTheBitsOfPrefill) {
     const auto targets = std::span(r.targets).subspan(first, count);
     const CrossEntropy prefill = softmax_cross_entropy(
         ctx, targets, 1.0f, {logits.data(), length, vocab, vocab});
-    StepLosses losses;
-    losses.expert_tokens.assign(
-        static_cast<size_t>(moe_layers(training.model) * training.config.n_routed_experts), 0);
     const int64_t lengths[] = {length};
-    add_gradients(ctx, training.model, {ids, lengths, targets}, objective, nullptr, losses);
-    EXPECT_EQ(losses.cross_entropy, prefill.loss);
+    EXPECT_EQ(training.look(ctx, {ids, lengths, targets}, objective).cross_entropy, prefill.loss);
     begin += length;
   }
 }
@@ -202,9 +201,7 @@ TEST_P(GoldenGradient, TheTrainersLogProbabilitiesAreTheSamplers) {
   Objective objective = r.objective;
   objective.mtp_loss_weight = 0;
   objective.tokens = &seen;
-  StepLosses losses;
-  losses.expert_tokens.assign(static_cast<size_t>(moe_layers(training.model) * training.config.n_routed_experts), 0);
-  add_gradients(ctx, training.model, {r.tokens, r.lengths, drawn}, objective, nullptr, losses);
+  training.look(ctx, {r.tokens, r.lengths, drawn}, objective);
   expect_same_bits(seen.log_probs, reported);
 }
 

@@ -1,9 +1,10 @@
-// Attention of real models: MLA absorbed decode (V2-Lite: 16 heads, V3: 128), GQA decode (Qwen2-1.5B), MLA
-// expanded prefill and the gradients of training, on all cores. FLOPs for each head and visible (query, key)
-// pair: forward 2 (d + value dim), backward 2 (3 d + 2 value dim) = S, dQ, dK and dP, dV, with d = d1 + d2;
-// bytes: each visible row of the cache once. of_f32_roof compares with the larger of two probes, before and
-// after the run: other tenants slow both. of_f32_roof_cpu divides by the processor time of all threads
-// instead: what other tenants took does not count.
+// Attention of real models: MLA absorbed decode (V2-Lite: 16 heads, V3: 128), GQA decode
+// (Qwen2-1.5B), MLA expanded prefill and the gradients of training, on all cores. FLOPs for each
+// head and visible (query, key) pair: forward 2 (d + value dim), backward 2 (3 d + 2 value dim) =
+// S, dQ, dK and dP, dV, with d = d1 + d2;
+// bytes: each visible row of the cache once. of_f32_roof compares with the larger of two probes,
+// before and after the run: other tenants slow both. of_f32_roof_cpu divides by the processor time
+// of all threads instead: what other tenants took does not count.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -47,13 +48,15 @@ std::vector<float> random_floats(int64_t n, uint64_t stream) {
 }
 
 struct Part {
-  Part(DType dtype, int64_t rows, int64_t heads, int64_t dim, uint64_t stream) : memory(random_floats(rows * heads * dim, stream)) {
+  Part(DType dtype, int64_t rows, int64_t heads, int64_t dim, uint64_t stream)
+      : memory(random_floats(rows * heads * dim, stream)) {
     if (dtype == DType::kBF16) {
       std::vector<bf16> half(memory.size());
       std::transform(memory.begin(), memory.end(), half.begin(), f32_to_bf16);
       std::memcpy(memory.data(), half.data(), half.size() * sizeof(bf16));
     }
-    view = {dtype, reinterpret_cast<const std::byte*>(memory.data()), heads * dim, heads > 1 ? dim : 0, dim};
+    view = {dtype, reinterpret_cast<const std::byte*>(memory.data()), heads * dim,
+            heads > 1 ? dim : 0, dim};
   }
   std::vector<float> memory;
   CachedPart view;
@@ -75,43 +78,55 @@ void measure(benchmark::State& state, Context& ctx, int64_t flops, Body body) {
     body();
     benchmark::ClobberMemory();
   }
-  const double cpu_seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC / ctx.pool().threads();
+  const double cpu_seconds =
+      static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC / ctx.pool().threads();
   roof = std::max(roof, probe.f32_flops());
   const auto count = static_cast<double>(flops);
-  state.counters["FLOPs"] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["of_f32_roof"] = benchmark::Counter(count / roof, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["of_f32_roof_cpu"] = count * static_cast<double>(state.iterations()) / cpu_seconds / roof;
+  state.counters["FLOPs"] =
+      benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_f32_roof"] =
+      benchmark::Counter(count / roof, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_f32_roof_cpu"] =
+      count * static_cast<double>(state.iterations()) / cpu_seconds / roof;
 }
 
 void run(benchmark::State& state, Context& ctx, const Shape& shape, int64_t keys) {
-  const Part key(shape.dtype, keys, shape.kv_heads, shape.key_dim, 1), rope(shape.dtype, keys, 1, shape.rope_dim, 2);
+  const Part key(shape.dtype, keys, shape.kv_heads, shape.key_dim, 1),
+      rope(shape.dtype, keys, 1, shape.rope_dim, 2);
   const Part value(shape.dtype, shape.absorbed ? 0 : keys, shape.kv_heads, shape.value_dim, 3);
   const std::vector<int64_t> block_rows = consecutive_blocks(keys);
   AttentionKeys cache{key.view, rope.view, shape.absorbed ? key.view : value.view, block_rows};
   cache.value.dim = shape.value_dim;
-  const int64_t d = shape.key_dim + shape.rope_dim, q_cols = shape.heads * d, out_cols = shape.heads * shape.value_dim;
+  const int64_t d = shape.key_dim + shape.rope_dim, q_cols = shape.heads * d,
+                out_cols = shape.heads * shape.value_dim;
   const std::vector<float> q = random_floats(shape.tokens * q_cols, 4);
   std::vector<float> out(static_cast<size_t>(shape.tokens * out_cols));
   const float scale = 1 / std::sqrt(static_cast<float>(d));
 
   const int64_t first = keys - shape.tokens + 1, pairs = (first + keys) * shape.tokens / 2;
   measure(state, ctx, pairs * shape.heads * 2 * (d + shape.value_dim), [&] {
-    attention(ctx, {q.data(), shape.tokens, q_cols, q_cols}, keys - shape.tokens, shape.heads, shape.kv_heads, scale, cache,
-              {out.data(), shape.tokens, out_cols, out_cols});
+    attention(ctx, {q.data(), shape.tokens, q_cols, q_cols}, keys - shape.tokens, shape.heads,
+              shape.kv_heads, scale, cache, {out.data(), shape.tokens, out_cols, out_cols});
   });
-  const int64_t cached_dims = shape.kv_heads * (shape.key_dim + (shape.absorbed ? 0 : shape.value_dim)) + shape.rope_dim;
-  state.counters["bytes"] = benchmark::Counter(static_cast<double>(row_bytes(shape.dtype, keys * cached_dims)),
-                                               benchmark::Counter::kIsIterationInvariantRate);
+  const int64_t cached_dims =
+      shape.kv_heads * (shape.key_dim + (shape.absorbed ? 0 : shape.value_dim)) + shape.rope_dim;
+  state.counters["bytes"] =
+      benchmark::Counter(static_cast<double>(row_bytes(shape.dtype, keys * cached_dims)),
+                         benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void run_backward(benchmark::State& state, Context& ctx, const Shape& shape, int64_t tokens) {
-  const Part key(shape.dtype, tokens, shape.kv_heads, shape.key_dim, 1), rope(shape.dtype, tokens, 1, shape.rope_dim, 2);
+  const Part key(shape.dtype, tokens, shape.kv_heads, shape.key_dim, 1),
+      rope(shape.dtype, tokens, 1, shape.rope_dim, 2);
   const Part value(shape.dtype, tokens, shape.kv_heads, shape.value_dim, 3);
   const std::vector<int64_t> block_rows = consecutive_blocks(tokens);
   const AttentionKeys keys{key.view, rope.view, value.view, block_rows};
-  const int64_t d = shape.key_dim + shape.rope_dim, q_cols = shape.heads * d, out_cols = shape.heads * shape.value_dim;
-  const std::vector<float> q = random_floats(tokens * q_cols, 4), dout = random_floats(tokens * out_cols, 5);
-  std::vector<float> dq(q.size()), dkey(key.memory.size()), drope(rope.memory.size()), dvalue(value.memory.size());
+  const int64_t d = shape.key_dim + shape.rope_dim, q_cols = shape.heads * d,
+                out_cols = shape.heads * shape.value_dim;
+  const std::vector<float> q = random_floats(tokens * q_cols, 4),
+                           dout = random_floats(tokens * out_cols, 5);
+  std::vector<float> dq(q.size()), dkey(key.memory.size()), drope(rope.memory.size()),
+      dvalue(value.memory.size());
   const AttentionGradients gradients{{dkey.data(), key.view.row_stride, shape.key_dim},
                                      {drope.data(), shape.rope_dim, 0},
                                      {dvalue.data(), value.view.row_stride, shape.value_dim}};
@@ -119,7 +134,8 @@ void run_backward(benchmark::State& state, Context& ctx, const Shape& shape, int
   const int64_t pairs = (1 + tokens) * tokens / 2;
   measure(state, ctx, pairs * shape.heads * 2 * (3 * d + 2 * shape.value_dim), [&] {
     attention_backward(ctx, {q.data(), tokens, q_cols, q_cols}, shape.heads, shape.kv_heads,
-                       1 / std::sqrt(static_cast<float>(d)), keys, {dout.data(), tokens, out_cols, out_cols},
+                       1 / std::sqrt(static_cast<float>(d)), keys,
+                       {dout.data(), tokens, out_cols, out_cols},
                        {dq.data(), tokens, q_cols, q_cols}, gradients);
   });
 }
@@ -135,8 +151,9 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("target", std::string(isa_name(ctx.isa())));
   benchmark::AddCustomContext("threads", std::to_string(ctx.pool().threads()));
   const auto add = [&](const Shape& shape, int64_t keys) {
-    benchmark::RegisterBenchmark(fmt::format("{}/{} keys", shape.name, keys).c_str(),
-                                 [&ctx, shape, keys](benchmark::State& s) { run(s, ctx, shape, keys); })
+    benchmark::RegisterBenchmark(
+        fmt::format("{}/{} keys", shape.name, keys).c_str(),
+        [&ctx, shape, keys](benchmark::State& s) { run(s, ctx, shape, keys); })
         ->UseRealTime();
   };
   for (const Shape& decode : {kAbsorbed16, kAbsorbed128, kGqa}) {
@@ -146,8 +163,9 @@ int main(int argc, char** argv) {
   add(kExpanded, 4096);
   add(kGqaPrefill, 512);
   const auto add_backward = [&](const Shape& shape, int64_t tokens) {
-    benchmark::RegisterBenchmark(fmt::format("backward, {}/{} tokens", shape.name, tokens).c_str(),
-                                 [&ctx, shape, tokens](benchmark::State& s) { run_backward(s, ctx, shape, tokens); })
+    benchmark::RegisterBenchmark(
+        fmt::format("backward, {}/{} tokens", shape.name, tokens).c_str(),
+        [&ctx, shape, tokens](benchmark::State& s) { run_backward(s, ctx, shape, tokens); })
         ->UseRealTime();
   };
   add_backward(kExpanded, 512);

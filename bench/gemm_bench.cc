@@ -1,9 +1,12 @@
-// Linear layers against the roofs of this machine: usage gemm_bench [threads] [part of a case's name]
+// Linear layers against the roofs of this machine: usage gemm_bench [threads] [part of a case's
+// name]
 //
-// Hosts are shared, so a run counts only with the roof seen next to it: each sample is probe, run, probe, and its share is the run over the
-// mean of its two probes. Printed are medians and the middle half of the samples. GEMV-like cases walk through more weights than any
-// cache holds, as a decode step does; their roof is reading w once. The share by CPU time (over the case's best probe) leaves out what other
-// programs took from our threads; it still has their traffic in the caches.
+// Hosts are shared, so a run counts only with the roof seen next to it: each sample is probe, run,
+// probe, and its share is the run over the mean of its two probes. Printed are medians and the
+// middle half of the samples. GEMV-like cases walk through more weights than any cache holds, as a
+// decode step does; their roof is reading w once. The share by CPU time (over the case's best
+// probe) leaves out what other programs took from our threads; it still has their traffic in the
+// caches.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -37,21 +40,24 @@ Spread spread(std::vector<double> v) {
   return {v[v.size() / 4], v[v.size() / 2], v[v.size() * 3 / 4]};
 }
 
-// `count` weights of one shape: floats in [0.008, 1.9), of which no part is subnormal (arithmetic on these is a hundred times slower), or blocks
-// without NaN.
-std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, int64_t count, std::vector<std::byte>& memory) {
+// `count` weights of one shape: floats in [0.008, 1.9), of which no part is subnormal (arithmetic
+// on these is a hundred times slower), or blocks without NaN.
+std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, int64_t count,
+                                     std::vector<std::byte>& memory) {
   const int64_t bytes = row_bytes(dtype, cols) * rows;
   memory.resize(static_cast<size_t>(bytes * count + 64));
   std::vector<uint64_t> pattern(1 << 16);
   for (size_t i = 0; i < pattern.size(); ++i) {
     const uint64_t bits = random_bits({.seed = 1}, i);
     const bool blocks = dtype_info(dtype).block_elements > 1;
-    pattern[i] = blocks ? bits & 0x3b3b3b3b3b3b3b3b : (bits & 0x03ff03ff03ff03ff) | 0x3c003c003c003c00;
+    pattern[i] =
+        blocks ? bits & 0x3b3b3b3b3b3b3b3b : (bits & 0x03ff03ff03ff03ff) | 0x3c003c003c003c00;
   }
   for (size_t i = 0; i < memory.size(); i += pattern.size() * 8) {
     std::memcpy(memory.data() + i, pattern.data(), std::min(memory.size() - i, pattern.size() * 8));
   }
-  std::byte* const data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  std::byte* const data =
+      memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
   std::vector<WeightView> weights;
   for (int64_t i = 0; i < count; ++i) weights.push_back({dtype, rows, cols, data + i * bytes});
   return weights;
@@ -70,7 +76,9 @@ struct Case {
 };
 
 void measure(int threads, RoofProbe& probe, const Case& c) {
-  const auto roof = [&] { return c.by_bytes ? probe.read_bytes() : c.bf16 ? probe.bf16_flops() : probe.f32_flops(); };
+  const auto roof = [&] {
+    return c.by_bytes ? probe.read_bytes() : c.bf16 ? probe.bf16_flops() : probe.f32_flops();
+  };
   const double work = c.by_bytes ? c.weight_bytes : c.flops;
   c.run(0);  // arenas grow, pages appear
   std::vector<double> seconds, cpu_seconds, shares;
@@ -91,27 +99,39 @@ void measure(int threads, RoofProbe& probe, const Case& c) {
   }
   const Spread time = spread(seconds), share = spread(shares);
   const double cpu_share = work / spread(cpu_seconds).median / best_roof;
-  fmt::print("{:28} {:8.1f} GFLOP/s {:6.2f} GB/s of w {:6.1f} % of {} ({:.0f}-{:.0f}), {:.1f} % by CPU time, {} samples\n", c.name,
-             c.flops / time.median / 1e9, c.weight_bytes / time.median / 1e9, 100 * share.median,
-             c.by_bytes ? "read" : c.bf16 ? "bf16" : "f32 ", 100 * share.low, 100 * share.high, 100 * cpu_share, shares.size());
+  fmt::print(
+      "{:28} {:8.1f} GFLOP/s {:6.2f} GB/s of w {:6.1f} % of {} ({:.0f}-{:.0f}), {:.1f} % by CPU "
+      "time, {} samples\n",
+      c.name, c.flops / time.median / 1e9, c.weight_bytes / time.median / 1e9, 100 * share.median,
+      c.by_bytes ? "read"
+      : c.bf16   ? "bf16"
+                 : "f32 ",
+      100 * share.low, 100 * share.high, 100 * cpu_share, shares.size());
   std::fflush(stdout);
 }
 
-void linear_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t m, int64_t n, int64_t k, const std::string& filter) {
+void linear_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t m, int64_t n, int64_t k,
+                 const std::string& filter) {
   const std::string name = fmt::format("{} {}x{}x{}", dtype_name(dtype), m, n, k);
   if (name.find(filter) == std::string::npos) return;
   const int64_t bytes = row_bytes(dtype, k) * n;
   std::vector<std::byte> memory;
-  const auto weights = make_weights(dtype, n, k, m <= kFewRows ? (kColdBytes + bytes - 1) / bytes : 1, memory);
+  const auto weights =
+      make_weights(dtype, n, k, m <= kFewRows ? (kColdBytes + bytes - 1) / bytes : 1, memory);
   ArenaScope scope(ctx.scratch());
   const Rows x = scope.rows(m, k), y = scope.rows(m, n);
-  for (int64_t i = 0; i < m * k; ++i) x.data[i] = static_cast<float>(random_uniform({.seed = 2}, static_cast<uint64_t>(i)) - 0.5);
-  measure(ctx.pool().threads(), probe, {name, 2.0 * static_cast<double>(m * n * k), static_cast<double>(bytes), dtype == DType::kBF16, m <= 2,
-                  [&](int64_t sample) { linear(ctx, x, weights[static_cast<size_t>(sample) % weights.size()], nullptr, y); }});
+  for (int64_t i = 0; i < m * k; ++i)
+    x.data[i] = static_cast<float>(random_uniform({.seed = 2}, static_cast<uint64_t>(i)) - 0.5);
+  measure(ctx.pool().threads(), probe,
+          {name, 2.0 * static_cast<double>(m * n * k), static_cast<double>(bytes),
+           dtype == DType::kBF16, m <= 2, [&](int64_t sample) {
+             linear(ctx, x, weights[static_cast<size_t>(sample) % weights.size()], nullptr, y);
+           }});
 }
 
 // 512 tokens, top 6 of 64 experts, drawn evenly.
-void grouped_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t n, int64_t k, const std::string& filter) {
+void grouped_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t n, int64_t k,
+                  const std::string& filter) {
   constexpr int64_t kExperts = 64, kRows = 512 * 6;
   const std::string name = fmt::format("{} grouped 3072x{}x{}", dtype_name(dtype), n, k);
   if (name.find(filter) == std::string::npos) return;
@@ -123,8 +143,10 @@ void grouped_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t n, int64_
   ArenaScope scope(ctx.scratch());
   const Rows x = scope.rows(kRows, k), y = scope.rows(kRows, n);
   std::fill(x.data, x.data + kRows * k, 0.01f);
-  measure(ctx.pool().threads(), probe, {name, 2.0 * static_cast<double>(kRows * n * k), static_cast<double>(row_bytes(dtype, k) * n * kExperts),
-                  dtype == DType::kBF16, false, [&](int64_t) { grouped_linear(ctx, x, offsets, experts, y); }});
+  measure(ctx.pool().threads(), probe,
+          {name, 2.0 * static_cast<double>(kRows * n * k),
+           static_cast<double>(row_bytes(dtype, k) * n * kExperts), dtype == DType::kBF16, false,
+           [&](int64_t) { grouped_linear(ctx, x, offsets, experts, y); }});
 }
 
 std::string cpu_name() {
@@ -139,11 +161,13 @@ int bench(int threads, const std::string& filter) {
   Context ctx(threads);
   const Roofs roofs = measure_roofs(ctx, 2);
   fmt::print("{}, {} threads, {}, {}\n", cpu_name(), threads, isa_name(ctx.isa()), __VERSION__);
-  fmt::print("roofs: f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, read {:.1f} GB/s\n", roofs.f32_flops / 1e9,
-             roofs.bf16_flops / 1e9, roofs.int8_ops / 1e9, roofs.read_bytes / 1e9);
+  fmt::print(
+      "roofs: f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, read {:.1f} GB/s\n",
+      roofs.f32_flops / 1e9, roofs.bf16_flops / 1e9, roofs.int8_ops / 1e9, roofs.read_bytes / 1e9);
   RoofProbe probe(ctx);
   for (DType dtype : {DType::kF32, DType::kBF16}) {
-    for (int64_t m : {1, 2, 4, 8, 16, 32, 128, 512}) linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
+    for (int64_t m : {1, 2, 4, 8, 16, 32, 128, 512})
+      linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     for (int64_t n : {1408, 10944, 102400}) linear_case(ctx, probe, dtype, 1, n, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }

@@ -1,5 +1,5 @@
-// Whole training steps, the optimiser included: tokens/s, GFLOP/s (train/flops.h says what counts), the share of the bf16 roof, and the
-// most memory the process held.
+// Whole training steps, the optimiser included: tokens/s, GFLOP/s (train/flops.h says what counts),
+// the share of the bf16 roof, and the most memory the process held.
 //
 //   train_bench [threads] [nano|wide|lora ...]
 #include <fmt/format.h>
@@ -28,7 +28,8 @@ struct Shape {
   bool lora = false;
 };
 
-ModelConfig deepseek(int64_t vocab, int64_t hidden, int64_t layers, int64_t heads, int64_t experts) {
+ModelConfig deepseek(int64_t vocab, int64_t hidden, int64_t layers, int64_t heads,
+                     int64_t experts) {
   ModelConfig c;
   c.architecture = Architecture::kDeepseekV3;
   c.vocab_size = vocab;
@@ -39,7 +40,8 @@ ModelConfig deepseek(int64_t vocab, int64_t hidden, int64_t layers, int64_t head
   c.n_routed_experts = experts;
   c.n_shared_experts = 1;
   c.first_k_dense_replace = 1;
-  c.router = {.n_routed_experts = static_cast<int>(experts), .num_experts_per_tok = 4,
+  c.router = {.n_routed_experts = static_cast<int>(experts),
+              .num_experts_per_tok = 4,
               .norm_topk_prob = true};
   c.num_nextn_predict_layers = 1;
   return c;
@@ -89,13 +91,17 @@ double peak_memory() {
   return kilobytes * 1024;
 }
 
-// A frozen model of random bf16 matrices; pages of the f32 array that only hold matrices are never touched.
+// A frozen model of random bf16 matrices; pages of the f32 array that only hold matrices are never
+// touched.
 struct Base {
   explicit Base(const ModelConfig& c)
       : table(parameter_table(c)),
-        master(static_cast<float*>(std::calloc(static_cast<size_t>(table.total), sizeof(float))), &std::free),
+        master(static_cast<float*>(std::calloc(static_cast<size_t>(table.total), sizeof(float))),
+               &std::free),
         compute(static_cast<size_t>(table.total)) {
-    for (size_t i = 0; i < compute.size(); ++i) compute[i] = f32_to_bf16(0.04f * (static_cast<float>((i * 2654435761u) >> 8 & 0xffff) / 65536.0f - 0.5f));
+    for (size_t i = 0; i < compute.size(); ++i)
+      compute[i] = f32_to_bf16(
+          0.04f * (static_cast<float>((i * 2654435761u) >> 8 & 0xffff) / 65536.0f - 0.5f));
     for (const Parameter& p : table.parameters) {
       if (p.kind == ParameterKind::kVector) std::fill_n(master.get() + p.offset, p.count, 1.0f);
     }
@@ -124,13 +130,18 @@ void run(const Shape& shape, int threads, const Roofs& roofs) {
   const int64_t tokens = shape.documents * shape.length;
   std::vector<int32_t> ids(static_cast<size_t>(tokens)), targets(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
-    ids[i] = static_cast<int32_t>(random_bits({.seed = 1}, i) % static_cast<uint64_t>(c.vocab_size));
-    targets[i] = static_cast<int32_t>(random_bits({.seed = 2}, i) % static_cast<uint64_t>(c.vocab_size));
+    ids[i] =
+        static_cast<int32_t>(random_bits({.seed = 1}, i) % static_cast<uint64_t>(c.vocab_size));
+    targets[i] =
+        static_cast<int32_t>(random_bits({.seed = 2}, i) % static_cast<uint64_t>(c.vocab_size));
   }
   const std::vector<int64_t> lengths(static_cast<size_t>(shape.documents), shape.length);
   const TrainBatch batch{ids, lengths, targets};
   const bool mtp = c.num_nextn_predict_layers > 0;
-  const StepSettings settings{.lr = 1e-4, .mtp_loss_weight = mtp ? 0.3 : 0, .sequence_balance_alpha = mtp ? 1e-4 : 0, .bias_update_rate = 1e-3};
+  const StepSettings settings{.lr = 1e-4,
+                              .mtp_loss_weight = mtp ? 0.3 : 0,
+                              .sequence_balance_alpha = mtp ? 1e-4 : 0,
+                              .bias_update_rate = 1e-3};
   std::vector<double> seconds;
   trainer->step({&batch, 1}, settings);  // finds out how much scratch it needs
   for (const double begin = seconds_now(); seconds.size() < 3 || seconds_now() - begin < 5;) {
@@ -140,11 +151,16 @@ void run(const Shape& shape, int threads, const Roofs& roofs) {
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double flops = static_cast<double>(tokens) * training_flops(c, trainer->table(), mtp).per_token(static_cast<double>(shape.length));
-  fmt::print("{:6} {:7.1f} M trained, {} x {} tokens: {:6.0f} tokens/s (best {:.0f})  {:5.0f} GFLOP/s {:5.1f} % of bf16   at most {:.2f} GB\n",
-             shape.name, static_cast<double>(parameter_count(trainer->table())) / 1e6, shape.documents, shape.length,
-             static_cast<double>(tokens) / median, static_cast<double>(tokens) / seconds.front(), flops / median / 1e9,
-             100 * flops / median / roofs.bf16_flops, peak_memory() / 1e9);
+  const double flops =
+      static_cast<double>(tokens) *
+      training_flops(c, trainer->table(), mtp).per_token(static_cast<double>(shape.length));
+  fmt::print(
+      "{:6} {:7.1f} M trained, {} x {} tokens: {:6.0f} tokens/s (best {:.0f})  {:5.0f} GFLOP/s "
+      "{:5.1f} % of bf16   at most {:.2f} GB\n",
+      shape.name, static_cast<double>(parameter_count(trainer->table())) / 1e6, shape.documents,
+      shape.length, static_cast<double>(tokens) / median,
+      static_cast<double>(tokens) / seconds.front(), flops / median / 1e9,
+      100 * flops / median / roofs.bf16_flops, peak_memory() / 1e9);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
-// Writes models of real shapes with random weights, for benchmarks and load tests where no real checkpoint
-// is at hand.
+// Writes models of real shapes with random weights, for benchmarks and load tests where no real
+// checkpoint is at hand.
 //
-// Nothing is held in memory: a list of tensors is made from the shape, the file's head from the list, and
-// the data is generated piece by piece while it is written. Element weights are drawn from a table of 4096
-// normal samples; block formats are random bytes with scales put in so that the dequantised weights have
-// mean 0 and standard deviation kSigma. A byte depends on the seed, the tensor and its place only.
+// Nothing is held in memory: a list of tensors is made from the shape, the file's head from the
+// list, and the data is generated piece by piece while it is written. Element weights are drawn
+// from a table of 4096 normal samples; block formats are random bytes with scales put in so that
+// the dequantised weights have mean 0 and standard deviation kSigma. A byte depends on the seed,
+// the tensor and its place only.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -52,12 +53,16 @@ struct Shape {
   Family family;
   int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads;
   int64_t num_key_value_heads = 0;  // qwen2 only
-  int64_t q_lora_rank = 0, kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
-  int64_t first_k_dense_replace = 0, moe_intermediate_size = 0, n_routed_experts = 0, n_shared_experts = 0;
+  int64_t q_lora_rank = 0, kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0,
+          v_head_dim = 0;
+  int64_t first_k_dense_replace = 0, moe_intermediate_size = 0, n_routed_experts = 0,
+          n_shared_experts = 0;
   int64_t num_experts_per_tok = 0, n_group = 1, topk_group = 1;
   double routed_scaling_factor = 1, mscale = 1;
 
-  bool is_moe_layer(int64_t layer) const { return n_routed_experts > 0 && layer >= first_k_dense_replace; }
+  bool is_moe_layer(int64_t layer) const {
+    return n_routed_experts > 0 && layer >= first_k_dense_replace;
+  }
   int64_t head_dim() const {
     return family == Family::kQwen2 ? hidden_size / num_attention_heads
                                     : qk_nope_head_dim + qk_rope_head_dim;
@@ -112,7 +117,8 @@ struct TensorPlan {
 };
 
 // A tensor's two names; `gguf` and `hf` are empty where that format has no such tensor.
-using Add = std::function<void(std::string hf, std::string gguf, std::vector<int64_t> shape, Kind kind)>;
+using Add =
+    std::function<void(std::string hf, std::string gguf, std::vector<int64_t> shape, Kind kind)>;
 
 void add_attention(const Shape& s, const std::string& hf, const std::string& gguf, const Add& add) {
   const int64_t d = s.hidden_size, heads = s.num_attention_heads, head = s.head_dim();
@@ -124,15 +130,18 @@ void add_attention(const Shape& s, const std::string& hf, const std::string& ggu
       add(h + "weight", g + "weight", {n * head, d}, Kind::kMatrix);
       add(h + "bias", g + "bias", {n * head}, Kind::kExact);
     }
-    add(hf + "self_attn.o_proj.weight", gguf + "attn_output.weight", {d, heads * head}, Kind::kMatrix);
+    add(hf + "self_attn.o_proj.weight", gguf + "attn_output.weight", {d, heads * head},
+        Kind::kMatrix);
     return;
   }
   const int64_t rank = s.kv_lora_rank, nope = s.qk_nope_head_dim, v = s.v_head_dim;
   if (s.q_lora_rank == 0) {
     add(hf + "self_attn.q_proj.weight", gguf + "attn_q.weight", {heads * head, d}, Kind::kMatrix);
   } else {
-    add(hf + "self_attn.q_a_proj.weight", gguf + "attn_q_a.weight", {s.q_lora_rank, d}, Kind::kMatrix);
-    add(hf + "self_attn.q_a_layernorm.weight", gguf + "attn_q_a_norm.weight", {s.q_lora_rank}, Kind::kNorm);
+    add(hf + "self_attn.q_a_proj.weight", gguf + "attn_q_a.weight", {s.q_lora_rank, d},
+        Kind::kMatrix);
+    add(hf + "self_attn.q_a_layernorm.weight", gguf + "attn_q_a_norm.weight", {s.q_lora_rank},
+        Kind::kNorm);
     add(hf + "self_attn.q_b_proj.weight", gguf + "attn_q_b.weight", {heads * head, s.q_lora_rank},
         Kind::kMatrix);
   }
@@ -160,7 +169,8 @@ void add_mlp(const std::string& hf, const std::string& gguf, const std::string& 
 }
 
 void add_layer(const Shape& s, int64_t layer, const Add& add) {
-  const std::string hf = fmt::format("model.layers.{}.", layer), gguf = fmt::format("blk.{}.", layer);
+  const std::string hf = fmt::format("model.layers.{}.", layer),
+                    gguf = fmt::format("blk.{}.", layer);
   const int64_t d = s.hidden_size, experts = s.n_routed_experts;
   add(hf + "input_layernorm.weight", gguf + "attn_norm.weight", {d}, Kind::kNorm);
   add_attention(s, hf, gguf, add);
@@ -168,18 +178,20 @@ void add_layer(const Shape& s, int64_t layer, const Add& add) {
   if (!s.is_moe_layer(layer)) return add_mlp(hf + "mlp.", gguf, "", d, s.intermediate_size, 0, add);
   add(hf + "mlp.gate.weight", gguf + "ffn_gate_inp.weight", {experts, d}, Kind::kExact);
   if (s.family == Family::kDeepseekV3) {
-    add(hf + "mlp.gate.e_score_correction_bias", gguf + "exp_probs_b.bias", {experts}, Kind::kExact);
+    add(hf + "mlp.gate.e_score_correction_bias", gguf + "exp_probs_b.bias", {experts},
+        Kind::kExact);
   }
   for (int64_t e = 0; e < experts; ++e) {
     add_mlp(fmt::format("{}mlp.experts.{}.", hf, e), "", "", d, s.moe_intermediate_size, 0, add);
   }
   add_mlp("", gguf, "_exps", d, s.moe_intermediate_size, experts, add);
-  add_mlp(hf + "mlp.shared_experts.", gguf, "_shexp", d, s.moe_intermediate_size * s.n_shared_experts, 0,
-          add);
+  add_mlp(hf + "mlp.shared_experts.", gguf, "_shexp", d,
+          s.moe_intermediate_size * s.n_shared_experts, 0, add);
 }
 
 void add_all(const Shape& s, const Add& add) {
-  add("model.embed_tokens.weight", "token_embd.weight", {s.vocab_size, s.hidden_size}, Kind::kMatrix);
+  add("model.embed_tokens.weight", "token_embd.weight", {s.vocab_size, s.hidden_size},
+      Kind::kMatrix);
   for (int64_t layer = 0; layer < s.num_hidden_layers; ++layer) add_layer(s, layer, add);
   add("model.norm.weight", "output_norm.weight", {s.hidden_size}, Kind::kNorm);
   add("lm_head.weight", "output.weight", {s.vocab_size, s.hidden_size}, Kind::kMatrix);
@@ -200,16 +212,23 @@ DType fallback(DType dtype, int64_t cols) {
   if (cols % dtype_info(dtype).block_elements == 0) return dtype;
   switch (dtype) {
     case DType::kQ2_K:
-    case DType::kQ3_K: return fallback(DType::kQ4_0, cols);
-    case DType::kQ4_K: return fallback(DType::kQ5_0, cols);
-    case DType::kQ5_K: return fallback(DType::kQ5_1, cols);
-    case DType::kQ6_K: return fallback(DType::kQ8_0, cols);
-    case DType::kIQ4_XS: return fallback(DType::kIQ4_NL, cols);
-    default: return DType::kF16;
+    case DType::kQ3_K:
+      return fallback(DType::kQ4_0, cols);
+    case DType::kQ4_K:
+      return fallback(DType::kQ5_0, cols);
+    case DType::kQ5_K:
+      return fallback(DType::kQ5_1, cols);
+    case DType::kQ6_K:
+      return fallback(DType::kQ8_0, cols);
+    case DType::kIQ4_XS:
+      return fallback(DType::kIQ4_NL, cols);
+    default:
+      return DType::kF16;
   }
 }
 
-// `type`: a dtype for all matrices, or Q4_K_M: Q6_K for values and down projections of about half the layers.
+// `type`: a dtype for all matrices, or Q4_K_M: Q6_K for values and down projections of about half
+// the layers.
 DType gguf_dtype(const Shape& s, const std::string& type, const std::string& name, int64_t cols) {
   const bool q4_k_m = type == "Q4_K_M";
   const DType base = q4_k_m ? DType::kQ4_K : *find_dtype(type);
@@ -229,7 +248,8 @@ std::vector<TensorPlan> plan_gguf(const Shape& s, const std::string& type) {
   std::vector<TensorPlan> plans;
   add_all(s, [&](const std::string&, std::string name, std::vector<int64_t> shape, Kind kind) {
     if (name.empty()) return;
-    const DType dtype = kind == Kind::kMatrix ? gguf_dtype(s, type, name, shape.back()) : DType::kF32;
+    const DType dtype =
+        kind == Kind::kMatrix ? gguf_dtype(s, type, name, shape.back()) : DType::kF32;
     plans.push_back({std::move(name), std::move(shape), kind, dtype});
   });
   return plans;
@@ -254,7 +274,8 @@ std::vector<TensorPlan> plan_hf(const Shape& s, DType type) {
   return plans;
 }
 
-// ---- a byte-level tokenizer: <bos>, <eos>, the 256 bytes, three merges, unused ids up to vocab_size ----
+// ---- a byte-level tokenizer: <bos>, <eos>, the 256 bytes, three merges, unused ids up to
+// vocab_size ----
 
 struct Vocabulary {
   std::vector<std::string> tokens;
@@ -289,8 +310,10 @@ Json tokenizer_json(const Vocabulary& vocabulary) {
                      {"normalized", false},
                      {"special", true}});
   }
-  const Json byte_level = {
-      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+  const Json byte_level = {{"type", "ByteLevel"},
+                           {"add_prefix_space", false},
+                           {"trim_offsets", true},
+                           {"use_regex", true}};
   return {{"version", "1.0"},
           {"truncation", nullptr},
           {"padding", nullptr},
@@ -480,23 +503,41 @@ void put_metadata(const Shape& s, GgufHead& head) {
 
 uint32_t ggml_type(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return 0;
-    case DType::kF16: return 1;
-    case DType::kQ4_0: return 2;
-    case DType::kQ4_1: return 3;
-    case DType::kQ5_0: return 6;
-    case DType::kQ5_1: return 7;
-    case DType::kQ8_0: return 8;
-    case DType::kQ2_K: return 10;
-    case DType::kQ3_K: return 11;
-    case DType::kQ4_K: return 12;
-    case DType::kQ5_K: return 13;
-    case DType::kQ6_K: return 14;
-    case DType::kIQ4_NL: return 20;
-    case DType::kIQ4_XS: return 23;
-    case DType::kBF16: return 30;
-    case DType::kMXFP4: return 39;
-    default: FATHOM_CHECK(false, dtype_name(dtype)); return 0;
+    case DType::kF32:
+      return 0;
+    case DType::kF16:
+      return 1;
+    case DType::kQ4_0:
+      return 2;
+    case DType::kQ4_1:
+      return 3;
+    case DType::kQ5_0:
+      return 6;
+    case DType::kQ5_1:
+      return 7;
+    case DType::kQ8_0:
+      return 8;
+    case DType::kQ2_K:
+      return 10;
+    case DType::kQ3_K:
+      return 11;
+    case DType::kQ4_K:
+      return 12;
+    case DType::kQ5_K:
+      return 13;
+    case DType::kQ6_K:
+      return 14;
+    case DType::kIQ4_NL:
+      return 20;
+    case DType::kIQ4_XS:
+      return 23;
+    case DType::kBF16:
+      return 30;
+    case DType::kMXFP4:
+      return 39;
+    default:
+      FATHOM_CHECK(false, dtype_name(dtype));
+      return 0;
   }
 }
 
@@ -506,11 +547,18 @@ uint32_t ggml_type(DType dtype) {
 std::vector<uint32_t> sample_table(DType dtype, double mean, double sigma, uint64_t seed) {
   std::vector<uint32_t> table;
   for (uint64_t i = 0; i < 4096; ++i) {
-    const auto x = static_cast<float>(mean + sigma * random_normal({seed, RandomPurpose::kInit, 0}, i));
+    const auto x =
+        static_cast<float>(mean + sigma * random_normal({seed, RandomPurpose::kInit, 0}, i));
     switch (dtype) {
-      case DType::kF32: table.push_back(std::bit_cast<uint32_t>(x)); break;
-      case DType::kF16: table.push_back(f32_to_f16(x)); break;
-      case DType::kBF16: table.push_back(f32_to_bf16(x)); break;
+      case DType::kF32:
+        table.push_back(std::bit_cast<uint32_t>(x));
+        break;
+      case DType::kF16:
+        table.push_back(f32_to_f16(x));
+        break;
+      case DType::kBF16:
+        table.push_back(f32_to_bf16(x));
+        break;
       case DType::kF8E4M3: {
         uint32_t best = 0;
         for (uint32_t code = 0; code < 256; ++code) {  // NaN is never nearer
@@ -522,7 +570,8 @@ std::vector<uint32_t> sample_table(DType dtype, double mean, double sigma, uint6
         table.push_back(best);
         break;
       }
-      default: FATHOM_CHECK(false, dtype_name(dtype));
+      default:
+        FATHOM_CHECK(false, dtype_name(dtype));
     }
   }
   return table;
@@ -535,14 +584,22 @@ struct BlockFields {
 };
 BlockFields block_fields(DType dtype) {
   switch (dtype) {
-    case DType::kQ4_1: return {0, 2, -7.5f};
-    case DType::kQ5_1: return {0, 2, -15.5f};
-    case DType::kQ2_K: return {80, 82, 1.5f};
-    case DType::kQ3_K: return {108};
-    case DType::kQ4_K: return {0, 2, 7.5f};
-    case DType::kQ5_K: return {0, 2, 15.5f};
-    case DType::kQ6_K: return {208};
-    default: return {};
+    case DType::kQ4_1:
+      return {0, 2, -7.5f};
+    case DType::kQ5_1:
+      return {0, 2, -15.5f};
+    case DType::kQ2_K:
+      return {80, 82, 1.5f};
+    case DType::kQ3_K:
+      return {108};
+    case DType::kQ4_K:
+      return {0, 2, 7.5f};
+    case DType::kQ5_K:
+      return {0, 2, 15.5f};
+    case DType::kQ6_K:
+      return {208};
+    default:
+      return {};
   }
 }
 
@@ -599,7 +656,8 @@ class DataWriter {
     written_ += n;
   }
   void pad(int64_t alignment) {
-    const std::string zeros(static_cast<size_t>((alignment - written_ % alignment) % alignment), '\0');
+    const std::string zeros(static_cast<size_t>((alignment - written_ % alignment) % alignment),
+                            '\0');
     bytes(zeros.data(), static_cast<int64_t>(zeros.size()));
   }
   void close() {
@@ -618,7 +676,8 @@ class DataWriter {
 
 // 4 samples from each 64 random bits, 12 bits each.
 template <class T>
-void fill_elements(const std::vector<uint32_t>& table, uint64_t key, int64_t first, int64_t n, void* out) {
+void fill_elements(const std::vector<uint32_t>& table, uint64_t key, int64_t first, int64_t n,
+                   void* out) {
   T* values = static_cast<T*>(out);
   for (int64_t i = 0; i < n; i += 4) {
     const uint64_t bits = mix_bits(key ^ static_cast<uint64_t>(first + i));
@@ -669,7 +728,8 @@ class Generator {
   const std::vector<uint32_t>& table(DType dtype, Kind kind) {
     std::vector<uint32_t>& samples = tables_[{dtype, kind}];
     if (!samples.empty()) return samples;
-    // FP8 fills its range to about 4.5 deviations, as a quantiser by the largest of 16384 values does.
+    // FP8 fills its range to about 4.5 deviations, as a quantiser by the largest of 16384 values
+    // does.
     const double fp8_sigma = 100;
     if (kind == Kind::kNorm) return samples = sample_table(dtype, 1, kSigma, seed_);
     if (kind == Kind::kScales)
@@ -698,7 +758,8 @@ void check_space(const std::filesystem::path& folder, int64_t bytes) {
 
 // ---- the two formats ----
 
-void write_gguf(const Shape& s, const std::string& type, uint64_t seed, const std::filesystem::path& path) {
+void write_gguf(const Shape& s, const std::string& type, uint64_t seed,
+                const std::filesystem::path& path) {
   constexpr int64_t kAlignment = 32;
   const std::vector<TensorPlan> plans = plan_gguf(s, type);
   GgufHead metadata, head;
@@ -741,13 +802,14 @@ void write_text(const std::filesystem::path& path, const Json& json) {
   out.close();
 }
 
-void write_safetensors(std::span<const TensorPlan> plans, uint64_t first_index, Generator& generator,
-                       const std::filesystem::path& path) {
+void write_safetensors(std::span<const TensorPlan> plans, uint64_t first_index,
+                       Generator& generator, const std::filesystem::path& path) {
   Json header = {{"__metadata__", {{"format", "pt"}}}};
   int64_t offset = 0;
   for (const TensorPlan& t : plans) {
-    header[t.name] = {
-        {"dtype", dtype_name(t.dtype)}, {"shape", t.shape}, {"data_offsets", {offset, offset + t.bytes()}}};
+    header[t.name] = {{"dtype", dtype_name(t.dtype)},
+                      {"shape", t.shape},
+                      {"data_offsets", {offset, offset + t.bytes()}}};
     offset += t.bytes();
   }
   std::string text = header.dump();
@@ -785,8 +847,9 @@ void write_hf(const Shape& s, DType type, uint64_t seed, const std::filesystem::
   Generator generator(seed);
   Json map = Json::object();
   for (size_t k = 0; k < count; ++k) {
-    const std::string name =
-        count == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", k + 1, count);
+    const std::string name = count == 1
+                                 ? "model.safetensors"
+                                 : fmt::format("model-{:05}-of-{:05}.safetensors", k + 1, count);
     const auto part = std::span(plans).subspan(shards[k], shards[k + 1] - shards[k]);
     for (const TensorPlan& t : part) map[t.name] = name;
     write_safetensors(part, shards[k], generator, folder / name);
@@ -797,8 +860,8 @@ void write_hf(const Shape& s, DType type, uint64_t seed, const std::filesystem::
 }
 
 void list_presets() {
-  fmt::print("{:<12} {:>10} {:>9} {:>9} {:>9} {:>9}\n", "preset", "parameters", "BF16", "FP8", "Q8_0",
-             "Q4_K_M");
+  fmt::print("{:<12} {:>10} {:>9} {:>9} {:>9} {:>9}\n", "preset", "parameters", "BF16", "FP8",
+             "Q8_0", "Q4_K_M");
   for (const Shape& s : presets()) {
     int64_t parameters = 0;
     for (const TensorPlan& t : plan_hf(s, DType::kBF16)) parameters += t.elements();
@@ -807,32 +870,36 @@ void list_presets() {
     };
     fmt::print("{:<12} {:>10} {:>9} {:>9} {:>9} {:>9}\n", s.name,
                fmt::format("{:.3f} B", static_cast<double>(parameters) * 1e-9),
-               gb(plan_hf(s, DType::kBF16)), gb(plan_hf(s, DType::kF8E4M3)), gb(plan_gguf(s, "Q8_0")),
-               gb(plan_gguf(s, "Q4_K_M")));
+               gb(plan_hf(s, DType::kBF16)), gb(plan_hf(s, DType::kF8E4M3)),
+               gb(plan_gguf(s, "Q8_0")), gb(plan_gguf(s, "Q4_K_M")));
   }
 }
 
 void make_model(const std::string& preset, int64_t layers, std::string type, uint64_t seed,
                 const std::string& out) {
-  const auto found =
-      std::find_if(presets().begin(), presets().end(), [&](const Shape& s) { return s.name == preset; });
+  const auto found = std::find_if(presets().begin(), presets().end(),
+                                  [&](const Shape& s) { return s.name == preset; });
   if (found == presets().end()) fail("PRESET: {}, expected one of those of --list", quoted(preset));
   Shape shape = *found;
   if (layers > 0) shape.num_hidden_layers = layers;
   const bool gguf = out.ends_with(".gguf");
   if (type.empty()) type = gguf ? "Q4_K_M" : "BF16";
-  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return std::toupper(c); });
+  std::transform(type.begin(), type.end(), type.begin(),
+                 [](unsigned char c) { return std::toupper(c); });
   const std::optional<DType> dtype = find_dtype(type == "FP8" ? "F8_E4M3" : type);
   const double start = seconds_now();
   if (gguf) {
     if (type != "Q4_K_M" && (!dtype || *dtype == DType::kF8E4M3)) {
-      fail("--type: {}, expected Q4_K_M or one GGUF type such as Q8_0, Q4_0, F16, BF16", quoted(type));
+      fail("--type: {}, expected Q4_K_M or one GGUF type such as Q8_0, Q4_0, F16, BF16",
+           quoted(type));
     }
     write_gguf(shape, type, seed, out);
   } else {
     if (!dtype || (*dtype != DType::kF32 && *dtype != DType::kBF16 && *dtype != DType::kF8E4M3)) {
-      fail("--type: {}, expected F32, BF16 or FP8 (Hugging Face folder; name OUT *.gguf for the others)",
-           quoted(type));
+      fail(
+          "--type: {}, expected F32, BF16 or FP8 (Hugging Face folder; name OUT *.gguf for the "
+          "others)",
+          quoted(type));
     }
     write_hf(shape, *dtype, seed, out);
   }
@@ -860,8 +927,10 @@ int main(int argc, char** argv) {
   app.add_flag("--list", list, "presets and their sizes");
   app.add_option("PRESET", preset, "shape, one of --list");
   app.add_option("OUT", out, "folder (Hugging Face) or FILE.gguf");
-  app.add_option("--type", type, "F32, BF16, FP8; GGUF: Q4_K_M (default) or one type for all matrices");
-  app.add_option("--layers", layers, "fewer or more layers than the preset")->check(CLI::Range(1, 1024));
+  app.add_option("--type", type,
+                 "F32, BF16, FP8; GGUF: Q4_K_M (default) or one type for all matrices");
+  app.add_option("--layers", layers, "fewer or more layers than the preset")
+      ->check(CLI::Range(1, 1024));
   app.add_option("--seed", seed, "same seed, same bytes");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -1,4 +1,5 @@
-// Our own bugs. FATHOM_CHECK is always on: it prints the condition, the values and the place, and aborts.
+// Our own bugs. FATHOM_CHECK is always on: it prints the condition, the values and the place, and
+// aborts.
 // FATHOM_DCHECK is for hot loops and is on in debug and sanitizer builds only.
 #pragma once
 
@@ -7,7 +8,8 @@
 #include <string>
 
 namespace fathom::internal {
-[[noreturn]] void check_failed(const char* file, int line, const char* condition, const std::string& values);
+[[noreturn]] void check_failed(const char* file, int line, const char* condition,
+                               const std::string& values);
 
 template <class... Values>
 std::string check_values(const Values&... values) {
@@ -17,12 +19,12 @@ std::string check_values(const Values&... values) {
 }
 }  // namespace fathom::internal
 
-#define FATHOM_CHECK(condition, ...)                                                       \
-  do {                                                                                     \
-    if (!(condition)) [[unlikely]] {                                                       \
-      ::fathom::internal::check_failed(__FILE__, __LINE__, #condition,                     \
-                                       ::fathom::internal::check_values(__VA_ARGS__));     \
-    }                                                                                      \
+#define FATHOM_CHECK(condition, ...)                                                   \
+  do {                                                                                 \
+    if (!(condition)) [[unlikely]] {                                                   \
+      ::fathom::internal::check_failed(__FILE__, __LINE__, #condition,                 \
+                                       ::fathom::internal::check_values(__VA_ARGS__)); \
+    }                                                                                  \
   } while (false)
 
 #ifdef __OPTIMIZE__

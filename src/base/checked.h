@@ -1,4 +1,5 @@
-// Arithmetic on numbers that came from a file or a request. A Checked value that ever overflowed stays invalid;
+// Arithmetic on numbers that came from a file or a request. A Checked value that ever overflowed
+// stays invalid;
 // value() is absent then. Nothing wraps, nothing is guessed.
 #pragma once
 
@@ -9,7 +10,8 @@ namespace fathom {
 
 class Checked {
  public:
-  constexpr Checked(uint64_t value) : value_(value) {}  // NOLINT: implicit by design, so that sums read as sums
+  constexpr Checked(uint64_t value)
+      : value_(value) {}  // NOLINT: implicit by design, so that sums read as sums
 
   constexpr std::optional<uint64_t> value() const {
     return valid_ ? std::optional<uint64_t>(value_) : std::nullopt;

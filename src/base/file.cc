@@ -118,7 +118,8 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 
 FileDigest AtomicFile::commit() {
   if (::fsync(fd_) != 0) fail_errno(path_.string(), "sync");
-  // Network file systems may report here what fsync did not. Linux has closed the file also on EINTR.
+  // Network file systems may report here what fsync did not. Linux has closed the file also on
+  // EINTR.
   if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail_errno(path_.string(), "close");
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno(path_.string(), "rename to");
   renamed_ = true;

@@ -1,5 +1,5 @@
-// Every limit on input from outside, named once; `fathom doctor --print-limits` prints this table. Each is tested at
-// the limit and one past it.
+// Every limit on input from outside, named once; `fathom doctor --print-limits` prints this table.
+// Each is tested at the limit and one past it.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,8 @@ struct Limits {
   uint64_t tensors = 1'000'000;
   uint64_t tensor_rank = 8;
   uint64_t tensor_name_bytes = 512;
-  uint64_t width = 1u << 20;  // hidden sizes, ranks, head sizes: far above any model, far below overflow
+  // hidden sizes, ranks, head sizes: far above any model, far below overflow
+  uint64_t width = 1u << 20;
   uint64_t heads = 65'536;
   uint64_t shared_experts = 64;
   uint64_t positions = uint64_t{1} << 31;
@@ -31,7 +32,8 @@ struct Limits {
   uint64_t json_depth = 64;
   uint64_t json_file_nodes = 4'000'000;
   uint64_t split_files = 1'024;
-  uint64_t trained_pieces = 8u << 20;         // different ones in the text that a tokenizer is trained on
+  // different ones in the text that a tokenizer is trained on
+  uint64_t trained_pieces = 8u << 20;
   uint64_t trained_piece_bytes = 128u << 20;  // together; training takes 20 to 30 times this
   uint64_t stop_strings = 16;
   uint64_t top_logprobs = 20;

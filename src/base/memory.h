@@ -1,5 +1,5 @@
-// How much memory this process may still take: what the machine has free or can free, narrowed by the limits
-// of its container (cgroup version 1 or 2, its own group and those above).
+// How much memory this process may still take: what the machine has free or can free, narrowed by
+// the limits of its container (cgroup version 1 or 2, its own group and those above).
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ struct MemoryState {
 };
 // Absent if the system does not say. `root` stands for "/": tests give a made-up tree.
 std::optional<MemoryState> memory_state(const std::filesystem::path& root = "/");
-std::optional<uint64_t> available_memory(const std::filesystem::path& root = "/");  // the one figure of it
+// the one figure of it
+std::optional<uint64_t> available_memory(const std::filesystem::path& root = "/");
 
 }  // namespace fathom

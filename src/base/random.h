@@ -1,5 +1,6 @@
-// Random numbers without state: a number is a function of (seed, purpose, sequence, position), so neighbours in a
-// batch, the order of work and a resume cannot change it. The mixing is SplitMix64's finaliser applied per key word.
+// Random numbers without state: a number is a function of (seed, purpose, sequence, position), so
+// neighbours in a batch, the order of work and a resume cannot change it. The mixing is
+// SplitMix64's finaliser applied per key word.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,13 @@
 namespace fathom {
 
 // What a number is for; keeps the streams of different uses apart under one seed.
-enum class RandomPurpose : uint64_t { kSampling = 1, kInit = 2, kShuffle = 3, kData = 4, kTest = 5 };
+enum class RandomPurpose : uint64_t {
+  kSampling = 1,
+  kInit = 2,
+  kShuffle = 3,
+  kData = 4,
+  kTest = 5
+};
 
 struct RandomKey {
   uint64_t seed = 0;

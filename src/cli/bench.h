@@ -1,8 +1,9 @@
-// `fathom bench [MODEL]`: speed as a share of what this machine can do at most. Without a model: linear layers in the common weight
-// formats. With one: prefill and decode at growing context.
+// `fathom bench [MODEL]`: speed as a share of what this machine can do at most. Without a model:
+// linear layers in the common weight formats. With one: prefill and decode at growing context.
 //
-// The roof of a piece of work is the larger of arithmetic / measured FLOP/s and bytes / measured read bandwidth: its shortest possible
-// time. Arithmetic counts the active weights and attention; bytes count active weights once per step and the cache rows read.
+// The roof of a piece of work is the larger of arithmetic / measured FLOP/s and bytes / measured
+// read bandwidth: its shortest possible time. Arithmetic counts the active weights and attention;
+// bytes count active weights once per step and the cache rows read.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +16,11 @@ namespace fathom {
 
 struct BenchOptions {
   OutputOptions output;
-  std::string model;           // "" = kernels
-  bool kernels_only = true;    // set by the caller: no MODEL was named
+  std::string model;         // "" = kernels
+  bool kernels_only = true;  // set by the caller: no MODEL was named
   std::vector<int64_t> prefill = {128, 512};
   std::vector<int64_t> contexts = {0, 512, 2048};
-  int64_t generate = 32;       // tokens timed at each context
+  int64_t generate = 32;  // tokens timed at each context
   int repeat = 3;
   int threads = 0;
   std::string cache;

@@ -41,18 +41,23 @@ struct Spelling {
   std::string_view spelled, name;
 };
 constexpr Spelling kSpellings[] = {
-    {"help", "help"},       {"?", "help"},          {"exit", "exit"},   {"bye", "exit"},   {"quit", "exit"},    {"q", "exit"},
-    {"clear", "clear"},     {"new", "clear"},       {"set", "set"},     {"show", "show"},  {"stats", "stats"},  {"save", "save"},
-    {"load", "load"},       {"undo", "undo"},       {"context", "ctx"}, {"ctx", "ctx"},    {"think", "think"},  {"nothink", "nothink"},
-    {"read", "read"},       {"upload", "read"},
+    {"help", "help"},   {"?", "help"},          {"exit", "exit"},   {"bye", "exit"},
+    {"quit", "exit"},   {"q", "exit"},          {"clear", "clear"}, {"new", "clear"},
+    {"set", "set"},     {"show", "show"},       {"stats", "stats"}, {"save", "save"},
+    {"load", "load"},   {"undo", "undo"},       {"context", "ctx"}, {"ctx", "ctx"},
+    {"think", "think"}, {"nothink", "nothink"}, {"read", "read"},   {"upload", "read"},
 };
 
 std::string_view role_name(Role role) {
   switch (role) {
-    case Role::kSystem: return "system";
-    case Role::kUser: return "user";
-    case Role::kAssistant: return "assistant";
-    case Role::kTool: return "tool";
+    case Role::kSystem:
+      return "system";
+    case Role::kUser:
+      return "user";
+    case Role::kAssistant:
+      return "assistant";
+    case Role::kTool:
+      return "tool";
   }
   return "?";
 }
@@ -60,14 +65,16 @@ std::string_view role_name(Role role) {
 double parse_number(const std::string& name, const std::string& text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size()) fail("{}: found {}, expected a number", name, quoted(text));
+  if (error != std::errc{} || end != text.data() + text.size())
+    fail("{}: found {}, expected a number", name, quoted(text));
   return value;
 }
 
 int64_t parse_integer(const std::string& name, const std::string& text, int64_t min) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < min) fail("{}: found {}, expected an integer from {}", name, quoted(text), min);
+  if (error != std::errc{} || end != text.data() + text.size() || value < min)
+    fail("{}: found {}, expected an integer from {}", name, quoted(text), min);
   return value;
 }
 
@@ -112,15 +119,21 @@ class Chat {
   void greet() const {
     const EngineOptions& engine = session_.engine.options();
     const ModelConfig& config = session_.opened.model.config();
-    say("{} of weights; context {} of {} tokens, {}", bytes_text(session_.opened.sizes.bytes), engine.context_tokens,
-        config.max_position_embeddings,
-        bytes_text(static_cast<uint64_t>(engine.context_tokens * KvCache::bytes_per_token(config, session_.opened.model.cache_layers(), engine.cache_dtype))));
+    say("{} of weights; context {} of {} tokens, {}", bytes_text(session_.opened.sizes.bytes),
+        engine.context_tokens, config.max_position_embeddings,
+        bytes_text(static_cast<uint64_t>(
+            engine.context_tokens * KvCache::bytes_per_token(config,
+                                                             session_.opened.model.cache_layers(),
+                                                             engine.cache_dtype))));
   }
 
   LineEditor::Result read_line() {
     ConsoleTerminal terminal;
     LineEditor editor(terminal, history_);
-    return editor.read({.sign = ">>> ", .continuation = "... ", .hint = "Type a message (/help for help)", .color = color_});
+    return editor.read({.sign = ">>> ",
+                        .continuation = "... ",
+                        .hint = "Type a message (/help for help)",
+                        .color = color_});
   }
 
   // Everything the program itself says goes to stderr, grey.
@@ -145,8 +158,13 @@ class Chat {
     ConsoleTerminal terminal;
     History none;
     LineEditor editor(terminal, none);
-    const auto answer = editor.read({.sign = "No such command (/help lists them). Send it as a message? [y/N] ", .hint = "", .color = color_});
-    if (answer.outcome == LineEditor::Outcome::kLine && (answer.text == "y" || answer.text == "Y" || answer.text == "yes")) ask(line);
+    const auto answer =
+        editor.read({.sign = "No such command (/help lists them). Send it as a message? [y/N] ",
+                     .hint = "",
+                     .color = color_});
+    if (answer.outcome == LineEditor::Outcome::kLine &&
+        (answer.text == "y" || answer.text == "Y" || answer.text == "yes"))
+      ask(line);
   }
 
   void obey(const SlashCommand& command) {
@@ -167,7 +185,8 @@ class Chat {
 
   void reset() {
     messages_.clear();
-    if (!session_.options.system.empty()) messages_.push_back({Role::kSystem, session_.options.system, "", {}});
+    if (!session_.options.system.empty())
+      messages_.push_back({Role::kSystem, session_.options.system, "", {}});
     attachment_.clear();
   }
 
@@ -175,7 +194,8 @@ class Chat {
     const std::vector<ChatMessage> before = messages_;
     const std::string question = attachment_.empty() ? text : attachment_ + "\n\n" + text;
     if (!messages_.empty() && messages_.back().role == Role::kUser) {
-      messages_.back().content += "\n\n" + question;  // a loaded conversation may end with a question: users and answers alternate
+      // a loaded conversation may end with a question: users and answers alternate
+      messages_.back().content += "\n\n" + question;
     } else {
       messages_.push_back({Role::kUser, question, "", {}});
     }
@@ -197,14 +217,16 @@ class Chat {
 
   Generation answer() {
     SamplingParams sampling = session_.sampling;
-    sampling.choice = static_cast<uint64_t>(turns_);  // the same question again may get another answer, yet a session can be repeated
+    // the same question again may get another answer, yet a session can be repeated
+    sampling.choice = static_cast<uint64_t>(turns_);
     PartPrinter printer(session_.options.output, session_.options.hide_thinking);
     const ConsoleTerminal silent(ConsoleTerminal::Mode::kSilent);
     InterruptScope scope;
-    const Generation generation = generate(
-        session_.engine, session_.opened,
-        {encode_messages(session_, messages_), max_tokens_, sampling, session_.options.stops, session_marks(session_)},
-        session_.options.output, [&](const OutputPart& part) { printer.show(part); });
+    const Generation generation =
+        generate(session_.engine, session_.opened,
+                 {encode_messages(session_, messages_), max_tokens_, sampling,
+                  session_.options.stops, session_marks(session_)},
+                 session_.options.output, [&](const OutputPart& part) { printer.show(part); });
     printer.finish();
     say("{}", rate_line(generation));
     ++turns_;
@@ -212,7 +234,8 @@ class Chat {
   }
 
   void undo() {
-    const auto last = std::find_if(messages_.rbegin(), messages_.rend(), [](const ChatMessage& m) { return m.role == Role::kUser; });
+    const auto last = std::find_if(messages_.rbegin(), messages_.rend(),
+                                   [](const ChatMessage& m) { return m.role == Role::kUser; });
     if (last == messages_.rend()) {
       say("There is nothing to take back.");
       return;
@@ -225,58 +248,84 @@ class Chat {
     SamplingParams& p = session_.sampling;
     const size_t blank = argument.find(' ');
     const std::string name = argument.substr(0, blank);
-    const std::string value = blank == argument.npos ? "" : argument.substr(argument.find_first_not_of(' ', blank));
+    const std::string value =
+        blank == argument.npos ? "" : argument.substr(argument.find_first_not_of(' ', blank));
     if (name.empty()) {
-      note("temp {}\ntop_p {}\ntop_k {}\nmin_p {}\nrepeat_penalty {}\npresence_penalty {}\nfrequency_penalty {}\nseed {}\nmax_tokens {}\nsystem {}",
-           p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty, p.seed,
-           max_tokens_ > 0 ? std::to_string(max_tokens_) : "what the context leaves",
-           !messages_.empty() && messages_[0].role == Role::kSystem ? quoted(messages_[0].content) : "none");
+      note(
+          "temp {}\ntop_p {}\ntop_k {}\nmin_p {}\nrepeat_penalty {}\npresence_penalty "
+          "{}\nfrequency_penalty {}\nseed {}\nmax_tokens {}\nsystem {}",
+          p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty, p.presence_penalty,
+          p.frequency_penalty, p.seed,
+          max_tokens_ > 0 ? std::to_string(max_tokens_) : "what the context leaves",
+          !messages_.empty() && messages_[0].role == Role::kSystem ? quoted(messages_[0].content)
+                                                                   : "none");
       return;
     }
     if (name == "system") {
-      if (!messages_.empty() && messages_[0].role == Role::kSystem) messages_.erase(messages_.begin());
+      if (!messages_.empty() && messages_[0].role == Role::kSystem)
+        messages_.erase(messages_.begin());
       if (!value.empty()) messages_.insert(messages_.begin(), {Role::kSystem, value, "", {}});
       return;
     }
     SamplingParams changed = p;
-    if (name == "temp" || name == "temperature") changed.temperature = parse_number(name, value);
-    else if (name == "top_p") changed.top_p = parse_number(name, value);
-    else if (name == "top_k") changed.top_k = static_cast<int>(std::min<int64_t>(parse_integer(name, value, 0), 1 << 30));
-    else if (name == "min_p") changed.min_p = parse_number(name, value);
-    else if (name == "repeat_penalty") changed.repetition_penalty = parse_number(name, value);
-    else if (name == "presence_penalty") changed.presence_penalty = parse_number(name, value);
-    else if (name == "frequency_penalty") changed.frequency_penalty = parse_number(name, value);
-    else if (name == "seed") changed.seed = static_cast<uint64_t>(parse_integer(name, value, 0));
-    else if (name == "max_tokens") max_tokens_ = parse_integer(name, value, 0);
-    else fail("/set: found {}, expected temp, top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed, max_tokens or system", quoted(name));
+    if (name == "temp" || name == "temperature")
+      changed.temperature = parse_number(name, value);
+    else if (name == "top_p")
+      changed.top_p = parse_number(name, value);
+    else if (name == "top_k")
+      changed.top_k = static_cast<int>(std::min<int64_t>(parse_integer(name, value, 0), 1 << 30));
+    else if (name == "min_p")
+      changed.min_p = parse_number(name, value);
+    else if (name == "repeat_penalty")
+      changed.repetition_penalty = parse_number(name, value);
+    else if (name == "presence_penalty")
+      changed.presence_penalty = parse_number(name, value);
+    else if (name == "frequency_penalty")
+      changed.frequency_penalty = parse_number(name, value);
+    else if (name == "seed")
+      changed.seed = static_cast<uint64_t>(parse_integer(name, value, 0));
+    else if (name == "max_tokens")
+      max_tokens_ = parse_integer(name, value, 0);
+    else
+      fail(
+          "/set: found {}, expected temp, top_p, top_k, min_p, repeat_penalty, presence_penalty, "
+          "frequency_penalty, seed, max_tokens or system",
+          quoted(name));
     validate_sampling(changed, session_.opened.model.config().vocab_size);
     p = changed;
   }
 
   void show() const {
     const OpenedModel& opened = session_.opened;
-    note("{}\n{} of weights, {} layers, template {}", opened.name, bytes_text(opened.sizes.bytes), opened.model.config().num_hidden_layers,
+    note("{}\n{} of weights, {} layers, template {}", opened.name, bytes_text(opened.sizes.bytes),
+         opened.model.config().num_hidden_layers,
          opened.format ? chat_format_name(*opened.format) : "none");
   }
 
   void stats() const {
     const EngineStats& s = session_.engine.stats();
-    const auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; };
-    note("{} answers; prompts {} tokens at {:.1f} tok/s; generated {} tokens at {:.1f} tok/s", turns_, s.prefill_tokens,
-         rate(s.prefill_tokens, s.prefill_seconds), s.decode_tokens, rate(s.decode_tokens, s.decode_seconds));
+    const auto rate = [](int64_t tokens, double seconds) {
+      return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+    };
+    note("{} answers; prompts {} tokens at {:.1f} tok/s; generated {} tokens at {:.1f} tok/s",
+         turns_, s.prefill_tokens, rate(s.prefill_tokens, s.prefill_seconds), s.decode_tokens,
+         rate(s.decode_tokens, s.decode_seconds));
   }
 
   void context() const {
     const int64_t all = session_.engine.options().context_tokens;
     const bool talked = !messages_.empty() && messages_.back().role != Role::kSystem;
     const int64_t used = talked ? std::ssize(encode_messages(session_, messages_)) : 0;
-    note("{} of {} tokens ({:.0f} %), {} messages", used, all, 100.0 * static_cast<double>(used) / static_cast<double>(all), messages_.size());
+    note("{} of {} tokens ({:.0f} %), {} messages", used, all,
+         100.0 * static_cast<double>(used) / static_cast<double>(all), messages_.size());
   }
 
   void think(bool on) {
     const auto& format = session_.opened.format;
-    if (!format || session_.options.raw || thinking_marks(*format, {.thinking = on}).has_value() != on) {
-      say("This model has no switch: it {}.", session_marks(session_) ? "always thinks" : "does not think");
+    if (!format || session_.options.raw ||
+        thinking_marks(*format, {.thinking = on}).has_value() != on) {
+      say("This model has no switch: it {}.",
+          session_marks(session_) ? "always thinks" : "does not think");
       return;
     }
     session_.thinking = on;
@@ -323,7 +372,8 @@ SlashCommand parse_slash(std::string_view line) {
   const size_t blank = std::min(line.find_first_of(" \t\n"), line.size());
   const size_t argument = std::min(line.find_first_not_of(" \t\n", blank), line.size());
   const size_t end = line.find_last_not_of(" \t\n");
-  SlashCommand command{"", argument < line.size() ? std::string(line.substr(argument, end - argument + 1)) : ""};
+  SlashCommand command{
+      "", argument < line.size() ? std::string(line.substr(argument, end - argument + 1)) : ""};
   for (const Spelling& known : kSpellings) {
     if (line.substr(0, blank) == known.spelled) command.name = known.name;
   }
@@ -336,7 +386,9 @@ std::string conversation_text(std::span<const ChatMessage> messages) {
     list.push_back({{"role", role_name(message.role)}, {"content", message.content}});
     if (!message.reasoning.empty()) list.back()["reasoning"] = message.reasoning;
   }
-  return nlohmann::ordered_json{{"messages", list}}.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  return nlohmann::ordered_json{{"messages", list}}.dump(
+             2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
+         "\n";
 }
 
 std::vector<ChatMessage> parse_conversation(std::string_view text, const std::string& place) {
@@ -350,15 +402,23 @@ std::vector<ChatMessage> parse_conversation(std::string_view text, const std::st
     message.content = entry.string("content");
     message.reasoning = entry.optional_string("reasoning").value_or("");
     const std::string role = entry.string("role");
-    if (role == "system") message.role = Role::kSystem;
-    else if (role == "user") message.role = Role::kUser;
-    else if (role == "assistant") message.role = Role::kAssistant;
-    else fail("{}: role: found {}, expected system, user or assistant", entry.place(), quoted(role));
+    if (role == "system")
+      message.role = Role::kSystem;
+    else if (role == "user")
+      message.role = Role::kUser;
+    else if (role == "assistant")
+      message.role = Role::kAssistant;
+    else
+      fail("{}: role: found {}, expected system, user or assistant", entry.place(), quoted(role));
     const bool after_question = i > 0 && messages.back().role == Role::kUser;
-    const bool in_turn = message.role == Role::kSystem ? i == 0 : (message.role == Role::kAssistant) == after_question;
+    const bool in_turn = message.role == Role::kSystem
+                             ? i == 0
+                             : (message.role == Role::kAssistant) == after_question;
     if (!in_turn) {
-      fail("{}: role: found {}, expected {} (after one system message at most, questions and answers alternate)", entry.place(), role,
-           after_question ? "assistant" : "user");
+      fail(
+          "{}: role: found {}, expected {} (after one system message at most, questions and "
+          "answers alternate)",
+          entry.place(), role, after_question ? "assistant" : "user");
     }
     messages.push_back(std::move(message));
   }

@@ -12,8 +12,9 @@ namespace fathom {
 
 int run_chat(Session& session);
 
-// A line that begins with a slash, taken apart: "/set temp 0.5" -> name "set", argument "temp 0.5". All spellings of a command give one
-// name ("bye", "exit", "quit" -> "exit"); an unknown one gives "".
+// A line that begins with a slash, taken apart: "/set temp 0.5" -> name "set", argument "temp 0.5".
+// All spellings of a command give one name ("bye", "exit", "quit" -> "exit"); an unknown one gives
+// "".
 struct SlashCommand {
   std::string name;
   std::string argument;

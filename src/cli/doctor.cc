@@ -48,11 +48,14 @@ void print_limits(bool json) {
       {"stop_strings", l.stop_strings},
       {"top_logprobs", l.top_logprobs},
   };
-  static_assert(sizeof(Limits) == std::size(table) * sizeof(uint64_t), "a limit is missing from this table");
+  static_assert(sizeof(Limits) == std::size(table) * sizeof(uint64_t),
+                "a limit is missing from this table");
   Json object;
   for (const auto& [name, value] : table) {
-    if (json) object[std::string(name)] = value;
-    else out("{:<26} {}\n", name, value);
+    if (json)
+      object[std::string(name)] = value;
+    else
+      out("{:<26} {}\n", name, value);
   }
   if (json) print_json(object);
 }
@@ -82,9 +85,10 @@ int run_doctor(const DoctorOptions& options) {
     for (const std::string& flag : flags) instructions += " " + flag;
     out("  instructions{}\n", instructions);
     out("  kernels      {}\n", isa_name(ctx.isa()));
-    out("  memory       {} available of {}{}\n", bytes_text(memory.available), bytes_text(memory.total),
-          memory.limited ? " (limit of this container)" : "");
-    out("  huge pages   transparent: {}, reserved: {}\n", huge.transparent.empty() ? "unknown" : huge.transparent, huge.reserved);
+    out("  memory       {} available of {}{}\n", bytes_text(memory.available),
+        bytes_text(memory.total), memory.limited ? " (limit of this container)" : "");
+    out("  huge pages   transparent: {}, reserved: {}\n",
+        huge.transparent.empty() ? "unknown" : huge.transparent, huge.reserved);
     out("  disk free    {} (here)\n\n", bytes_text(disk_free()));
     if (!options.output.quiet) note("measuring for {:.0f} s ...", options.seconds);
   }
@@ -112,7 +116,8 @@ int run_doctor(const DoctorOptions& options) {
   out("  bf16         {:.0f} GFLOP/s\n", roofs.bf16_flops / 1e9);
   out("  int8         {:.0f} GOP/s\n", roofs.int8_ops / 1e9);
   out("  memory read  {:.1f} GB/s\n\n", roofs.read_bytes / 1e9);
-  out("A model that reads 1 GiB of weights per token can generate at most {:.1f} tokens/s here.\n", roofs.read_bytes / (1 << 30));
+  out("A model that reads 1 GiB of weights per token can generate at most {:.1f} tokens/s here.\n",
+      roofs.read_bytes / (1 << 30));
   return 0;
 }
 

@@ -14,12 +14,14 @@ namespace {
 std::vector<int64_t> context_ladder(const EstimateOptions& options, const ModelConfig& config) {
   for (const int64_t context : options.contexts) {
     if (context < 1 || context > config.max_position_embeddings) {
-      fail("--ctx: found {}, expected 1 to {} (max_position_embeddings)", context, config.max_position_embeddings);
+      fail("--ctx: found {}, expected 1 to {} (max_position_embeddings)", context,
+           config.max_position_embeddings);
     }
   }
   if (!options.contexts.empty()) return options.contexts;
   std::vector<int64_t> ladder;
-  for (int64_t context = 4096; context < config.max_position_embeddings; context *= 4) ladder.push_back(context);
+  for (int64_t context = 4096; context < config.max_position_embeddings; context *= 4)
+    ladder.push_back(context);
   ladder.push_back(config.max_position_embeddings);
   return ladder;
 }
@@ -36,12 +38,16 @@ int run_estimate(const EstimateOptions& options) {
   const auto wanted = parse_cache_dtype(options.cache);
   if (!options.json) {
     out("{}\n\n", true_name(checkpoint, config, std::nullopt, sizes));
-    out("  weights    {:>10}   (mapped from disk; share of each token read: {:.0f} %)\n", bytes_text(sizes.bytes),
-          sizes.parameters == 0 ? 0 : 100.0 * static_cast<double>(sizes.active_parameters) / static_cast<double>(sizes.parameters));
+    out("  weights    {:>10}   (mapped from disk; share of each token read: {:.0f} %)\n",
+        bytes_text(sizes.bytes),
+        sizes.parameters == 0 ? 0
+                              : 100.0 * static_cast<double>(sizes.active_parameters) /
+                                    static_cast<double>(sizes.parameters));
     out("  rebuilt    {:>10}   (projections kept in a second form)\n", bytes_text(least.rebuilt));
-    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work), EngineOptions{}.prefill_chunk);
+    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work),
+        EngineOptions{}.prefill_chunk);
     out("  available  {:>10}   of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total),
-          memory.limited ? " (limit of this container)" : "");
+        memory.limited ? " (limit of this container)" : "");
     out("  {:>9}  {:<5}  {:>10}  {:>10}\n", "context", "cache", "cache", "total");
   }
   for (const int64_t context : contexts) {
@@ -51,11 +57,21 @@ int run_estimate(const EstimateOptions& options) {
       const bool fits = needs.total <= memory.available;
       const std::string_view name = dtype == DType::kF32 ? "f32" : "bf16";
       if (options.json) {
-        print_json({{"context", context}, {"cache", name}, {"weight_bytes", needs.weights}, {"rebuilt_bytes", needs.rebuilt}, {"work_bytes", needs.work},
-                    {"cache_bytes", needs.cache}, {"total_bytes", needs.total}, {"available_bytes", memory.available}, {"fits", fits}});
+        print_json({{"context", context},
+                    {"cache", name},
+                    {"weight_bytes", needs.weights},
+                    {"rebuilt_bytes", needs.rebuilt},
+                    {"work_bytes", needs.work},
+                    {"cache_bytes", needs.cache},
+                    {"total_bytes", needs.total},
+                    {"available_bytes", memory.available},
+                    {"fits", fits}});
       } else {
-        out("  {:>9}  {:<5}  {:>10}  {:>10}  {}\n", context, name, bytes_text(needs.cache), bytes_text(needs.total),
-              fits ? "fits" : fmt::format("does not fit: {} missing", bytes_text(needs.total - memory.available)));
+        out("  {:>9}  {:<5}  {:>10}  {:>10}  {}\n", context, name, bytes_text(needs.cache),
+            bytes_text(needs.total),
+            fits ? "fits"
+                 : fmt::format("does not fit: {} missing",
+                               bytes_text(needs.total - memory.available)));
       }
     }
   }

@@ -1,4 +1,5 @@
-// `fathom estimate MODEL`: does it fit? Memory for weights, cache and work, against what this machine has, before loading anything.
+// `fathom estimate MODEL`: does it fit? Memory for weights, cache and work, against what this
+// machine has, before loading anything.
 #pragma once
 
 #include <cstdint>

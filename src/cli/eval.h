@@ -1,12 +1,15 @@
-// `fathom eval MODEL --task NAME`: how many of a task's held-out problems the model solves, judged by the task's own verifier
-// (train/evaluation.h); or
+// `fathom eval MODEL --task NAME`: how many of a task's held-out problems the model solves, judged
+// by the task's own verifier (train/evaluation.h); or
 // `fathom eval MODEL --perplexity FILE`: how well the model predicts a text.
 //
-// The text is tokenised once, special tokens off. Windows of `ctx` tokens follow each other every `stride` tokens (default: no
-// overlap); each is computed afresh, and scores those of its tokens that no window before it scored. If the model wants a BOS, each window
-// begins with one in addition, and its first token counts; else the very first token of the text has no prediction and does not count.
-// With overlap a token is judged by at least ctx - stride tokens of context. Perplexity = exp(nll / tokens scored); bits per byte =
-// nll / ln 2 / bytes scored, which compares models of different vocabularies. Sums run in double in the order of the text.
+// The text is tokenised once, special tokens off. Windows of `ctx` tokens follow each other every
+// `stride` tokens (default: no overlap); each is computed afresh, and scores those of its tokens
+// that no window before it scored. If the model wants a BOS, each window begins with one in
+// addition, and its first token counts; else the very first token of the text has no prediction and
+// does not count.
+// With overlap a token is judged by at least ctx - stride tokens of context. Perplexity = exp(nll /
+// tokens scored); bits per byte = nll / ln 2 / bytes scored, which compares models of different
+// vocabularies. Sums run in double in the order of the text.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +38,9 @@ struct EvalOptions {
 
 int run_eval(const EvalOptions& options);
 
-// The windows over `tokens` tokens: [begin, end) computed, of which [score, end) are scored. Without BOS nothing inside a window predicts
-// its first token, so windows overlap by at least that one.
+// The windows over `tokens` tokens: [begin, end) computed, of which [score, end) are scored.
+// Without BOS nothing inside a window predicts its first token, so windows overlap by at least that
+// one.
 struct EvalWindow {
   int64_t begin, score, end;
 };

@@ -18,7 +18,11 @@ class TextStream {
  public:
   TextStream(const Tokenizer& tokenizer, const GenerationRequest& request, Generation& result,
              const std::function<void(const OutputPart&)>& on_part)
-      : detokenizer_(tokenizer), thinking_(request.marks), stops_(request.stops), result_(result), on_part_(on_part) {}
+      : detokenizer_(tokenizer),
+        thinking_(request.marks),
+        stops_(request.stops),
+        result_(result),
+        on_part_(on_part) {}
 
   void push(int32_t token) { take(thinking_.push(detokenizer_.push(token))); }
   void finish() {
@@ -31,7 +35,8 @@ class TextStream {
 
  private:
   void take(const std::vector<OutputPart>& parts) {
-    for (const OutputPart& part : parts) emit(part.thought ? part : OutputPart{false, stops_.push(part.text)});
+    for (const OutputPart& part : parts)
+      emit(part.thought ? part : OutputPart{false, stops_.push(part.text)});
   }
   void emit(const OutputPart& part) {
     if (part.text.empty()) return;
@@ -52,24 +57,29 @@ bool is_stop_token(const std::vector<int32_t>& stop_ids, int32_t token) {
 
 }  // namespace
 
-Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest request, const OutputOptions& output,
+Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest request,
+                    const OutputOptions& output,
                     const std::function<void(const OutputPart&)>& on_part) {
   const int64_t context = engine.options().context_tokens;
   Generation result;
   result.prompt_tokens = std::ssize(request.prompt);
   if (result.prompt_tokens >= context) {
-    fail("prompt: {} tokens, expected less than the context of {} (use a larger --ctx; the model's own is {})", result.prompt_tokens, context,
-         opened.model.config().max_position_embeddings);
+    fail(
+        "prompt: {} tokens, expected less than the context of {} (use a larger --ctx; the model's "
+        "own is {})",
+        result.prompt_tokens, context, opened.model.config().max_position_embeddings);
   }
   const bool keep_events = request.sampling.top_logprobs >= 0;
   TextStream text(opened.tokenizer, request, result, on_part);
-  const uint64_t id = engine.submit({.prompt = std::move(request.prompt),
-                                     .max_tokens = request.max_tokens > 0 ? request.max_tokens : context - result.prompt_tokens,
-                                     .stop_ids = opened.stop_ids,
-                                     .sampling = request.sampling});
+  const uint64_t id = engine.submit(
+      {.prompt = std::move(request.prompt),
+       .max_tokens = request.max_tokens > 0 ? request.max_tokens : context - result.prompt_tokens,
+       .stop_ids = opened.stop_ids,
+       .sampling = request.sampling});
   const double begin = seconds_now();
   const int64_t prefilled_before = engine.stats().prefill_tokens;
-  std::optional<Progress> bar(std::in_place, output, "prompt", Progress::Unit::kTokens, static_cast<uint64_t>(result.prompt_tokens));
+  std::optional<Progress> bar(std::in_place, output, "prompt", Progress::Unit::kTokens,
+                              static_cast<uint64_t>(result.prompt_tokens));
   double first_token = 0;
   bool cancelled = false;
   std::vector<TokenEvent> events;
@@ -93,7 +103,8 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
         ++result.thought_tokens;
         result.thought_seconds = now - first_token;
       }
-      const bool ends = event.finish == FinishReason::kStop && is_stop_token(opened.stop_ids, event.token);
+      const bool ends =
+          event.finish == FinishReason::kStop && is_stop_token(opened.stop_ids, event.token);
       if (!ends) text.push(event.token);
       if (keep_events) result.events.push_back(std::move(event));
     }
@@ -105,25 +116,33 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
   if (text.stopped()) result.finish = FinishReason::kStop;
   text.finish();
   if (result.finish == FinishReason::kNumericalError) {
-    throw Error(ExitCode::kDiverged, "the model's logits are not finite: the weights or the file are damaged (try `fathom show --check-finite`)");
+    throw Error(ExitCode::kDiverged,
+                "the model's logits are not finite: the weights or the file are damaged (try "
+                "`fathom show --check-finite`)");
   }
   return result;
 }
 
 std::string_view finish_name(const Generation& generation) {
   switch (generation.finish) {
-    case FinishReason::kLength: return "length";
-    case FinishReason::kCancelled: return "interrupted";
-    default: return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "interrupted";
+    default:
+      return "stop";
   }
 }
 
 std::string rate_line(const Generation& g) {
-  const auto rate = [](double tokens, double seconds) { return seconds > 0 ? fmt::format("{:.1f} tok/s", tokens / seconds) : "- tok/s"; };
+  const auto rate = [](double tokens, double seconds) {
+    return seconds > 0 ? fmt::format("{:.1f} tok/s", tokens / seconds) : "- tok/s";
+  };
   // The first token falls out of the prefill; the others took decode_seconds.
   const double decoded = static_cast<double>(std::max<int64_t>(0, g.tokens - 1));
-  return fmt::format("prompt {} tokens, {}; generated {} tokens, {}{}", g.prompt_tokens, rate(static_cast<double>(g.prompt_tokens), g.prefill_seconds),
-                     g.tokens, rate(decoded, decoded > 0 ? g.decode_seconds : 0),
+  return fmt::format("prompt {} tokens, {}; generated {} tokens, {}{}", g.prompt_tokens,
+                     rate(static_cast<double>(g.prompt_tokens), g.prefill_seconds), g.tokens,
+                     rate(decoded, decoded > 0 ? g.decode_seconds : 0),
                      g.finish == FinishReason::kLength      ? "; stopped at the token limit"
                      : g.finish == FinishReason::kCancelled ? "; interrupted"
                                                             : "");
@@ -160,7 +179,8 @@ void PartPrinter::show(const OutputPart& part) {
 
 void PartPrinter::end_thought() {
   in_thought_ = false;
-  write_stderr(fmt::format("\n⟨end of thought, {}⟩{}\n\n", duration_text(seconds_now() - thought_begin_), grey_.end));
+  write_stderr(fmt::format("\n⟨end of thought, {}⟩{}\n\n",
+                           duration_text(seconds_now() - thought_begin_), grey_.end));
 }
 
 void PartPrinter::finish() {

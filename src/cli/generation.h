@@ -18,7 +18,7 @@ struct GenerationRequest {
   std::vector<int32_t> prompt;
   int64_t max_tokens = 0;  // 0 = what the context leaves
   SamplingParams sampling;
-  std::vector<std::string> stops;      // looked for in the answer, not in the thought
+  std::vector<std::string> stops;  // looked for in the answer, not in the thought
   std::optional<ThinkingMarks> marks;
 };
 
@@ -31,14 +31,17 @@ struct Generation {
 };
 
 // Called with each part of the text as it comes. With Ctrl-C the answer so far is the result.
-// Throws Error: prompt too long for the context (names both numbers), exit code 4 if the numbers diverged.
-Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest request, const OutputOptions& output,
+// Throws Error: prompt too long for the context (names both numbers), exit code 4 if the numbers
+// diverged.
+Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest request,
+                    const OutputOptions& output,
                     const std::function<void(const OutputPart&)>& on_part);
 
 std::string_view finish_name(const Generation& generation);  // "stop", "length", "interrupted"
 std::string rate_line(const Generation& generation);
 
-// Shows parts to a person: answers on stdout, thoughts dimmed and marked on stderr if that is a terminal.
+// Shows parts to a person: answers on stdout, thoughts dimmed and marked on stderr if that is a
+// terminal.
 class PartPrinter {
  public:
   PartPrinter(const OutputOptions& output, bool hide_thinking);

@@ -26,7 +26,8 @@ int32_t checked_id(int64_t id, const std::string& place) {
 
 std::vector<int32_t> ids_from_tensor(const TensorInfo& tensor, const std::string& place) {
   const bool wide = tensor.dtype == DType::kI64;
-  if (!wide && tensor.dtype != DType::kI32) fail("{}: tensor 'input_ids': type {}, expected I64 or I32", place, dtype_name(tensor.dtype));
+  if (!wide && tensor.dtype != DType::kI32)
+    fail("{}: tensor 'input_ids': type {}, expected I64 or I32", place, dtype_name(tensor.dtype));
   const size_t width = wide ? 8 : 4;
   std::vector<int32_t> ids;
   for (size_t at = 0; at < tensor.bytes; at += width) {
@@ -52,7 +53,8 @@ std::vector<int32_t> parse_ids(std::string_view text, const std::string& place) 
   if (begin != text.npos && text[begin] == '[') {
     const nlohmann::json list = parse_json(text, place);
     for (const auto& id : list) {
-      if (!id.is_number_integer() && !id.is_number_unsigned()) fail("{}: found {}, expected a list of token ids", place, describe(id));
+      if (!id.is_number_integer() && !id.is_number_unsigned())
+        fail("{}: found {}, expected a list of token ids", place, describe(id));
       ids.push_back(checked_id(id.get<int64_t>(), place));
     }
     return ids;
@@ -64,7 +66,8 @@ std::vector<int32_t> parse_ids(std::string_view text, const std::string& place) 
     const std::string_view word = text.substr(0, text.find_first_of(kSeparators));
     int64_t id = 0;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), id);
-    if (error != std::errc{} || end != word.data() + word.size()) fail("{}: found {}, expected a token id", place, quoted(word));
+    if (error != std::errc{} || end != word.data() + word.size())
+      fail("{}: found {}, expected a token id", place, quoted(word));
     ids.push_back(checked_id(id, place));
     text.remove_prefix(word.size());
   }
@@ -93,6 +96,8 @@ std::string read_stdin() {
   }
 }
 
-std::string read_text_file(const std::filesystem::path& path) { return path == "-" ? read_stdin() : read_file(path, Limits{}.text_bytes); }
+std::string read_text_file(const std::filesystem::path& path) {
+  return path == "-" ? read_stdin() : read_file(path, Limits{}.text_bytes);
+}
 
 }  // namespace fathom

@@ -16,7 +16,8 @@ namespace {
 std::atomic<bool> in_scope{false};
 std::atomic<bool> pressed{false};
 std::atomic<void (*)()> exit_hook{nullptr};
-static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<void (*)()>::is_always_lock_free);
+static_assert(std::atomic<bool>::is_always_lock_free &&
+              std::atomic<void (*)()>::is_always_lock_free);
 
 void run_exit_hook() {
   if (void (*restore)() = exit_hook.load()) restore();
@@ -56,7 +57,8 @@ void install_signal_handlers() {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     struct sigaction inherited {};
     FATHOM_CHECK(sigaction(signal, nullptr, &inherited) == 0);
-    if (inherited.sa_handler != SIG_IGN) FATHOM_CHECK(sigaction(signal, &action, nullptr) == 0);  // nohup, background jobs
+    // nohup, background jobs
+    if (inherited.sa_handler != SIG_IGN) FATHOM_CHECK(sigaction(signal, &action, nullptr) == 0);
   }
 }
 

@@ -29,7 +29,8 @@ namespace {
 constexpr char kEscape = '\x1b';
 constexpr std::string_view kPasteBegin = "\x1b[200~", kPasteEnd = "\x1b[201~";
 
-// The plain text of pasted or typed bytes: UTF-8, line ends as \n, no control characters but \n and \t.
+// The plain text of pasted or typed bytes: UTF-8, line ends as \n, no control characters but \n and
+// \t.
 std::string clean(std::string_view bytes) {
   std::string text;
   for (size_t i = 0; i < bytes.size(); ++i) {
@@ -48,35 +49,73 @@ struct Sequence {
   KeyCode code;
 };
 constexpr Sequence kSequences[] = {
-    {"\x1b[A", KeyCode::kUp},           {"\x1bOA", KeyCode::kUp},          {"\x1b[B", KeyCode::kDown},       {"\x1bOB", KeyCode::kDown},
-    {"\x1b[C", KeyCode::kRight},        {"\x1bOC", KeyCode::kRight},       {"\x1b[D", KeyCode::kLeft},       {"\x1bOD", KeyCode::kLeft},
-    {"\x1b[H", KeyCode::kHome},         {"\x1bOH", KeyCode::kHome},        {"\x1b[1~", KeyCode::kHome},      {"\x1b[7~", KeyCode::kHome},
-    {"\x1b[F", KeyCode::kEnd},          {"\x1bOF", KeyCode::kEnd},         {"\x1b[4~", KeyCode::kEnd},       {"\x1b[8~", KeyCode::kEnd},
-    {"\x1b[3~", KeyCode::kDelete},      {"\x1b[1;5C", KeyCode::kWordRight}, {"\x1b[1;5D", KeyCode::kWordLeft}, {"\x1b[1;3C", KeyCode::kWordRight},
-    {"\x1b[1;3D", KeyCode::kWordLeft},  {"\x1b" "f", KeyCode::kWordRight}, {"\x1b" "b", KeyCode::kWordLeft}, {"\x1b\r", KeyCode::kNewline},
+    {"\x1b[A", KeyCode::kUp},
+    {"\x1bOA", KeyCode::kUp},
+    {"\x1b[B", KeyCode::kDown},
+    {"\x1bOB", KeyCode::kDown},
+    {"\x1b[C", KeyCode::kRight},
+    {"\x1bOC", KeyCode::kRight},
+    {"\x1b[D", KeyCode::kLeft},
+    {"\x1bOD", KeyCode::kLeft},
+    {"\x1b[H", KeyCode::kHome},
+    {"\x1bOH", KeyCode::kHome},
+    {"\x1b[1~", KeyCode::kHome},
+    {"\x1b[7~", KeyCode::kHome},
+    {"\x1b[F", KeyCode::kEnd},
+    {"\x1bOF", KeyCode::kEnd},
+    {"\x1b[4~", KeyCode::kEnd},
+    {"\x1b[8~", KeyCode::kEnd},
+    {"\x1b[3~", KeyCode::kDelete},
+    {"\x1b[1;5C", KeyCode::kWordRight},
+    {"\x1b[1;5D", KeyCode::kWordLeft},
+    {"\x1b[1;3C", KeyCode::kWordRight},
+    {"\x1b[1;3D", KeyCode::kWordLeft},
+    {"\x1b"
+     "f",
+     KeyCode::kWordRight},
+    {"\x1b"
+     "b",
+     KeyCode::kWordLeft},
+    {"\x1b\r", KeyCode::kNewline},
     {"\x1b\n", KeyCode::kNewline},
 };
 
 std::optional<KeyCode> control_key(char byte) {
   switch (byte) {
     case '\r':
-    case '\n': return KeyCode::kEnter;
+    case '\n':
+      return KeyCode::kEnter;
     case 0x7f:
-    case 0x08: return KeyCode::kBackspace;
-    case 0x01: return KeyCode::kHome;
-    case 0x02: return KeyCode::kLeft;
-    case 0x03: return KeyCode::kInterrupt;
-    case 0x04: return KeyCode::kEndOfInput;
-    case 0x05: return KeyCode::kEnd;
-    case 0x06: return KeyCode::kRight;
-    case 0x0b: return KeyCode::kKillToEnd;
-    case 0x0c: return KeyCode::kClearScreen;
-    case 0x0e: return KeyCode::kDown;
-    case 0x10: return KeyCode::kUp;
-    case 0x15: return KeyCode::kKillToStart;
-    case 0x17: return KeyCode::kKillWord;
-    case 0x1a: return KeyCode::kSuspend;
-    default: return std::nullopt;
+    case 0x08:
+      return KeyCode::kBackspace;
+    case 0x01:
+      return KeyCode::kHome;
+    case 0x02:
+      return KeyCode::kLeft;
+    case 0x03:
+      return KeyCode::kInterrupt;
+    case 0x04:
+      return KeyCode::kEndOfInput;
+    case 0x05:
+      return KeyCode::kEnd;
+    case 0x06:
+      return KeyCode::kRight;
+    case 0x0b:
+      return KeyCode::kKillToEnd;
+    case 0x0c:
+      return KeyCode::kClearScreen;
+    case 0x0e:
+      return KeyCode::kDown;
+    case 0x10:
+      return KeyCode::kUp;
+    case 0x15:
+      return KeyCode::kKillToStart;
+    case 0x17:
+      return KeyCode::kKillWord;
+    case 0x1a:
+      return KeyCode::kSuspend;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -90,9 +129,12 @@ bool is_inner_byte(char byte) { return (static_cast<unsigned char>(byte) & 0xc0)
 std::string escaped(const std::string& entry) {
   std::string line;
   for (const char c : entry) {
-    if (c == '\n') line += "\\n";
-    else if (c == '\\') line += "\\\\";
-    else line += c;
+    if (c == '\n')
+      line += "\\n";
+    else if (c == '\\')
+      line += "\\\\";
+    else
+      line += c;
   }
   return line;
 }
@@ -100,8 +142,10 @@ std::string escaped(const std::string& entry) {
 std::string unescaped(const std::string& line) {
   std::string entry;
   for (size_t i = 0; i < line.size(); ++i) {
-    if (line[i] == '\\' && i + 1 < line.size()) entry += line[++i] == 'n' ? '\n' : line[i];
-    else entry += line[i];
+    if (line[i] == '\\' && i + 1 < line.size())
+      entry += line[++i] == 'n' ? '\n' : line[i];
+    else
+      entry += line[i];
   }
   return entry;
 }
@@ -142,7 +186,8 @@ std::optional<Key> KeyDecoder::push(char byte) {
 std::optional<Key> KeyDecoder::end_escape() {
   constexpr size_t kMaxBytes = 32;
   const bool introduced = escape_[1] == '[' || escape_[1] == 'O';
-  const bool ended = !introduced || (escape_.size() > 2 && escape_.back() >= '@' && escape_.back() <= '~');
+  const bool ended =
+      !introduced || (escape_.size() > 2 && escape_.back() >= '@' && escape_.back() <= '~');
   if (!ended && escape_.size() < kMaxBytes) return std::nullopt;
   const std::string sequence = std::exchange(escape_, {});
   if (sequence == kPasteBegin) {
@@ -191,7 +236,9 @@ std::filesystem::path default_history_file() {
     return std::filesystem::path(state) / "fathom/history";
   }
   const char* home = std::getenv("HOME");
-  return home != nullptr && *home == '/' ? std::filesystem::path(home) / ".local/state/fathom/history" : std::filesystem::path();
+  return home != nullptr && *home == '/'
+             ? std::filesystem::path(home) / ".local/state/fathom/history"
+             : std::filesystem::path();
 }
 
 // --- LineBuffer ---
@@ -223,7 +270,9 @@ size_t LineBuffer::line_start(size_t at) const {
   return newline == std::string::npos ? 0 : newline + 1;
 }
 
-size_t LineBuffer::line_end(size_t at) const { return std::min(text_.find('\n', at), text_.size()); }
+size_t LineBuffer::line_end(size_t at) const {
+  return std::min(text_.find('\n', at), text_.size());
+}
 
 size_t LineBuffer::word_left() const {
   size_t at = cursor_;
@@ -255,7 +304,8 @@ void LineBuffer::recall(size_t entry) {
 // Up and down: between the lines of the text, past its ends through the history.
 void LineBuffer::move_line(int direction) {
   const size_t start = line_start(cursor_), end = line_end(cursor_);
-  const auto columns = static_cast<size_t>(text_columns(std::string_view(text_).substr(start, cursor_ - start)));
+  const auto columns =
+      static_cast<size_t>(text_columns(std::string_view(text_).substr(start, cursor_ - start)));
   if (direction < 0 && start == 0) {
     if (at_ > 0) recall(at_ - 1);
     return;
@@ -268,7 +318,8 @@ void LineBuffer::move_line(int direction) {
   const size_t last = line_end(cursor_);
   for (size_t passed = 0; passed < columns && cursor_ < last;) {
     const size_t next = after(cursor_);
-    passed += static_cast<size_t>(text_columns(std::string_view(text_).substr(cursor_, next - cursor_)));
+    passed +=
+        static_cast<size_t>(text_columns(std::string_view(text_).substr(cursor_, next - cursor_)));
     cursor_ = next;
   }
 }
@@ -290,39 +341,68 @@ LineBuffer::State LineBuffer::apply(const Key& key) {
     case KeyCode::kNewline:
       text_.insert(cursor_++, 1, '\n');
       break;
-    case KeyCode::kBackspace: erase(before(cursor_), cursor_); break;
-    case KeyCode::kDelete: erase(cursor_, after(cursor_)); break;
-    case KeyCode::kLeft: cursor_ = before(cursor_); break;
-    case KeyCode::kRight: cursor_ = after(cursor_); break;
-    case KeyCode::kUp: move_line(-1); break;
-    case KeyCode::kDown: move_line(1); break;
-    case KeyCode::kHome: cursor_ = line_start(cursor_); break;
-    case KeyCode::kEnd: cursor_ = line_end(cursor_); break;
-    case KeyCode::kWordLeft: cursor_ = word_left(); break;
-    case KeyCode::kWordRight: cursor_ = word_right(); break;
-    case KeyCode::kKillToEnd: erase(cursor_, line_end(cursor_)); break;
-    case KeyCode::kKillToStart: erase(line_start(cursor_), cursor_); break;
-    case KeyCode::kKillWord: erase(word_left(), cursor_); break;
-    case KeyCode::kInterrupt: return State::kInterrupted;
+    case KeyCode::kBackspace:
+      erase(before(cursor_), cursor_);
+      break;
+    case KeyCode::kDelete:
+      erase(cursor_, after(cursor_));
+      break;
+    case KeyCode::kLeft:
+      cursor_ = before(cursor_);
+      break;
+    case KeyCode::kRight:
+      cursor_ = after(cursor_);
+      break;
+    case KeyCode::kUp:
+      move_line(-1);
+      break;
+    case KeyCode::kDown:
+      move_line(1);
+      break;
+    case KeyCode::kHome:
+      cursor_ = line_start(cursor_);
+      break;
+    case KeyCode::kEnd:
+      cursor_ = line_end(cursor_);
+      break;
+    case KeyCode::kWordLeft:
+      cursor_ = word_left();
+      break;
+    case KeyCode::kWordRight:
+      cursor_ = word_right();
+      break;
+    case KeyCode::kKillToEnd:
+      erase(cursor_, line_end(cursor_));
+      break;
+    case KeyCode::kKillToStart:
+      erase(line_start(cursor_), cursor_);
+      break;
+    case KeyCode::kKillWord:
+      erase(word_left(), cursor_);
+      break;
+    case KeyCode::kInterrupt:
+      return State::kInterrupted;
     case KeyCode::kEndOfInput:
       if (text_.empty()) return State::kEnded;
       erase(cursor_, after(cursor_));
       break;
     case KeyCode::kClearScreen:
-    case KeyCode::kSuspend: break;  // the editor's business
+    case KeyCode::kSuspend:
+      break;  // the editor's business
   }
   return State::kEditing;
 }
 
 // --- layout and editor ---
 
-Layout lay_out(std::string_view prompt, std::string_view continuation, const std::string& text, size_t cursor, int columns) {
+Layout lay_out(std::string_view prompt, std::string_view continuation, const std::string& text,
+               size_t cursor, int columns) {
   constexpr int kTab = 4;
   const int width = std::max(columns - 1, 8);
   Layout layout;
   layout.rows.emplace_back(prompt);
   int column = text_columns(prompt);
-  for (size_t at = 0;; ) {
+  for (size_t at = 0;;) {
     if (at == cursor) {
       layout.cursor_row = layout.rows.size() - 1;
       layout.cursor_column = column;
@@ -351,7 +431,8 @@ Layout lay_out(std::string_view prompt, std::string_view continuation, const std
 }
 
 void LineEditor::draw(const EditorPrompt& prompt, const LineBuffer& buffer) {
-  const Layout layout = lay_out(prompt.sign, prompt.continuation, buffer.text(), buffer.cursor(), terminal_.columns());
+  const Layout layout = lay_out(prompt.sign, prompt.continuation, buffer.text(), buffer.cursor(),
+                                terminal_.columns());
   // Of a text taller than the screen, the part around the cursor.
   const size_t height = static_cast<size_t>(std::max(terminal_.rows() - 1, 1));
   const size_t first = layout.cursor_row < height ? 0 : layout.cursor_row - height + 1;
@@ -359,7 +440,8 @@ void LineEditor::draw(const EditorPrompt& prompt, const LineBuffer& buffer) {
   std::string bytes = "\r";
   if (drawn_row_ > 0) bytes += fmt::format("\x1b[{}A", drawn_row_);
   bytes += "\x1b[J";
-  for (size_t row = first; row < end; ++row) bytes += (row > first ? "\r\n" : "") + layout.rows[row];
+  for (size_t row = first; row < end; ++row)
+    bytes += (row > first ? "\r\n" : "") + layout.rows[row];
   if (buffer.text().empty() && !prompt.hint.empty()) {
     const Grey grey(prompt.color);
     bytes += fmt::format("{}{}{}", grey.begin, prompt.hint, grey.end);
@@ -397,9 +479,15 @@ LineEditor::Result LineEditor::read(const EditorPrompt& prompt) {
       drawn_row_ = 0;
     }
     switch (buffer.apply(*key)) {
-      case LineBuffer::State::kEditing: draw(prompt, buffer); break;
-      case LineBuffer::State::kInterrupted: leave(); return {Outcome::kInterrupt, buffer.text()};
-      case LineBuffer::State::kEnded: leave(); return {Outcome::kEnd, ""};
+      case LineBuffer::State::kEditing:
+        draw(prompt, buffer);
+        break;
+      case LineBuffer::State::kInterrupted:
+        leave();
+        return {Outcome::kInterrupt, buffer.text()};
+      case LineBuffer::State::kEnded:
+        leave();
+        return {Outcome::kEnd, ""};
       case LineBuffer::State::kDone: {
         leave();
         std::string text = buffer.text();

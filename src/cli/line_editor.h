@@ -1,8 +1,9 @@
 // Reading a line from a person: editing, history, pasted text, several lines.
 //
-// Three parts, each testable alone: KeyDecoder (bytes to keys), LineBuffer (keys to text and cursor), layout (text to rows of a
-// screen). LineEditor puts them on a terminal. A pasted text (bracketed paste) is inserted, never sent; a text that begins with """
-// is sent when it also ends with """; Alt-Enter inserts a line break.
+// Three parts, each testable alone: KeyDecoder (bytes to keys), LineBuffer (keys to text and
+// cursor), layout (text to rows of a screen). LineEditor puts them on a terminal. A pasted text
+// (bracketed paste) is inserted, never sent; a text that begins with """ is sent when it also ends
+// with """; Alt-Enter inserts a line break.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +17,33 @@ namespace fathom {
 
 enum class KeyCode {
   kText,  // characters to insert
-  kEnter, kNewline, kBackspace, kDelete, kLeft, kRight, kUp, kDown, kHome, kEnd, kWordLeft, kWordRight,
-  kKillToEnd, kKillToStart, kKillWord, kClearScreen, kInterrupt, kEndOfInput, kSuspend,
+  kEnter,
+  kNewline,
+  kBackspace,
+  kDelete,
+  kLeft,
+  kRight,
+  kUp,
+  kDown,
+  kHome,
+  kEnd,
+  kWordLeft,
+  kWordRight,
+  kKillToEnd,
+  kKillToStart,
+  kKillWord,
+  kClearScreen,
+  kInterrupt,
+  kEndOfInput,
+  kSuspend,
 };
 struct Key {
   KeyCode code = KeyCode::kText;
   std::string text;
 };
 
-// Bytes as a terminal sends them. Unknown escape sequences are swallowed; bytes that are not UTF-8 become U+FFFD.
+// Bytes as a terminal sends them. Unknown escape sequences are swallowed; bytes that are not UTF-8
+// become U+FFFD.
 class KeyDecoder {
  public:
   std::optional<Key> push(char byte);
@@ -37,7 +56,8 @@ class KeyDecoder {
   bool pasting_ = false;
 };
 
-// Entries oldest first; kept in a file, one a line, if one is given. Losing history is no error: file problems are ignored.
+// Entries oldest first; kept in a file, one a line, if one is given. Losing history is no error:
+// file problems are ignored.
 class History {
  public:
   static constexpr size_t kMaxEntries = 1000;
@@ -81,14 +101,15 @@ class LineBuffer {
   size_t cursor_ = 0;
 };
 
-// Rows of a screen `columns` wide: prompt, text, continuation before every further line. No row is wider than columns - 1, so the
-// terminal's own wrapping never comes in.
+// Rows of a screen `columns` wide: prompt, text, continuation before every further line. No row is
+// wider than columns - 1, so the terminal's own wrapping never comes in.
 struct Layout {
   std::vector<std::string> rows;
   size_t cursor_row = 0;
   int cursor_column = 0;
 };
-Layout lay_out(std::string_view prompt, std::string_view continuation, const std::string& text, size_t cursor, int columns);
+Layout lay_out(std::string_view prompt, std::string_view continuation, const std::string& text,
+               size_t cursor, int columns);
 
 // What the editor needs of a terminal; tests have one in memory.
 class EditorTerminal {
@@ -104,7 +125,7 @@ class EditorTerminal {
 struct EditorPrompt {
   std::string sign = "> ";
   std::string continuation = ". ";
-  std::string hint;      // grey, while nothing is typed
+  std::string hint;  // grey, while nothing is typed
   bool color = true;
 };
 
@@ -116,7 +137,8 @@ class LineEditor {
     std::string text;  // triple quotes taken off
   };
   LineEditor(EditorTerminal& terminal, History& history) : terminal_(terminal), history_(history) {}
-  // kInterrupt: Ctrl-C (text tells whether something was typed). kEnd: Ctrl-D on an empty line, or the end of input.
+  // kInterrupt: Ctrl-C (text tells whether something was typed). kEnd: Ctrl-D on an empty line, or
+  // the end of input.
   Result read(const EditorPrompt& prompt);
 
  private:
@@ -127,8 +149,9 @@ class LineEditor {
   size_t drawn_row_ = 0;  // of the cursor, below the first row drawn
 };
 
-// The real one, on stdin and stdout. While it lives the terminal is in raw mode with bracketed paste (kEdit), or only does not echo, so
-// that keys struck during an answer do not mix with it; they are kept for the next line (kSilent).
+// The real one, on stdin and stdout. While it lives the terminal is in raw mode with bracketed
+// paste (kEdit), or only does not echo, so that keys struck during an answer do not mix with it;
+// they are kept for the next line (kSilent).
 class ConsoleTerminal : public EditorTerminal {
  public:
   enum class Mode { kEdit, kSilent };

@@ -34,24 +34,31 @@ MlaForm parse_form(const std::string& name) {
 int run_logits(const LogitsOptions& options) {
   if (options.chunk < 1) fail("--chunk: found {}, expected 1 or more", options.chunk);
   const MlaForm form = parse_form(options.form);
-  Context ctx(thread_count(options.threads), parse_isa(options.isa).value_or(detect_isa()), parse_precision(options.precision));
+  Context ctx(thread_count(options.threads), parse_isa(options.isa).value_or(detect_isa()),
+              parse_precision(options.precision));
   const std::vector<int32_t> ids = read_ids(options.ids);
   if (ids.empty()) fail("{}: no token ids, expected at least one", options.ids);
-  if (std::filesystem::is_directory(options.out)) fail("{}: is a folder, expected a file", options.out);
+  if (std::filesystem::is_directory(options.out))
+    fail("{}: is a folder, expected a file", options.out);
   { const AtomicFile probe(options.out); }  // what cannot be written is found out before the work
   const Model model = Model::load(resolve_model(options.model));
   const auto tokens = static_cast<int64_t>(ids.size());
   const int64_t longest = model.config().max_position_embeddings;
-  if (tokens > longest) fail("{}: {} token ids, expected at most {} (max_position_embeddings)", options.ids, tokens, longest);
+  if (tokens > longest)
+    fail("{}: {} token ids, expected at most {} (max_position_embeddings)", options.ids, tokens,
+         longest);
   const int64_t vocab_size = model.config().vocab_size;
-  const uint64_t result_bytes = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(vocab_size) * sizeof(float);
+  const uint64_t result_bytes =
+      static_cast<uint64_t>(tokens) * static_cast<uint64_t>(vocab_size) * sizeof(float);
   const uint64_t available = available_memory().value_or(0);
   if (available != 0 && result_bytes > available) {
-    fail_resource("{}: logits of {} tokens take {}, available are {}", options.ids, tokens, bytes_text(result_bytes), bytes_text(available));
+    fail_resource("{}: logits of {} tokens take {}, available are {}", options.ids, tokens,
+                  bytes_text(result_bytes), bytes_text(available));
   }
 
   InterruptScope scope;  // the output appears whole or not at all
-  Feeder feeder(model, ctx, tokens, parse_cache_dtype(options.cache).value_or(default_cache_dtype(model)), form);
+  Feeder feeder(model, ctx, tokens,
+                parse_cache_dtype(options.cache).value_or(default_cache_dtype(model)), form);
   std::vector<float> logits(static_cast<size_t>(tokens * vocab_size));
   {
     Progress bar(options.output, "logits", Progress::Unit::kTokens, ids.size());
@@ -64,10 +71,12 @@ int run_logits(const LogitsOptions& options) {
     }
   }
   const std::vector<int64_t> wide(ids.begin(), ids.end());
-  const TensorToWrite result[] = {{"logits", DType::kF32, {tokens, vocab_size}, std::as_bytes(std::span(logits))},
-                                  {"input_ids", DType::kI64, {tokens}, std::as_bytes(std::span(wide))}};
+  const TensorToWrite result[] = {
+      {"logits", DType::kF32, {tokens, vocab_size}, std::as_bytes(std::span(logits))},
+      {"input_ids", DType::kI64, {tokens}, std::as_bytes(std::span(wide))}};
   write_safetensors(options.out, result);
-  if (!options.output.quiet) note("{}: logits of {} tokens, vocabulary {}", options.out, tokens, vocab_size);
+  if (!options.output.quiet)
+    note("{}: logits of {} tokens, vocabulary {}", options.out, tokens, vocab_size);
   return 0;
 }
 

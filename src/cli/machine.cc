@@ -51,9 +51,9 @@ std::string cpu_name(const fs::path& root) {
 }
 
 std::vector<std::string> cpu_vector_flags(const fs::path& root) {
-  constexpr std::array<std::string_view, 14> kFlags = {"f16c",         "fma",         "avx2",       "avx_vnni",  "avx512f",
-                                                       "avx512bw",     "avx512dq",    "avx512vl",   "avx512_vnni", "avx512_bf16",
-                                                       "avx512_fp16",  "amx_tile",    "amx_bf16",   "amx_int8"};
+  constexpr std::array<std::string_view, 14> kFlags = {
+      "f16c",     "fma",         "avx2",        "avx_vnni",    "avx512f",  "avx512bw", "avx512dq",
+      "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"};
   const std::string info = read_system_file(root / "proc/cpuinfo");
   std::istringstream words{std::string(field(info, "flags"))};
   std::vector<std::string> found;
@@ -67,8 +67,11 @@ HugePages huge_pages(const fs::path& root) {
   HugePages pages;
   const std::string modes = read_system_file(root / "sys/kernel/mm/transparent_hugepage/enabled");
   const size_t begin = modes.find('['), end = modes.find(']');
-  if (begin != modes.npos && end != modes.npos && end > begin) pages.transparent = modes.substr(begin + 1, end - begin - 1);
-  pages.reserved = leading_number(field(read_system_file(root / "proc/meminfo"), "HugePages_Total:")).value_or(0);
+  if (begin != modes.npos && end != modes.npos && end > begin)
+    pages.transparent = modes.substr(begin + 1, end - begin - 1);
+  pages.reserved =
+      leading_number(field(read_system_file(root / "proc/meminfo"), "HugePages_Total:"))
+          .value_or(0);
   return pages;
 }
 

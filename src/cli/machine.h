@@ -10,7 +10,8 @@ namespace fathom {
 
 // `root` stands for "/": tests give a made-up tree.
 std::string cpu_name(const std::filesystem::path& root = "/");
-// The vector extensions of the CPU that matter here, in the kernel's spelling: "avx2", "avx512_bf16", "amx_tile", ...
+// The vector extensions of the CPU that matter here, in the kernel's spelling: "avx2",
+// "avx512_bf16", "amx_tile", ...
 std::vector<std::string> cpu_vector_flags(const std::filesystem::path& root = "/");
 
 struct HugePages {

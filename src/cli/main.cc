@@ -1,5 +1,5 @@
-// The program: a table of subcommands, their flags bound to the options of each, and the one place that turns exceptions into messages
-// and exit codes. CLI11 is included here and nowhere else.
+// The program: a table of subcommands, their flags bound to the options of each, and the one place
+// that turns exceptions into messages and exit codes. CLI11 is included here and nowhere else.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -42,40 +42,65 @@ void bind_output(CLI::App& app, OutputOptions& output) {
 }
 
 void bind_model(CLI::App& app, std::string& model) {
-  app.add_option("-m,--model,MODEL", model, "GGUF file, .safetensors file or Hugging Face folder; default $FATHOM_MODEL or the only one in ./models");
+  app.add_option("-m,--model,MODEL", model,
+                 "GGUF file, .safetensors file or Hugging Face folder; default $FATHOM_MODEL or "
+                 "the only one in ./models");
 }
 
 Action bind_run(CLI::App& app) {
   auto o = std::make_shared<RunOptions>();
   app.add_option("MODEL PROMPT", o->words, "the model, and what to say to it");
-  app.add_option("-m,--model", o->model, "the model: GGUF file, .safetensors file or folder; default $FATHOM_MODEL or the only one in ./models");
-  app.add_option("-p,--prompt", o->prompt, "what to say; text on stdin follows it after a blank line");
+  app.add_option("-m,--model", o->model,
+                 "the model: GGUF file, .safetensors file or folder; default $FATHOM_MODEL or the "
+                 "only one in ./models");
+  app.add_option("-p,--prompt", o->prompt,
+                 "what to say; text on stdin follows it after a blank line");
   app.add_option("-f,--file", o->file, "a file that follows the prompt");
   app.add_option("-s,--system", o->system, "system message");
-  app.add_option("-c,--ctx", o->context_tokens, "longest prompt and answer together, in tokens (default 8192 or the model's own limit)");
-  app.add_option("-n,--max-tokens", o->max_tokens, "longest answer (default: what the context leaves)");
-  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
-  app.add_option("--temp", o->sampling.temperature, "temperature; 0 always takes the likeliest token (default: the model's advice)");
-  app.add_option("--top-p", o->sampling.top_p, "keep the likeliest tokens up to this probability together");
+  app.add_option(
+      "-c,--ctx", o->context_tokens,
+      "longest prompt and answer together, in tokens (default 8192 or the model's own limit)");
+  app.add_option("-n,--max-tokens", o->max_tokens,
+                 "longest answer (default: what the context leaves)");
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
+  app.add_option("--temp", o->sampling.temperature,
+                 "temperature; 0 always takes the likeliest token (default: the model's advice)");
+  app.add_option("--top-p", o->sampling.top_p,
+                 "keep the likeliest tokens up to this probability together");
   app.add_option("--top-k", o->sampling.top_k, "keep the k likeliest tokens; 0 = off");
-  app.add_option("--min-p", o->sampling.min_p, "drop tokens below this share of the likeliest one's probability");
-  app.add_option("--repeat-penalty", o->sampling.repeat_penalty, "divide the logits of seen tokens; 1 = off");
-  app.add_option("--presence-penalty", o->sampling.presence_penalty, "subtracted once from tokens already generated");
-  app.add_option("--frequency-penalty", o->sampling.frequency_penalty, "subtracted once per occurrence");
-  app.add_option("--logit-bias", o->sampling.logit_bias, "ID=BIAS, added to one token's logit; repeatable")->allow_extra_args(false);
+  app.add_option("--min-p", o->sampling.min_p,
+                 "drop tokens below this share of the likeliest one's probability");
+  app.add_option("--repeat-penalty", o->sampling.repeat_penalty,
+                 "divide the logits of seen tokens; 1 = off");
+  app.add_option("--presence-penalty", o->sampling.presence_penalty,
+                 "subtracted once from tokens already generated");
+  app.add_option("--frequency-penalty", o->sampling.frequency_penalty,
+                 "subtracted once per occurrence");
+  app.add_option("--logit-bias", o->sampling.logit_bias,
+                 "ID=BIAS, added to one token's logit; repeatable")
+      ->allow_extra_args(false);
   app.add_option("--seed", o->sampling.seed, "equal seeds give equal answers (default 0)");
-  app.add_option("--stop", o->stops, "end the answer before this text; repeatable")->allow_extra_args(false);
-  app.add_option("--template", o->template_name, "chat format by name, instead of the one the model's files tell");
-  app.add_flag("--think{on},!--no-think{off}", o->think, "--think=off or on, for models with a switch");
+  app.add_option("--stop", o->stops, "end the answer before this text; repeatable")
+      ->allow_extra_args(false);
+  app.add_option("--template", o->template_name,
+                 "chat format by name, instead of the one the model's files tell");
+  app.add_flag("--think{on},!--no-think{off}", o->think,
+               "--think=off or on, for models with a switch");
   app.add_flag("--hide-thinking", o->hide_thinking, "do not show thoughts");
   app.add_flag("--raw", o->raw, "no chat format: continue the text");
-  app.add_option("--logprobs", o->sampling.logprobs, "log-probabilities of the tokens, with this many alternatives")->check(CLI::Range(0, 20));
+  app.add_option("--logprobs", o->sampling.logprobs,
+                 "log-probabilities of the tokens, with this many alternatives")
+      ->check(CLI::Range(0, 20));
   app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
-  app.add_flag("--ignore-memory", o->ignore_memory, "start even if the weights do not fit into memory (slow)");
+  app.add_flag("--ignore-memory", o->ignore_memory,
+               "start even if the weights do not fit into memory (slow)");
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");
   app.add_flag("--json", o->json, "one JSON object with the answer");
-  app.add_option("--check", o->check, "answer until this task's verifier accepts, such as countdown");
-  app.add_option("--tries", o->tries, "how many answers --check may take (default 16)")->check(CLI::Range(1, 1000000));
+  app.add_option("--check", o->check,
+                 "answer until this task's verifier accepts, such as countdown");
+  app.add_option("--tries", o->tries, "how many answers --check may take (default 16)")
+      ->check(CLI::Range(1, 1000000));
   bind_output(app, o->output);
   return [o] { return run_run(*o); };
 }
@@ -84,7 +109,8 @@ Action bind_show(CLI::App& app) {
   auto o = std::make_shared<ShowOptions>();
   bind_model(app, o->model);
   app.add_flag("--tensors", o->tensors, "list every tensor");
-  app.add_flag("--check-finite", o->check_finite, "read all weights and name the first NaN or infinity");
+  app.add_flag("--check-finite", o->check_finite,
+               "read all weights and name the first NaN or infinity");
   app.add_flag("--json", o->json, "JSON: one object, with --tensors one more per tensor");
   bind_output(app, o->output);
   return [o] { return run_show(*o); };
@@ -95,7 +121,8 @@ Action bind_tokenize(CLI::App& app) {
   bind_model(app, o->model);
   app.add_option("TEXT", o->text, "the text (default: stdin)");
   app.add_option("-f,--file", o->file, "a file with the text");
-  app.add_option("--decode", o->decode, "print the text of these ids instead; - reads them from stdin");
+  app.add_option("--decode", o->decode,
+                 "print the text of these ids instead; - reads them from stdin");
   app.add_flag("--special", o->special, "special tokens written in the text become their ids");
   app.add_flag("--chat", o->chat, "the text is a user's message: show the whole prompt");
   app.add_option("--template", o->template_name, "chat format by name, for --chat");
@@ -109,29 +136,45 @@ Action bind_eval(CLI::App& app) {
   auto o = std::make_shared<EvalOptions>();
   bind_model(app, o->model);
   app.add_option("--perplexity", o->perplexity, "the text to predict");
-  app.add_option("--task", o->task, "solve this task's held-out problems instead, such as countdown");
-  app.add_option("--problems", o->problems, "how many of them (default 200)")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  app.add_option("--samples", o->samples, "answers per problem beside the likeliest one, for pass@k (default 0)")->check(CLI::Range(int64_t{0}, int64_t{4096}));
-  app.add_option("--temp", o->temperature, "temperature of the samples (default 1)")->check(CLI::Range(0.01, 10.0));
-  app.add_option("-n,--max-tokens", o->max_tokens, "longest answer (default 256)")->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  app.add_option("--task", o->task,
+                 "solve this task's held-out problems instead, such as countdown");
+  app.add_option("--problems", o->problems, "how many of them (default 200)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  app.add_option("--samples", o->samples,
+                 "answers per problem beside the likeliest one, for pass@k (default 0)")
+      ->check(CLI::Range(int64_t{0}, int64_t{4096}));
+  app.add_option("--temp", o->temperature, "temperature of the samples (default 1)")
+      ->check(CLI::Range(0.01, 10.0));
+  app.add_option("-n,--max-tokens", o->max_tokens, "longest answer (default 256)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   app.add_option("--seed", o->seed, "other problems and other samples (default 0)");
-  app.add_option("-c,--ctx", o->context_tokens, "window in tokens (default 2048 or the model's own limit)")->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
-  app.add_option("--stride", o->stride, "tokens between the beginnings of windows (default: the window)")->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
-  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("-c,--ctx", o->context_tokens,
+                 "window in tokens (default 2048 or the model's own limit)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
+  app.add_option("--stride", o->stride,
+                 "tokens between the beginnings of windows (default: the window)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
   app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
   app.add_flag("--json", o->json, "one JSON object");
   bind_output(app, o->output);
-  app.footer("Windows: the text is tokenised once, without special tokens. Windows of --ctx tokens begin every --stride tokens; each is\n"
-             "computed afresh and scores the tokens that no window before it scored. If the model wants a BOS, each window begins with\n"
-             "one and every token is scored; else the first token of the text is not scored. Perplexity is per token; bits per byte\n"
-             "compares models with different vocabularies.");
+  app.footer(
+      "Windows: the text is tokenised once, without special tokens. Windows of --ctx tokens begin "
+      "every --stride tokens; each is\n"
+      "computed afresh and scores the tokens that no window before it scored. If the model wants a "
+      "BOS, each window begins with\n"
+      "one and every token is scored; else the first token of the text is not scored. Perplexity "
+      "is per token; bits per byte\n"
+      "compares models with different vocabularies.");
   return [o] { return run_eval(*o); };
 }
 
 Action bind_estimate(CLI::App& app) {
   auto o = std::make_shared<EstimateOptions>();
   bind_model(app, o->model);
-  app.add_option("-c,--ctx", o->contexts, "context in tokens; repeatable (default: several)")->allow_extra_args(false);
+  app.add_option("-c,--ctx", o->contexts, "context in tokens; repeatable (default: several)")
+      ->allow_extra_args(false);
   app.add_option("--cache", o->cache, "only this type of cache: f32 or bf16");
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   bind_output(app, o->output);
@@ -142,7 +185,8 @@ Action bind_doctor(CLI::App& app) {
   auto o = std::make_shared<DoctorOptions>();
   app.add_flag("--print-limits", o->print_limits, "the limits on input from outside, instead");
   app.add_option("--seconds", o->seconds, "time for measuring")->check(CLI::Range(0.1, 600.0));
-  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
   app.add_flag("--json", o->json, "one JSON object");
   bind_output(app, o->output);
   return [o] { return run_doctor(*o); };
@@ -155,7 +199,8 @@ Action bind_bench(CLI::App& app) {
   app.add_option("--at", o->contexts, "contexts at which to time generation")->delimiter(',');
   app.add_option("--generate", o->generate, "tokens timed at each context");
   app.add_option("--repeat", o->repeat, "repetitions of each prompt");
-  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
   app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   bind_output(app, o->output);
@@ -168,14 +213,21 @@ Action bind_bench(CLI::App& app) {
 Action bind_logits(CLI::App& app) {
   auto o = std::make_shared<LogitsOptions>();
   bind_model(app, o->model);
-  app.add_option("--ids", o->ids, "token ids: integers, a JSON list, or a .safetensors file with input_ids")->required();
-  app.add_option("-o,--out", o->out, "the .safetensors file to write: logits F32 [tokens, vocab_size], input_ids")->required();
+  app.add_option("--ids", o->ids,
+                 "token ids: integers, a JSON list, or a .safetensors file with input_ids")
+      ->required();
+  app.add_option("-o,--out", o->out,
+                 "the .safetensors file to write: logits F32 [tokens, vocab_size], input_ids")
+      ->required();
   app.add_option("--chunk", o->chunk, "tokens per step");
-  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
   app.add_option("--form", o->form, "form of MLA: absorbed or expanded");
-  app.add_option("--precision", o->precision, "input of layers with BF16 weights: native (rounded to bf16) or f32");
+  app.add_option("--precision", o->precision,
+                 "input of layers with BF16 weights: native (rounded to bf16) or f32");
   app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
-  app.add_option("--isa", o->isa, "instruction set: portable, avx2 or avx512 (default: the best of this CPU)");
+  app.add_option("--isa", o->isa,
+                 "instruction set: portable, avx2 or avx512 (default: the best of this CPU)");
   bind_output(app, o->output);
   return [o] { return run_logits(*o); };
 }
@@ -185,7 +237,8 @@ Action bind_selftest(CLI::App& app) {
   auto output = std::make_shared<OutputOptions>();
   app.add_option("DIR", o->folders, "folders with a model and its golden.safetensors")->required();
   app.add_flag("--train", o->train, "compare gradients and training steps instead of logits");
-  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")->check(CLI::Range(0, 4096));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
   app.add_flag("--json", o->json, "one JSON object per comparison");
   bind_output(app, *output);
   return [o, output] {
@@ -198,21 +251,29 @@ Action bind_train(CLI::App& app, bool fine_tune) {
   auto o = std::make_shared<TrainOptions>();
   o->fine_tune = fine_tune;
   app.add_option("RECIPE", o->recipe, "the recipe, a TOML file")->required();
-  app.add_option("KEY=VALUE", o->overrides, "keys of the recipe to change, such as train.tokens=1000000");
+  app.add_option("KEY=VALUE", o->overrides,
+                 "keys of the recipe to change, such as train.tokens=1000000");
   app.add_option("-o,--out", o->folder, "folder of the run (default: runs/ and the recipe's name)");
   app.add_flag("--resume", o->resume, "go on from the newest good checkpoint of that folder");
-  app.add_flag("--print", o->print_recipe, "print the recipe with all defaults filled in, and stop");
+  app.add_flag("--print", o->print_recipe,
+               "print the recipe with all defaults filled in, and stop");
   bind_output(app, o->output);
   return [o, &app] {
-    o->command = fmt::format("fathom {} {} {}", app.get_name(), o->recipe, fmt::join(o->overrides, " "));
+    o->command =
+        fmt::format("fathom {} {} {}", app.get_name(), o->recipe, fmt::join(o->overrides, " "));
     return run_train(*o);
   };
 }
 Action bind_prepare(CLI::App& app) {
   auto o = std::make_shared<PrepareCommand>();
-  app.add_option("FILE", o->inputs, "texts, one document each; .jsonl: one {\"text\": ...} a line; folders: all files below")->required();
+  app.add_option(
+         "FILE", o->inputs,
+         "texts, one document each; .jsonl: one {\"text\": ...} a line; folders: all files below")
+      ->required();
   app.add_option("--tokenizer", o->tokenizer, "folder of tokenizer.json, or characters (default)");
-  app.add_option("-o,--out", o->out, "the folder to write; data.path of a recipe with data.kind = \"shards\"")->required();
+  app.add_option("-o,--out", o->out,
+                 "the folder to write; data.path of a recipe with data.kind = \"shards\"")
+      ->required();
   bind_output(app, o->output);
   return [o] { return run_prepare(*o); };
 }
@@ -229,17 +290,24 @@ Action bind_export(CLI::App& app) {
 
 Action bind_train_tokenizer(CLI::App& app) {
   auto o = std::make_shared<TrainTokenizerOptions>();
-  app.add_option("FILE", o->files, "texts; .jsonl: one {\"text\": ...} a line; folders: all files below")->required();
-  app.add_option("--vocab", o->vocab_size, "tokens, special ones and bytes included (default 4096)");
-  app.add_option("-o,--out", o->folder, "folder to write tokenizer.json and tokenizer_config.json into")->required();
+  app.add_option("FILE", o->files,
+                 "texts; .jsonl: one {\"text\": ...} a line; folders: all files below")
+      ->required();
+  app.add_option("--vocab", o->vocab_size,
+                 "tokens, special ones and bytes included (default 4096)");
+  app.add_option("-o,--out", o->folder,
+                 "folder to write tokenizer.json and tokenizer_config.json into")
+      ->required();
   bind_output(app, o->output);
   return [o] { return run_train_tokenizer(*o); };
 }
 
 Action bind_report(CLI::App& app) {
   auto o = std::make_shared<ReportOptions>();
-  app.add_option("RUN", o->runs, "folders of runs; several, such as seeds, are drawn together")->required();
-  app.add_option("-o,--out", o->out, "the page to write; - = stdout (default: report.html in the run's folder)");
+  app.add_option("RUN", o->runs, "folders of runs; several, such as seeds, are drawn together")
+      ->required();
+  app.add_option("-o,--out", o->out,
+                 "the page to write; - = stdout (default: report.html in the run's folder)");
   bind_output(app, o->output);
   return [o] { return run_report(*o); };
 }
@@ -265,27 +333,64 @@ struct Command {
 };
 constexpr Command kCommands[] = {
     {"run", "chat in the terminal, or answer a pipe",
-     "  fathom run models/model.gguf\n  git log -5 | fathom run models/model.gguf \"Summarise these commits\"", bind_run},
-    {"show", "what is inside a model file or folder", "  fathom show models/model.gguf\n  fathom show --tensors path/to/folder", bind_show},
+     "  fathom run models/model.gguf\n  git log -5 | fathom run models/model.gguf \"Summarise "
+     "these commits\"",
+     bind_run},
+    {"show", "what is inside a model file or folder",
+     "  fathom show models/model.gguf\n  fathom show --tensors path/to/folder", bind_show},
     {"estimate", "does a model fit into this machine's memory",
-     "  fathom estimate models/model.gguf\n  fathom estimate models/model.gguf --ctx 4096 --ctx 32768 --cache bf16", bind_estimate},
-    {"tokenize", "text to token ids and back", "  fathom tokenize models/model.gguf \"Hello, world\"\n  fathom tokenize models/model.gguf --decode 1,2,3",
+     "  fathom estimate models/model.gguf\n  fathom estimate models/model.gguf --ctx 4096 --ctx "
+     "32768 --cache bf16",
+     bind_estimate},
+    {"tokenize", "text to token ids and back",
+     "  fathom tokenize models/model.gguf \"Hello, world\"\n  fathom tokenize models/model.gguf "
+     "--decode 1,2,3",
      bind_tokenize},
-    {"eval", "how well a model predicts a text or solves problems", "  fathom eval models/model.gguf --perplexity text.txt --ctx 1024 --stride 512\n  fathom eval bundled/countdown-12m.gguf --task countdown --samples 16",
+    {"eval", "how well a model predicts a text or solves problems",
+     "  fathom eval models/model.gguf --perplexity text.txt --ctx 1024 --stride 512\n  fathom eval "
+     "bundled/countdown-12m.gguf --task countdown --samples 16",
      bind_eval},
-    {"pretrain", "train a model on texts", "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml train.tokens=500000 -o runs/try", bind_pretrain},
-    {"sft", "fine-tune a model on answers", "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml model.path=runs/mine/model --resume", bind_sft},
-    {"train-tokenizer", "a vocabulary from texts", "  fathom train-tokenizer README.md docs/*.md --vocab 1024 -o runs/tokenizer\n  fathom train-tokenizer book.txt -o path/to/folder", bind_train_tokenizer},
-    {"prepare", "texts as token shards to train on", "  fathom prepare corpus.jsonl --tokenizer path/to/folder -o shards/corpus\n  fathom prepare notes/ book.txt -o shards/mine", bind_prepare},
-    {"export", "a model folder as one GGUF file", "  fathom export runs/countdown-sft/model countdown.gguf\n  fathom export path/to/folder model.gguf --type q8_0", bind_export},
-    {"report", "one page about a training run", "  fathom report runs/countdown-sft\n  fathom report runs/seed-1 runs/seed-2 runs/seed-3 -o seeds.html", bind_report},
-    {"bench", "speed, as a share of what this machine can do", "  fathom bench\n  fathom bench models/model.gguf --prefill 128,512 --at 0,2048", bind_bench},
+    {"pretrain", "train a model on texts",
+     "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml "
+     "train.tokens=500000 -o runs/try",
+     bind_pretrain},
+    {"sft", "fine-tune a model on answers",
+     "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml "
+     "model.path=runs/mine/model --resume",
+     bind_sft},
+    {"train-tokenizer", "a vocabulary from texts",
+     "  fathom train-tokenizer README.md docs/*.md --vocab 1024 -o runs/tokenizer\n  fathom "
+     "train-tokenizer book.txt -o path/to/folder",
+     bind_train_tokenizer},
+    {"prepare", "texts as token shards to train on",
+     "  fathom prepare corpus.jsonl --tokenizer path/to/folder -o shards/corpus\n  fathom prepare "
+     "notes/ book.txt -o shards/mine",
+     bind_prepare},
+    {"export", "a model folder as one GGUF file",
+     "  fathom export runs/countdown-sft/model countdown.gguf\n  fathom export path/to/folder "
+     "model.gguf --type q8_0",
+     bind_export},
+    {"report", "one page about a training run",
+     "  fathom report runs/countdown-sft\n  fathom report runs/seed-1 runs/seed-2 runs/seed-3 -o "
+     "seeds.html",
+     bind_report},
+    {"bench", "speed, as a share of what this machine can do",
+     "  fathom bench\n  fathom bench models/model.gguf --prefill 128,512 --at 0,2048", bind_bench},
     {"logits", "the logits of every position, for comparisons",
-     "  fathom logits models/model.gguf --ids ids.txt -o logits.safetensors\n  fathom logits path/to/folder --ids golden.safetensors -o logits.safetensors --chunk 1", bind_logits},
-    {"selftest", "compare this build on this machine with recorded vectors", "  fathom selftest tests/golden/gguf\n  fathom selftest --json tests/golden/gguf", bind_selftest},
-    {"doctor", "what this machine has and how fast it is", "  fathom doctor\n  fathom doctor --print-limits", bind_doctor},
-    {"completion", "completion script for a shell", "  fathom completion bash > ~/.local/share/bash-completion/completions/fathom\n  source <(fathom completion bash)", bind_completion},
-    {"version", "print the version", "  fathom version\n  fathom --version", [](CLI::App&) -> Action { return run_version; }},
+     "  fathom logits models/model.gguf --ids ids.txt -o logits.safetensors\n  fathom logits "
+     "path/to/folder --ids golden.safetensors -o logits.safetensors --chunk 1",
+     bind_logits},
+    {"selftest", "compare this build on this machine with recorded vectors",
+     "  fathom selftest tests/golden/gguf\n  fathom selftest --json tests/golden/gguf",
+     bind_selftest},
+    {"doctor", "what this machine has and how fast it is",
+     "  fathom doctor\n  fathom doctor --print-limits", bind_doctor},
+    {"completion", "completion script for a shell",
+     "  fathom completion bash > ~/.local/share/bash-completion/completions/fathom\n  source "
+     "<(fathom completion bash)",
+     bind_completion},
+    {"version", "print the version", "  fathom version\n  fathom --version",
+     [](CLI::App&) -> Action { return run_version; }},
 };
 
 // Examples come first; the variables are told once, not at each flag.
@@ -293,12 +398,16 @@ class HelpFormatter : public CLI::Formatter {
  public:
   std::string make_description(const CLI::App* app) const override {
     for (const Command& command : kCommands) {
-      if (app->get_name() == command.name) return fmt::format("Examples:\n{}\n\nfathom {}: {}\n", command.examples, command.name, command.summary);
+      if (app->get_name() == command.name)
+        return fmt::format("Examples:\n{}\n\nfathom {}: {}\n", command.examples, command.name,
+                           command.summary);
     }
-    return "Examples:\n  fathom run models/model.gguf\n  fathom doctor\n\n" + CLI::Formatter::make_description(app);
+    return "Examples:\n  fathom run models/model.gguf\n  fathom doctor\n\n" +
+           CLI::Formatter::make_description(app);
   }
   std::string make_footer(const CLI::App* app) const override {
-    return CLI::Formatter::make_footer(app) + "\n\nEvery flag has an environment variable: --top-p is FATHOM_TOP_P. Flags win.\n";
+    return CLI::Formatter::make_footer(app) +
+           "\n\nEvery flag has an environment variable: --top-p is FATHOM_TOP_P. Flags win.\n";
   }
   std::string make_option_opts(const CLI::Option* option) const override {
     std::string text = CLI::Formatter::make_option_opts(option);
@@ -319,7 +428,8 @@ std::string bash_completion(const CLI::App& app) {
   std::string names, cases;
   for (const CLI::App* command : app.get_subcommands({})) {
     names += " " + command->get_name();
-    cases += fmt::format("    {}) words=\"{}\" ;;\n", command->get_name(), option_flags(*command).substr(1));
+    cases += fmt::format("    {}) words=\"{}\" ;;\n", command->get_name(),
+                         option_flags(*command).substr(1));
   }
   return fmt::format(
       "# bash completion of fathom: source <(fathom completion bash)\n"
@@ -327,19 +437,23 @@ std::string bash_completion(const CLI::App& app) {
       "  local word=\"${{COMP_WORDS[COMP_CWORD]}}\" words=\"{}\"\n"
       "  [ \"$COMP_CWORD\" -gt 1 ] && case \"${{COMP_WORDS[1]}}\" in\n{}  esac\n"
       "  COMPREPLY=()\n"
-      "  if [ \"$COMP_CWORD\" -eq 1 ] || [[ \"$word\" == -* ]]; then COMPREPLY=($(compgen -W \"$words\" -- \"$word\")); fi\n"
+      "  if [ \"$COMP_CWORD\" -eq 1 ] || [[ \"$word\" == -* ]]; then COMPREPLY=($(compgen -W "
+      "\"$words\" -- \"$word\")); fi\n"
       "}}\n"
       "complete -o default -F _fathom fathom\n",
       names.substr(1), cases);
 }
 
-// --top-p answers to FATHOM_TOP_P. Not --model: a positional MODEL must win over FATHOM_MODEL, so resolve_model() asks for it last.
+// --top-p answers to FATHOM_TOP_P. Not --model: a positional MODEL must win over FATHOM_MODEL, so
+// resolve_model() asks for it last.
 void bind_environment(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {
     if (option->get_lnames().empty()) continue;
     std::string name = option->get_lnames().front();
     if (name == "help" || name == "model" || name == "version") continue;
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) {
+      return c == '-' ? '_' : static_cast<char>(std::toupper(c));
+    });
     option->envname("FATHOM_" + name);
   }
 }
@@ -365,7 +479,8 @@ int parse_and_run(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& error) {
     const std::vector<CLI::App*> chosen = app.get_subcommands();
-    fail("{} (see `fathom {}--help`)", error.what(), chosen.empty() ? "" : chosen.front()->get_name() + " ");
+    fail("{} (see `fathom {}--help`)", error.what(),
+         chosen.empty() ? "" : chosen.front()->get_name() + " ");
   }
   return action();
 }

@@ -52,19 +52,26 @@ uint64_t element_count(const TensorInfo& tensor) {
   return count;
 }
 
-std::string size_text(uint64_t parameters) { return count_text(static_cast<double>(parameters)) + " parameters"; }
+std::string size_text(uint64_t parameters) {
+  return count_text(static_cast<double>(parameters)) + " parameters";
+}
 
 std::string family_name(const ModelConfig& config) {
   switch (config.architecture) {
-    case Architecture::kDeepseekV2: return "DeepSeek-V2 architecture";
-    case Architecture::kDeepseekV3: return "DeepSeek-V3 architecture";
-    case Architecture::kQwen2: return "Qwen2 architecture";
-    case Architecture::kLlama: return "Llama architecture";
+    case Architecture::kDeepseekV2:
+      return "DeepSeek-V2 architecture";
+    case Architecture::kDeepseekV3:
+      return "DeepSeek-V3 architecture";
+    case Architecture::kQwen2:
+      return "Qwen2 architecture";
+    case Architecture::kLlama:
+      return "Llama architecture";
   }
   return "?";
 }
 
-// The name its publisher gave: GGUF's general.name, the repository of a Hugging Face cache, else the file or folder.
+// The name its publisher gave: GGUF's general.name, the repository of a Hugging Face cache, else
+// the file or folder.
 std::string given_name(const Checkpoint& checkpoint, const ModelConfig& config) {
   if (!config.name.empty()) return config.name;
   fs::path path = fs::absolute(checkpoint.path()).lexically_normal();
@@ -74,11 +81,14 @@ std::string given_name(const Checkpoint& checkpoint, const ModelConfig& config) 
     const size_t owner_end = name.rfind("--");
     return owner_end == name.npos ? name : name.substr(owner_end + 2);
   }
-  return path.stem().empty() || fs::is_directory(path) ? path.filename().string() : path.stem().string();
+  return path.stem().empty() || fs::is_directory(path) ? path.filename().string()
+                                                       : path.stem().string();
 }
 
-// What generation_config.json says about sampling. Its end-of-sequence ids are the tokenizer's (text/tokenizer.h).
-void apply_generation_config(const std::string& text, const std::string& place, int64_t vocab_size, SamplingAdvice& advice) {
+// What generation_config.json says about sampling. Its end-of-sequence ids are the tokenizer's
+// (text/tokenizer.h).
+void apply_generation_config(const std::string& text, const std::string& place, int64_t vocab_size,
+                             SamplingAdvice& advice) {
   const nlohmann::json document = parse_json(text, place);
   const JsonObject json(document, place);
   const auto temperature = json.optional_number("temperature");
@@ -105,41 +115,55 @@ void apply_generation_config(const std::string& text, const std::string& place, 
   }
 }
 
-std::vector<int32_t> all_stop_ids(const Checkpoint& checkpoint, const ModelConfig& config, const Tokenizer& tokenizer) {
+std::vector<int32_t> all_stop_ids(const Checkpoint& checkpoint, const ModelConfig& config,
+                                  const Tokenizer& tokenizer) {
   std::vector<int32_t> ids(config.eos_token_ids.begin(), config.eos_token_ids.end());
   for (const int32_t id : tokenizer.eos_ids()) ids.push_back(id);
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   if (!ids.empty() && ids.back() >= config.vocab_size) {
-    fail("{}: eos_token_id: found {}, expected ids below {} (vocab_size)", checkpoint.path().string(), ids.back(), config.vocab_size);
+    fail("{}: eos_token_id: found {}, expected ids below {} (vocab_size)",
+         checkpoint.path().string(), ids.back(), config.vocab_size);
   }
   return ids;
 }
 
-// Sizes of a config are positive and at most 2^31; what products of them exceed 64 bits is more than any machine has.
+// Sizes of a config are positive and at most 2^31; what products of them exceed 64 bits is more
+// than any machine has.
 Checked counted(int64_t size) { return static_cast<uint64_t>(size); }
 uint64_t or_too_many(Checked bytes) { return bytes.value().value_or(UINT64_MAX); }
 
 uint64_t activation_bytes(const ModelConfig& c, int64_t rows) {
   const int64_t per_head = c.is_mla() ? 2 * (c.kv_lora_rank + c.qk_rope_head_dim) : 2 * c.head_dim;
-  const int64_t mlp = std::max(3 * c.intermediate_size, static_cast<int64_t>(c.router.num_experts_per_tok) *
-                                                            (3 * c.moe_intermediate_size + 2 * c.hidden_size));
-  const int64_t width = 4 * c.hidden_size + std::max(c.num_attention_heads * per_head, mlp);  // below 2^40: each factor has its limit
-  return or_too_many(counted(4) * (counted(rows) * counted(width) + counted(16) * counted(c.vocab_size)));
+  const int64_t mlp =
+      std::max(3 * c.intermediate_size, static_cast<int64_t>(c.router.num_experts_per_tok) *
+                                            (3 * c.moe_intermediate_size + 2 * c.hidden_size));
+  // below 2^40: each factor has its limit
+  const int64_t width = 4 * c.hidden_size + std::max(c.num_attention_heads * per_head, mlp);
+  return or_too_many(counted(4) *
+                     (counted(rows) * counted(width) + counted(16) * counted(c.vocab_size)));
 }
 
-void check_memory(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes, const OpenOptions& options) {
-  const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096, config.max_position_embeddings);
-  const MemoryNeeds needs = memory_needs(checkpoint, config, sizes, context, options.cache_dtype.value_or(default_cache_dtype(checkpoint)));
+void check_memory(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes,
+                  const OpenOptions& options) {
+  const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096,
+                                   config.max_position_embeddings);
+  const MemoryNeeds needs =
+      memory_needs(checkpoint, config, sizes, context,
+                   options.cache_dtype.value_or(default_cache_dtype(checkpoint)));
   const auto memory = memory_state();
   if (!memory || needs.total <= memory->available) return;
   const auto without_cache = Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.work);
-  fail_resource("{}: needs {} of memory (weights {}, rebuilt {}, cache for {} tokens {}, work {}), available are {}{}: {}",
-                checkpoint.path().string(), bytes_text(needs.total), bytes_text(needs.weights), bytes_text(needs.rebuilt), context,
-                bytes_text(needs.cache), bytes_text(needs.work), bytes_text(memory->available), memory->limited ? " (limit of this container)" : "",
-                or_too_many(without_cache) > memory->available
-                    ? "use a smaller quantisation, or --ignore-memory to let weights be read from disk again and again (slow)"
-                    : "use a smaller --ctx or --cache bf16");
+  fail_resource(
+      "{}: needs {} of memory (weights {}, rebuilt {}, cache for {} tokens {}, work {}), available "
+      "are {}{}: {}",
+      checkpoint.path().string(), bytes_text(needs.total), bytes_text(needs.weights),
+      bytes_text(needs.rebuilt), context, bytes_text(needs.cache), bytes_text(needs.work),
+      bytes_text(memory->available), memory->limited ? " (limit of this container)" : "",
+      or_too_many(without_cache) > memory->available
+          ? "use a smaller quantisation, or --ignore-memory to let weights be read from disk again "
+            "and again (slow)"
+          : "use a smaller --ctx or --cache bf16");
 }
 
 // Reads every page of the weights once, so that the first answer does not wait for the disk unseen.
@@ -153,7 +177,8 @@ void warm_files(const Checkpoint& checkpoint, uint64_t total, const OutputOption
   for (const TensorInfo* tensor : checkpoint.tensors()) {
     for (size_t begin = 0; begin < tensor->bytes; begin += kStepBytes) {
       const size_t end = std::min<size_t>(tensor->bytes, begin + kStepBytes);
-      for (size_t i = begin; i < end; i += kPageBytes) sum += static_cast<unsigned>(tensor->data[i]);
+      for (size_t i = begin; i < end; i += kPageBytes)
+        sum += static_cast<unsigned>(tensor->data[i]);
       done += end - begin;
       bar.at(done);
       check_interrupt();
@@ -180,7 +205,8 @@ std::optional<fs::path> bundled_model() {
   if (error) return std::nullopt;
   // build/release/fathom in a source tree, bin/fathom where it was installed.
   for (const char* folder : {"../../bundled", "../share/fathom"}) {
-    const fs::path model = (program.parent_path() / folder / "countdown-12m.gguf").lexically_normal();
+    const fs::path model =
+        (program.parent_path() / folder / "countdown-12m.gguf").lexically_normal();
     if (fs::exists(model, error)) return model;
   }
   return std::nullopt;
@@ -197,12 +223,15 @@ fs::path resolve_model(const std::string& wanted) {
       if (model.filename() == name || model.stem() == name) return model;
     }
     fail("{}: no such file or folder{}", quoted(name),
-         models.empty() ? ", and ./models holds no models" : ", nor a model in ./models (type `fathom` for the list)");
+         models.empty() ? ", and ./models holds no models"
+                        : ", nor a model in ./models (type `fathom` for the list)");
   }
   if (models.size() == 1) return models.front();
   if (models.empty()) {
-    fail("no model given: name one (`fathom run MODEL`: a GGUF file, or a Hugging Face folder with config.json and *.safetensors), "
-         "put one into ./models, or set FATHOM_MODEL");
+    fail(
+        "no model given: name one (`fathom run MODEL`: a GGUF file, or a Hugging Face folder with "
+        "config.json and *.safetensors), "
+        "put one into ./models, or set FATHOM_MODEL");
   }
   std::string list;
   for (const fs::path& model : models) list += "\n  " + model.string();
@@ -210,23 +239,26 @@ fs::path resolve_model(const std::string& wanted) {
 }
 
 std::string_view tensor_kind_name(TensorKind kind) {
-  constexpr std::string_view kNames[kTensorKinds] = {"attention",           "experts",         "shared experts",           "dense MLP",
-                                                     "embedding and head", "norms and router", "multi-token prediction", "other"};
+  constexpr std::string_view kNames[kTensorKinds] = {
+      "attention",          "experts",          "shared experts",         "dense MLP",
+      "embedding and head", "norms and router", "multi-token prediction", "other"};
   return kNames[static_cast<int>(kind)];
 }
 
 TensorKind tensor_kind(std::string_view name, int64_t num_hidden_layers) {
   const int64_t layer = layer_of(name);
   if (num_hidden_layers >= 0 && layer >= num_hidden_layers) return TensorKind::kMtp;
-  if (contains(name, "norm.") || contains(name, "layernorm") || contains(name, "mlp.gate.") || contains(name, "ffn_gate_inp") ||
-      contains(name, "exp_probs_b")) {
+  if (contains(name, "norm.") || contains(name, "layernorm") || contains(name, "mlp.gate.") ||
+      contains(name, "ffn_gate_inp") || contains(name, "exp_probs_b")) {
     return TensorKind::kNormsAndRouter;
   }
-  if (contains(name, "shared_expert") || contains(name, "_shexp.")) return TensorKind::kSharedExperts;
+  if (contains(name, "shared_expert") || contains(name, "_shexp."))
+    return TensorKind::kSharedExperts;
   if (contains(name, ".experts.") || contains(name, "_exps.")) return TensorKind::kExperts;
   if (contains(name, "self_attn.") || contains(name, ".attn_")) return TensorKind::kAttention;
   if (contains(name, "mlp.") || contains(name, ".ffn_")) return TensorKind::kDenseMlp;
-  if (contains(name, "embed_tokens") || contains(name, "lm_head") || name == "token_embd.weight" || name == "output.weight") {
+  if (contains(name, "embed_tokens") || contains(name, "lm_head") || name == "token_embd.weight" ||
+      name == "output.weight") {
     return TensorKind::kEmbedding;
   }
   return TensorKind::kOther;
@@ -236,15 +268,19 @@ ModelSizes measure_model(const Checkpoint& checkpoint, const ModelConfig* config
   ModelSizes sizes;
   uint64_t expert_parameters = 0;
   for (const TensorInfo* tensor : checkpoint.tensors()) {
-    const TensorKind kind = tensor_kind(tensor->name, config != nullptr ? config->num_hidden_layers : -1);
+    const TensorKind kind =
+        tensor_kind(tensor->name, config != nullptr ? config->num_hidden_layers : -1);
     sizes.bytes += tensor->bytes;
     sizes.kind_bytes[static_cast<int>(kind)] += tensor->bytes;
     sizes.dtype_bytes[dtype_name(tensor->dtype)] += tensor->bytes;
     // A GGUF may hold the up-projections of MLA twice, whole and split by side.
     const int64_t layer = layer_of(tensor->name);
-    const bool twice = (contains(tensor->name, "attn_k_b.") || contains(tensor->name, "attn_v_b.")) &&
-                       checkpoint.find(fmt::format("blk.{}.attn_kv_b.weight", layer)) != nullptr;
-    if (kind == TensorKind::kMtp || tensor->name.ends_with("_scale_inv") || tensor->name == "rope_freqs.weight" || twice) continue;
+    const bool twice =
+        (contains(tensor->name, "attn_k_b.") || contains(tensor->name, "attn_v_b.")) &&
+        checkpoint.find(fmt::format("blk.{}.attn_kv_b.weight", layer)) != nullptr;
+    if (kind == TensorKind::kMtp || tensor->name.ends_with("_scale_inv") ||
+        tensor->name == "rope_freqs.weight" || twice)
+      continue;
     const uint64_t count = element_count(*tensor);
     sizes.parameters += count;
     if (kind == TensorKind::kExperts) expert_parameters += count;
@@ -252,65 +288,85 @@ ModelSizes measure_model(const Checkpoint& checkpoint, const ModelConfig* config
   sizes.active_parameters = sizes.parameters;
   if (config != nullptr && config->n_routed_experts > 0) {
     const auto routed = static_cast<uint64_t>(config->n_routed_experts);
-    sizes.active_parameters -= expert_parameters / routed * (routed - static_cast<uint64_t>(config->router.num_experts_per_tok));
+    sizes.active_parameters -= expert_parameters / routed *
+                               (routed - static_cast<uint64_t>(config->router.num_experts_per_tok));
   }
   return sizes;
 }
 
 int64_t cache_layers(const ModelConfig& config, const ModelSizes& sizes) {
-  const bool mtp = config.num_nextn_predict_layers > 0 && sizes.kind_bytes[static_cast<int>(TensorKind::kMtp)] > 0;
+  const bool mtp = config.num_nextn_predict_layers > 0 &&
+                   sizes.kind_bytes[static_cast<int>(TensorKind::kMtp)] > 0;
   return config.num_hidden_layers + (mtp ? 1 : 0);
 }
 
 uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& c) {
   if (!c.is_mla()) return 0;
-  const auto elements = [&](int64_t per_head) { return counted(c.num_attention_heads) * counted(per_head) * counted(c.kv_lora_rank); };
+  const auto elements = [&](int64_t per_head) {
+    return counted(c.num_attention_heads) * counted(per_head) * counted(c.kv_lora_rank);
+  };
   Checked bytes = 0;
   for (int64_t layer = 0; layer < c.num_hidden_layers + c.num_nextn_predict_layers; ++layer) {
     const bool gguf = checkpoint.gguf() != nullptr;
-    const TensorInfo* whole = checkpoint.find(gguf ? fmt::format("blk.{}.attn_kv_b.weight", layer)
-                                                   : fmt::format("model.layers.{}.self_attn.kv_b_proj.weight", layer));
-    if (whole == nullptr) {  // stored by side: the whole is rebuilt, in f32 unless both parts are BF16
+    const TensorInfo* whole =
+        checkpoint.find(gguf ? fmt::format("blk.{}.attn_kv_b.weight", layer)
+                             : fmt::format("model.layers.{}.self_attn.kv_b_proj.weight", layer));
+    // stored by side: the whole is rebuilt, in f32 unless both parts are BF16
+    if (whole == nullptr) {
       const auto part = [&](const char* name) {
         return gguf ? checkpoint.find(fmt::format("blk.{}.{}.weight", layer, name)) : nullptr;
       };
       const TensorInfo *k_b = part("attn_k_b"), *v_b = part("attn_v_b");
-      const bool both_bf16 = k_b != nullptr && v_b != nullptr && k_b->dtype == DType::kBF16 && v_b->dtype == DType::kBF16;
-      if (k_b != nullptr) bytes = bytes + counted(both_bf16 ? 2 : 4) * elements(c.qk_nope_head_dim + c.v_head_dim);
+      const bool both_bf16 = k_b != nullptr && v_b != nullptr && k_b->dtype == DType::kBF16 &&
+                             v_b->dtype == DType::kBF16;
+      if (k_b != nullptr)
+        bytes = bytes + counted(both_bf16 ? 2 : 4) * elements(c.qk_nope_head_dim + c.v_head_dim);
       continue;
     }
     bytes = bytes + elements(c.qk_nope_head_dim) * counted(whole->dtype == DType::kBF16 ? 2 : 4);
-    if (whole->dtype == DType::kF8E4M3) bytes = bytes + counted(4) * elements(c.qk_nope_head_dim + c.v_head_dim);
+    if (whole->dtype == DType::kF8E4M3)
+      bytes = bytes + counted(4) * elements(c.qk_nope_head_dim + c.v_head_dim);
   }
   return or_too_many(bytes);
 }
 
-MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes, int64_t context, DType cache_dtype) {
+MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config,
+                         const ModelSizes& sizes, int64_t context, DType cache_dtype) {
   const int64_t row = KvCache::bytes_per_token(config, cache_layers(config, sizes), cache_dtype);
-  MemoryNeeds needs{.weights = sizes.bytes, .rebuilt = rebuilt_bytes(checkpoint, config),
-                    .cache = or_too_many(counted(row) * counted(context)), .work = activation_bytes(config, EngineOptions{}.prefill_chunk)};
-  needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.cache) + Checked(needs.work));
+  MemoryNeeds needs{.weights = sizes.bytes,
+                    .rebuilt = rebuilt_bytes(checkpoint, config),
+                    .cache = or_too_many(counted(row) * counted(context)),
+                    .work = activation_bytes(config, EngineOptions{}.prefill_chunk)};
+  needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.cache) +
+                            Checked(needs.work));
   return needs;
 }
 
-std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format,
-                      const ModelSizes& sizes) {
+std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config,
+                      std::optional<ChatFormat> format, const ModelSizes& sizes) {
   const std::string given = given_name(checkpoint, config);
   std::string lower = given;
-  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
-  const bool dense_host = config.architecture == Architecture::kQwen2 || config.architecture == Architecture::kLlama;
-  const bool distilled = dense_host && (format == ChatFormat::kR1DistillQwen || format == ChatFormat::kR1DistillLlama ||
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  const bool dense_host =
+      config.architecture == Architecture::kQwen2 || config.architecture == Architecture::kLlama;
+  const bool distilled = dense_host && (format == ChatFormat::kR1DistillQwen ||
+                                        format == ChatFormat::kR1DistillLlama ||
                                         (contains(lower, "deepseek") && contains(lower, "r1")));
-  const std::string what = distilled ? fmt::format("R1 distilled into {}", config.architecture == Architecture::kQwen2 ? "Qwen2" : "Llama 3")
-                                     : family_name(config);
+  const std::string what =
+      distilled ? fmt::format("R1 distilled into {}",
+                              config.architecture == Architecture::kQwen2 ? "Qwen2" : "Llama 3")
+                : family_name(config);
   std::string size = size_text(sizes.parameters);
   if (sizes.active_parameters != sizes.parameters) {
-    size += fmt::format(" ({} active per token)", count_text(static_cast<double>(sizes.active_parameters)));
+    size += fmt::format(" ({} active per token)",
+                        count_text(static_cast<double>(sizes.active_parameters)));
   }
   return fmt::format("{}: {}, {}", without_controls(given), what, size);
 }
 
-SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format) {
+SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& config,
+                               std::optional<ChatFormat> format) {
   SamplingAdvice advice;
   if (format && thinking_marks(*format, {})) {
     advice.params.temperature = 0.6;  // R1's README: 0.5 to 0.7, top-p 0.95; greedy decoding loops
@@ -325,14 +381,19 @@ SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& 
     advice.params.top_p = 0.9;
     advice.source = "fathom's default";
   }
-  if (const auto text = checkpoint.side_file("generation_config.json", Limits{}.config_file_bytes)) {
-    const fs::path folder = checkpoint.kind() == Checkpoint::Kind::kSafetensors ? checkpoint.path().parent_path() : checkpoint.path();
-    apply_generation_config(*text, (folder / "generation_config.json").string(), config.vocab_size, advice);
+  if (const auto text =
+          checkpoint.side_file("generation_config.json", Limits{}.config_file_bytes)) {
+    const fs::path folder = checkpoint.kind() == Checkpoint::Kind::kSafetensors
+                                ? checkpoint.path().parent_path()
+                                : checkpoint.path();
+    apply_generation_config(*text, (folder / "generation_config.json").string(), config.vocab_size,
+                            advice);
   }
   return advice;
 }
 
-OpenedModel open_model(const fs::path& path, const OpenOptions& options, const OutputOptions& output) {
+OpenedModel open_model(const fs::path& path, const OpenOptions& options,
+                       const OutputOptions& output) {
   Checkpoint checkpoint = Checkpoint::open(path);
   const ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
@@ -348,7 +409,13 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options, const O
   SamplingAdvice advice = sampling_advice(checkpoint, config, format);
   std::vector<int32_t> stop_ids = all_stop_ids(checkpoint, config, tokenizer);
   if (options.warm) warm_files(checkpoint, sizes.bytes, output);
-  return {Model(std::move(checkpoint)), std::move(tokenizer), format, sizes, std::move(name), std::move(advice), std::move(stop_ids)};
+  return {Model(std::move(checkpoint)),
+          std::move(tokenizer),
+          format,
+          sizes,
+          std::move(name),
+          std::move(advice),
+          std::move(stop_ids)};
 }
 
 std::optional<DType> parse_cache_dtype(const std::string& name) {
@@ -360,9 +427,11 @@ std::optional<DType> parse_cache_dtype(const std::string& name) {
 
 std::optional<Isa> parse_isa(const std::string& name) {
   if (name.empty()) return std::nullopt;
-  for (const auto& [spelling, isa] : {std::pair{"portable", Isa::kPortable}, {"avx2", Isa::kAvx2}, {"avx512", Isa::kAvx512}}) {
+  for (const auto& [spelling, isa] :
+       {std::pair{"portable", Isa::kPortable}, {"avx2", Isa::kAvx2}, {"avx512", Isa::kAvx512}}) {
     if (name != spelling) continue;
-    if (isa > detect_isa()) fail("--isa: found {}, this CPU runs at most {}", name, isa_name(detect_isa()));
+    if (isa > detect_isa())
+      fail("--isa: found {}, this CPU runs at most {}", name, isa_name(detect_isa()));
     return isa;
   }
   fail("--isa: found {}, expected portable, avx2 or avx512", quoted(name));

@@ -19,32 +19,46 @@
 
 namespace fathom {
 
-// Models in `folder` (default ./models): GGUF files, .safetensors files, folders of either; sorted. Names only, nothing is opened.
+// Models in `folder` (default ./models): GGUF files, .safetensors files, folders of either; sorted.
+// Names only, nothing is opened.
 std::vector<std::filesystem::path> find_models(const std::filesystem::path& folder = "models");
 
-// The path to open: `wanted`, else $FATHOM_MODEL, else the only model in ./models. A name that is no path is looked up in ./models.
+// The path to open: `wanted`, else $FATHOM_MODEL, else the only model in ./models. A name that is
+// no path is looked up in ./models.
 // Throws and says what to do otherwise.
 std::filesystem::path resolve_model(const std::string& wanted);
-// The small model that comes with this project, found from where the program lies: what `fathom run` takes where there is no other.
+// The small model that comes with this project, found from where the program lies: what `fathom
+// run` takes where there is no other.
 std::optional<std::filesystem::path> bundled_model();
 
 // What kind of work a tensor does, by its name in either container.
-enum class TensorKind { kAttention, kExperts, kSharedExperts, kDenseMlp, kEmbedding, kNormsAndRouter, kMtp, kOther };
+enum class TensorKind {
+  kAttention,
+  kExperts,
+  kSharedExperts,
+  kDenseMlp,
+  kEmbedding,
+  kNormsAndRouter,
+  kMtp,
+  kOther
+};
 inline constexpr int kTensorKinds = static_cast<int>(TensorKind::kOther) + 1;
 std::string_view tensor_kind_name(TensorKind kind);
 // num_hidden_layers: layers at or above it are multi-token prediction; -1 if unknown.
 TensorKind tensor_kind(std::string_view tensor_name, int64_t num_hidden_layers);
 
 struct ModelSizes {
-  uint64_t bytes = 0;            // of all tensors in the files
+  uint64_t bytes = 0;  // of all tensors in the files
   uint64_t kind_bytes[kTensorKinds] = {};
   std::map<std::string_view, uint64_t> dtype_bytes;
-  uint64_t parameters = 0;         // without MTP and block scales, as the papers count
-  uint64_t active_parameters = 0;  // per token, embedding and head included (README_WEIGHTS of V3); = parameters without experts
+  uint64_t parameters = 0;  // without MTP and block scales, as the papers count
+  // per token, embedding and head included (README_WEIGHTS of V3); = parameters without experts
+  uint64_t active_parameters = 0;
 };
 ModelSizes measure_model(const Checkpoint& checkpoint, const ModelConfig* config);
 
-// Layers the cache will hold: the MTP layer counts if it is declared and in the files (Model::cache_layers, before loading).
+// Layers the cache will hold: the MTP layer counts if it is declared and in the files
+// (Model::cache_layers, before loading).
 int64_t cache_layers(const ModelConfig& config, const ModelSizes& sizes);
 
 // What a model will take; UINT64_MAX where 64 bits do not count it.
@@ -52,22 +66,27 @@ struct MemoryNeeds {
   uint64_t weights = 0;  // of the mapped files
   uint64_t rebuilt = 0;  // added by loading: projections for the two forms of MLA (model/weights.h)
   uint64_t cache = 0;
-  uint64_t work = 0;  // one step of EngineOptions::prefill_chunk tokens, roughly: the widest activations and the logits
+  // one step of EngineOptions::prefill_chunk tokens, roughly: the widest activations and the logits
+  uint64_t work = 0;
   uint64_t total = 0;
 };
-MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes, int64_t context, DType cache_dtype);
+MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config,
+                         const ModelSizes& sizes, int64_t context, DType cache_dtype);
 uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& config);
 
-// What the model is, for people: "R1 distilled into Qwen2, 7.6 B parameters", never just the family's famous name.
-std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format,
-                      const ModelSizes& sizes);
+// What the model is, for people: "R1 distilled into Qwen2, 7.6 B parameters", never just the
+// family's famous name.
+std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config,
+                      std::optional<ChatFormat> format, const ModelSizes& sizes);
 
-// The vendor's sampling advice from generation_config.json, the family's own where there is none. `source` says which.
+// The vendor's sampling advice from generation_config.json, the family's own where there is none.
+// `source` says which.
 struct SamplingAdvice {
   SamplingParams params;
   std::string source;
 };
-SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& config, std::optional<ChatFormat> format);
+SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& config,
+                               std::optional<ChatFormat> format);
 
 struct OpenedModel {
   Model model;
@@ -76,22 +95,26 @@ struct OpenedModel {
   ModelSizes sizes;
   std::string name;
   SamplingAdvice advice;
-  std::vector<int32_t> stop_ids;  // end-of-sequence ids of config, generation_config.json and tokenizer
+  // end-of-sequence ids of config, generation_config.json and tokenizer
+  std::vector<int32_t> stop_ids;
 };
 
 struct OpenOptions {
-  int64_t context_tokens = 0;          // 0 = the engine's default
-  std::optional<DType> cache_dtype;    // absent = the engine's default
-  std::string template_name;           // "" = detect
+  int64_t context_tokens = 0;        // 0 = the engine's default
+  std::optional<DType> cache_dtype;  // absent = the engine's default
+  std::string template_name;         // "" = detect
   bool ignore_memory = false;
-  bool warm = true;                    // read the files once, with a bar
+  bool warm = true;  // read the files once, with a bar
 };
-// Opens everything a conversation needs. Before memory is taken, weights + cache are compared with what is available (exit code 3).
-OpenedModel open_model(const std::filesystem::path& path, const OpenOptions& options, const OutputOptions& output);
+// Opens everything a conversation needs. Before memory is taken, weights + cache are compared with
+// what is available (exit code 3).
+OpenedModel open_model(const std::filesystem::path& path, const OpenOptions& options,
+                       const OutputOptions& output);
 
 // "f32" or "bf16", as flags spell it. Throws otherwise.
 std::optional<DType> parse_cache_dtype(const std::string& name);  // "" = absent
-std::optional<Isa> parse_isa(const std::string& name);            // "" = absent; refuses what the CPU lacks
-int thread_count(int wanted);                                     // 0 = available_cores()
+// "" = absent; refuses what the CPU lacks
+std::optional<Isa> parse_isa(const std::string& name);
+int thread_count(int wanted);  // 0 = available_cores()
 
 }  // namespace fathom

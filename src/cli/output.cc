@@ -34,7 +34,8 @@ void write_stdout(std::string_view bytes) {
 }
 
 void print_json(const nlohmann::ordered_json& object) {
-  write_stdout(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  write_stdout(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
+               "\n");
 }
 
 void write_stderr(std::string_view bytes) { write_all(STDERR_FILENO, bytes); }
@@ -47,7 +48,8 @@ bool use_color(int fd, const OutputOptions& options) {
     return value != nullptr && *value != '\0';
   };
   const char* term = std::getenv("TERM");
-  return is_terminal(fd) && !options.no_color && !set("NO_COLOR") && (term == nullptr || std::strcmp(term, "dumb") != 0);
+  return is_terminal(fd) && !options.no_color && !set("NO_COLOR") &&
+         (term == nullptr || std::strcmp(term, "dumb") != 0);
 }
 
 int terminal_columns(int fd) {
@@ -61,7 +63,8 @@ std::string without_controls(std::string_view text) {
   while (!text.empty()) {
     const Utf8Char c = decode_utf8(text);
     const bool control = c.code_point < 0x20 || (c.code_point >= 0x7f && c.code_point < 0xa0);
-    if (!control || c.code_point == '\n' || c.code_point == '\t') out.append(text.substr(0, c.bytes));
+    if (!control || c.code_point == '\n' || c.code_point == '\t')
+      out.append(text.substr(0, c.bytes));
     text.remove_prefix(c.bytes);
   }
   return out;
@@ -73,7 +76,8 @@ std::string bytes_text(uint64_t bytes) {
   double value = static_cast<double>(bytes) / 1024;
   size_t unit = 0;
   while (value >= 1024 && unit + 1 < std::size(kUnits)) value /= 1024, ++unit;
-  return value < 10 ? fmt::format("{:.1f} {}", value, kUnits[unit]) : fmt::format("{:.0f} {}", value, kUnits[unit]);
+  return value < 10 ? fmt::format("{:.1f} {}", value, kUnits[unit])
+                    : fmt::format("{:.0f} {}", value, kUnits[unit]);
 }
 
 std::string count_text(double count) {

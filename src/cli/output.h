@@ -1,7 +1,8 @@
-// The two streams of the program. stdout carries the answer and nothing else; notes, bars and warnings go to stderr.
+// The two streams of the program. stdout carries the answer and nothing else; notes, bars and
+// warnings go to stderr.
 //
-// Writing to a closed pipe throws ClosedPipe, which ends the program quietly. Notes never fail: a full or closed stderr must not
-// lose an answer.
+// Writing to a closed pipe throws ClosedPipe, which ends the program quietly. Notes never fail: a
+// full or closed stderr must not lose an answer.
 #pragma once
 
 #include <fmt/format.h>
@@ -18,7 +19,7 @@ struct Interrupted {};  // Ctrl-C: exit code 130
 
 // Flags that every command has.
 struct OutputOptions {
-  bool quiet = false;     // stderr: errors only
+  bool quiet = false;  // stderr: errors only
   bool verbose = false;
   bool no_color = false;  // also the environment variable NO_COLOR
 };
@@ -50,7 +51,8 @@ struct Grey {
   std::string_view begin, end;
 };
 
-// Text of a model made safe for a terminal: control characters (escape sequences begin with one) are left out, but newline and tab.
+// Text of a model made safe for a terminal: control characters (escape sequences begin with one)
+// are left out, but newline and tab.
 std::string without_controls(std::string_view text);
 
 // "1.5 GiB", "312 MiB", "17 bytes".

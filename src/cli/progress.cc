@@ -8,9 +8,11 @@
 
 namespace fathom {
 
-std::string progress_line(const std::string& stage, Progress::Unit unit, uint64_t done, uint64_t total, double seconds, int columns) {
+std::string progress_line(const std::string& stage, Progress::Unit unit, uint64_t done,
+                          uint64_t total, double seconds, int columns) {
   constexpr int kBarColumns = 20;
-  const double share = total == 0 ? 1 : static_cast<double>(std::min(done, total)) / static_cast<double>(total);
+  const double share =
+      total == 0 ? 1 : static_cast<double>(std::min(done, total)) / static_cast<double>(total);
   const double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
   std::string bar;
   const int full = static_cast<int>(share * kBarColumns);
@@ -21,15 +23,20 @@ std::string progress_line(const std::string& stage, Progress::Unit unit, uint64_
   } else {
     line += fmt::format("  {} of {} tokens  {:.0f} tok/s", done, total, rate);
   }
-  if (rate > 0 && done < total) line += "  " + duration_text(static_cast<double>(total - done) / rate) + " left";
+  if (rate > 0 && done < total)
+    line += "  " + duration_text(static_cast<double>(total - done) / rate) + " left";
   // The bar is the only part of more bytes than columns; a narrow window gets the plain beginning.
-  if (static_cast<int>(line.size()) - 2 * kBarColumns > columns) line = fmt::format("{} {:.0f} %", stage, share * 100);
+  if (static_cast<int>(line.size()) - 2 * kBarColumns > columns)
+    line = fmt::format("{} {:.0f} %", stage, share * 100);
   return line;
 }
 
 Progress::Progress(const OutputOptions& options, std::string stage, Unit unit, uint64_t total)
     : visible_(!options.quiet && use_color(STDERR_FILENO, options)),
-      stage_(std::move(stage)), unit_(unit), total_(total), begin_(seconds_now()) {}
+      stage_(std::move(stage)),
+      unit_(unit),
+      total_(total),
+      begin_(seconds_now()) {}
 
 Progress::~Progress() {
   if (visible_ && drawn_ > 0) write_stderr("\r\x1b[K");
@@ -39,9 +46,11 @@ void Progress::at(uint64_t done) {
   constexpr double kRedrawSeconds = 0.1;
   if (!visible_) return;
   const double now = seconds_now();
-  if (now - begin_ < kRedrawSeconds || now - drawn_ < kRedrawSeconds) return;  // quick work shows no bar at all
+  // quick work shows no bar at all
+  if (now - begin_ < kRedrawSeconds || now - drawn_ < kRedrawSeconds) return;
   drawn_ = now;
-  const std::string line = progress_line(stage_, unit_, done, total_, now - begin_, terminal_columns(STDERR_FILENO) - 1);
+  const std::string line =
+      progress_line(stage_, unit_, done, total_, now - begin_, terminal_columns(STDERR_FILENO) - 1);
   write_stderr(fmt::format("\r{}\x1b[K", line));
 }
 

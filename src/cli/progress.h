@@ -1,4 +1,5 @@
-// A bar on stderr, on terminals only: stage, share, amount, rate and time left, rewritten in place at most ten times a second.
+// A bar on stderr, on terminals only: stage, share, amount, rate and time left, rewritten in place
+// at most ten times a second.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,8 @@ namespace fathom {
 class Progress {
  public:
   enum class Unit { kBytes, kTokens };
-  // Silent unless stderr is a terminal and neither quiet nor without colour (a bar is made of the same escapes).
+  // Silent unless stderr is a terminal and neither quiet nor without colour (a bar is made of the
+  // same escapes).
   Progress(const OutputOptions& options, std::string stage, Unit unit, uint64_t total);
   ~Progress();  // wipes the bar
   Progress(const Progress&) = delete;
@@ -29,6 +31,7 @@ class Progress {
 };
 
 // What at() draws, without escapes; its own function for the sake of tests.
-std::string progress_line(const std::string& stage, Progress::Unit unit, uint64_t done, uint64_t total, double seconds, int columns);
+std::string progress_line(const std::string& stage, Progress::Unit unit, uint64_t done,
+                          uint64_t total, double seconds, int columns);
 
 }  // namespace fathom

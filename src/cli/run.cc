@@ -30,10 +30,12 @@ OpenOptions open_options(const RunOptions& options) {
 EngineOptions engine_options(const RunOptions& options, const OpenedModel& opened) {
   const int64_t longest = opened.model.config().max_position_embeddings;
   if (options.context_tokens > longest) {
-    fail("--ctx: found {}, expected at most {} (max_position_embeddings of this model)", options.context_tokens, longest);
+    fail("--ctx: found {}, expected at most {} (max_position_embeddings of this model)",
+         options.context_tokens, longest);
   }
   EngineOptions engine;
-  engine.context_tokens = options.context_tokens > 0 ? options.context_tokens : std::min(longest, kDefaultContext);
+  engine.context_tokens =
+      options.context_tokens > 0 ? options.context_tokens : std::min(longest, kDefaultContext);
   engine.max_sequences = 1;
   engine.cache_dtype = parse_cache_dtype(options.cache).value_or(default_cache_dtype(opened.model));
   return engine;
@@ -42,11 +44,14 @@ EngineOptions engine_options(const RunOptions& options, const OpenedModel& opene
 // What --think asks for, checked against what the format can do.
 bool thinking_wanted(const RunOptions& options, const OpenedModel& opened) {
   if (options.think.empty()) return true;
-  if (options.think != "on" && options.think != "off") fail("--think: found {}, expected on or off", quoted(options.think));
+  if (options.think != "on" && options.think != "off")
+    fail("--think: found {}, expected on or off", quoted(options.think));
   const bool wanted = options.think == "on";
-  if (!opened.format || options.raw) fail("--think: this model has no chat format with thoughts (--raw or a base model)");
+  if (!opened.format || options.raw)
+    fail("--think: this model has no chat format with thoughts (--raw or a base model)");
   if (thinking_marks(*opened.format, {.thinking = wanted}).has_value() != wanted) {
-    fail("--think: {}: the format {} {}", options.think, chat_format_name(*opened.format), wanted ? "has no thoughts" : "always thinks");
+    fail("--think: {}: the format {} {}", options.think, chat_format_name(*opened.format),
+         wanted ? "has no thoughts" : "always thinks");
   }
   return wanted;
 }
@@ -57,8 +62,10 @@ std::pair<int32_t, float> parse_bias(const std::string& text) {
   int32_t id = 0;
   double bias = 0;
   const auto id_end = std::from_chars(text.data(), text.data() + std::min(equals, text.size()), id);
-  const auto bias_end = equals == text.npos ? id_end : std::from_chars(text.data() + equals + 1, end, bias);
-  if (equals == text.npos || id_end.ec != std::errc{} || id_end.ptr != text.data() + equals || bias_end.ec != std::errc{} || bias_end.ptr != end) {
+  const auto bias_end =
+      equals == text.npos ? id_end : std::from_chars(text.data() + equals + 1, end, bias);
+  if (equals == text.npos || id_end.ec != std::errc{} || id_end.ptr != text.data() + equals ||
+      bias_end.ec != std::errc{} || bias_end.ptr != end) {
     fail("--logit-bias: found {}, expected ID=BIAS as in 42=-5.5", quoted(text));
   }
   return {id, static_cast<float>(bias)};
@@ -66,12 +73,14 @@ std::pair<int32_t, float> parse_bias(const std::string& text) {
 
 nlohmann::ordered_json logprobs_json(const Tokenizer& tokenizer, const Generation& generation) {
   const auto one = [&](int32_t token, float logprob) {
-    return nlohmann::ordered_json{{"id", token}, {"piece", std::string(tokenizer.token_bytes(token))}, {"logprob", logprob}};
+    return nlohmann::ordered_json{
+        {"id", token}, {"piece", std::string(tokenizer.token_bytes(token))}, {"logprob", logprob}};
   };
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const TokenEvent& event : generation.events) {
     list.push_back(one(event.token, event.logprob));
-    for (const TokenLogprob& top : event.top_logprobs) list.back()["top"].push_back(one(top.token, top.logprob));
+    for (const TokenLogprob& top : event.top_logprobs)
+      list.back()["top"].push_back(one(top.token, top.logprob));
   }
   return list;
 }
@@ -93,8 +102,10 @@ void print_result(const Session& session, const Generation& g) {
 
 void note_logprobs(const Tokenizer& tokenizer, const Generation& g) {
   for (const TokenEvent& event : g.events) {
-    std::string line = fmt::format("{:>8.4f}  {}", event.logprob, quoted(tokenizer.token_bytes(event.token)));
-    for (const TokenLogprob& top : event.top_logprobs) line += fmt::format("  {:.4f} {}", top.logprob, quoted(tokenizer.token_bytes(top.token)));
+    std::string line =
+        fmt::format("{:>8.4f}  {}", event.logprob, quoted(tokenizer.token_bytes(event.token)));
+    for (const TokenLogprob& top : event.top_logprobs)
+      line += fmt::format("  {:.4f} {}", top.logprob, quoted(tokenizer.token_bytes(top.token)));
     note("{}", line);
   }
 }
@@ -104,20 +115,28 @@ void note_session(Session& s) {
   const SamplingParams& p = s.sampling;
   if (is_terminal(STDERR_FILENO) || s.options.output.verbose) note("{}", s.opened.name);
   if (s.options.output.verbose) {
-    note("context {} tokens, cache {} {}, {} threads, {}", s.engine.options().context_tokens, dtype_name(s.engine.options().cache_dtype),
-         bytes_text(static_cast<uint64_t>(s.engine.options().context_tokens * KvCache::bytes_per_token(s.opened.model.config(), s.opened.model.cache_layers(), s.engine.options().cache_dtype))),
+    note("context {} tokens, cache {} {}, {} threads, {}", s.engine.options().context_tokens,
+         dtype_name(s.engine.options().cache_dtype),
+         bytes_text(static_cast<uint64_t>(
+             s.engine.options().context_tokens *
+             KvCache::bytes_per_token(s.opened.model.config(), s.opened.model.cache_layers(),
+                                      s.engine.options().cache_dtype))),
          s.ctx.pool().threads(), isa_name(s.ctx.isa()));
-    note("temperature {}, top-p {}, top-k {}, min-p {} ({}), seed {}", p.temperature, p.top_p, p.top_k, p.min_p, s.opened.advice.source, p.seed);
+    note("temperature {}, top-p {}, top-k {}, min-p {} ({}), seed {}", p.temperature, p.top_p,
+         p.top_k, p.min_p, s.opened.advice.source, p.seed);
   }
-  if (!s.opened.format && !s.options.raw) note("note: a base model without a chat format: it continues your text");
+  if (!s.opened.format && !s.options.raw)
+    note("note: a base model without a chat format: it continues your text");
 }
 
 GenerationRequest request_for(const Session& session, const std::string& prompt) {
   const RunOptions& options = session.options;
   std::vector<ChatMessage> messages;
-  if (!options.system.empty()) messages.push_back({ChatMessage::Role::kSystem, options.system, "", {}});
+  if (!options.system.empty())
+    messages.push_back({ChatMessage::Role::kSystem, options.system, "", {}});
   messages.push_back({ChatMessage::Role::kUser, prompt, "", {}});
-  return {encode_messages(session, messages), options.max_tokens, session.sampling, options.stops, session_marks(session)};
+  return {encode_messages(session, messages), options.max_tokens, session.sampling, options.stops,
+          session_marks(session)};
 }
 
 int answer_once(Session& session, const std::string& prompt) {
@@ -127,7 +146,8 @@ int answer_once(Session& session, const std::string& prompt) {
     if (!options.json) printer.show(part);
   };
   InterruptScope scope;
-  const Generation generation = generate(session.engine, session.opened, request_for(session, prompt), options.output, on_part);
+  const Generation generation = generate(session.engine, session.opened,
+                                         request_for(session, prompt), options.output, on_part);
   if (options.json) {
     print_result(session, generation);
   } else {
@@ -141,37 +161,43 @@ int answer_once(Session& session, const std::string& prompt) {
   return generation.finish == FinishReason::kCancelled ? 130 : 0;
 }
 
-// Samples until the task's verifier accepts an answer, and shows that one with its verdict; else the last, and why it is wrong (1).
+// Samples until the task's verifier accepts an answer, and shows that one with its verdict; else
+// the last, and why it is wrong (1).
 int answer_checked(Session& session, const std::string& prompt) {
   const RunOptions& options = session.options;
   const auto task = make_task(options.check);
   const auto problem = task->read(prompt);
   if (!problem) {
-    fail("--check {}: {}: no problem of this task, expected one such as {}", options.check, quoted(prompt),
-         quoted(task->problem(0, 0, Split::kTest).question));
+    fail("--check {}: {}: no problem of this task, expected one such as {}", options.check,
+         quoted(prompt), quoted(task->problem(0, 0, Split::kTest).question));
   }
-  const int tries = session.sampling.temperature == 0 ? 1 : options.tries;  // the likeliest answer is always the same
+  // the likeliest answer is always the same
+  const int tries = session.sampling.temperature == 0 ? 1 : options.tries;
   InterruptScope scope;
   for (int attempt = 1;; ++attempt) {
     GenerationRequest request = request_for(session, prompt);
     request.sampling.choice = static_cast<uint64_t>(attempt);
     std::vector<OutputPart> parts;
-    const Generation g = generate(session.engine, session.opened, std::move(request), options.output,
-                                  [&](const OutputPart& part) { parts.push_back(part); });
+    const Generation g =
+        generate(session.engine, session.opened, std::move(request), options.output,
+                 [&](const OutputPart& part) { parts.push_back(part); });
     if (g.finish == FinishReason::kCancelled) return 130;
     const Verdict verdict = task->verify(*problem, answer_of(g.answer));
     if (!verdict.correct() && attempt < tries) continue;
     PartPrinter printer(options.output, options.hide_thinking);
     for (const OutputPart& part : parts) printer.show(part);
     printer.finish();
-    note("checked by the {} verifier: {}{}{}, answer {} of at most {}", options.check, verdict_name(verdict.kind),
-         verdict.reason.empty() ? "" : ": ", verdict.reason, attempt, tries);
+    note("checked by the {} verifier: {}{}{}, answer {} of at most {}", options.check,
+         verdict_name(verdict.kind), verdict.reason.empty() ? "" : ": ", verdict.reason, attempt,
+         tries);
     return verdict.correct() ? 0 : 1;
   }
 }
 
-// -p or the word, then --file, then what stdin holds, parted by blank lines; absent if there is nothing to wait for but a person.
-std::optional<std::string> gather_prompt(const RunOptions& options, std::optional<std::string> prompt) {
+// -p or the word, then --file, then what stdin holds, parted by blank lines; absent if there is
+// nothing to wait for but a person.
+std::optional<std::string> gather_prompt(const RunOptions& options,
+                                         std::optional<std::string> prompt) {
   const auto append = [&](const std::string& text) {
     prompt = prompt && !prompt->empty() ? *prompt + "\n\n" + text : text;
   };
@@ -191,18 +217,22 @@ ModelAndPrompt split_words(const RunOptions& options) {
   if (!options.prompt.empty()) result.prompt = options.prompt;
   if (result.model.empty() && !words.empty()) {
     std::error_code error;
-    const bool is_prompt = words.size() == 1 && !result.prompt && words[0].find(' ') != std::string::npos && !std::filesystem::exists(words[0], error);
+    const bool is_prompt = words.size() == 1 && !result.prompt &&
+                           words[0].find(' ') != std::string::npos &&
+                           !std::filesystem::exists(words[0], error);
     if (!is_prompt) {
       result.model = words[0];
       words.erase(words.begin());
     }
   }
-  if (words.size() + (result.prompt ? 1 : 0) > 1) fail("{}: a second prompt (put the prompt into quotes)", quoted(words.back()));
+  if (words.size() + (result.prompt ? 1 : 0) > 1)
+    fail("{}: a second prompt (put the prompt into quotes)", quoted(words.back()));
   if (!words.empty()) result.prompt = words[0];
   return result;
 }
 
-SamplingParams sampling_params(const SamplingFlags& flags, const SamplingParams& advice, int64_t vocab_size) {
+SamplingParams sampling_params(const SamplingFlags& flags, const SamplingParams& advice,
+                               int64_t vocab_size) {
   SamplingParams p = advice;
   p.temperature = flags.temperature.value_or(p.temperature);
   p.top_p = flags.top_p.value_or(p.top_p);
@@ -223,18 +253,26 @@ Session::Session(const RunOptions& options_, const std::filesystem::path& path)
       opened(open_model(path, open_options(options), options.output)),
       ctx(thread_count(options.threads)),
       engine(opened.model, ctx, engine_options(options, opened)),
-      sampling(sampling_params(options.sampling, opened.advice.params, opened.model.config().vocab_size)),
+      sampling(sampling_params(options.sampling, opened.advice.params,
+                               opened.model.config().vocab_size)),
       thinking(thinking_wanted(options, opened)) {
-  // Files with a template that we do not know are a chat model of unknown manners, not a base model.
-  if (!options.raw && !opened.format && !opened.tokenizer.chat_template_source().empty()) detect_chat_format(opened.tokenizer);
+  // Files with a template that we do not know are a chat model of unknown manners, not a base
+  // model.
+  if (!options.raw && !opened.format && !opened.tokenizer.chat_template_source().empty())
+    detect_chat_format(opened.tokenizer);
 }
 
-std::vector<int32_t> encode_messages(const Session& session, std::span<const ChatMessage> messages) {
+std::vector<int32_t> encode_messages(const Session& session,
+                                     std::span<const ChatMessage> messages) {
   const OpenedModel& opened = session.opened;
-  if (opened.format && !session.options.raw) return encode_chat(opened.tokenizer, *opened.format, messages,
-                       {.add_generation_prompt = messages.back().role != ChatMessage::Role::kAssistant, .thinking = session.thinking});
+  if (opened.format && !session.options.raw)
+    return encode_chat(
+        opened.tokenizer, *opened.format, messages,
+        {.add_generation_prompt = messages.back().role != ChatMessage::Role::kAssistant,
+         .thinking = session.thinking});
   std::vector<int32_t> ids;
-  if (opened.tokenizer.add_bos() && opened.tokenizer.bos_id()) ids.push_back(*opened.tokenizer.bos_id());
+  if (opened.tokenizer.add_bos() && opened.tokenizer.bos_id())
+    ids.push_back(*opened.tokenizer.bos_id());
   const std::vector<int32_t> text = opened.tokenizer.encode(messages.back().content, false);
   ids.insert(ids.end(), text.begin(), text.end());
   return ids;
@@ -247,18 +285,24 @@ std::optional<ThinkingMarks> session_marks(const Session& session) {
 
 int run_run(const RunOptions& options) {
   const ModelAndPrompt wanted = split_words(options);
-  if (options.context_tokens < 0) fail("--ctx: found {}, expected 1 or more", options.context_tokens);
-  if (options.max_tokens < 0) fail("--max-tokens: found {}, expected 1 or more", options.max_tokens);
-  const bool chat = !wanted.prompt && options.file.empty() && is_terminal(STDIN_FILENO) && is_terminal(STDOUT_FILENO) && !options.json;
-  if (!options.check.empty() && (chat || options.json)) fail("--check: expected a prompt to answer, and no --json");
-  const bool nothing_named = wanted.model.empty() && std::getenv("FATHOM_MODEL") == nullptr && find_models().empty();
+  if (options.context_tokens < 0)
+    fail("--ctx: found {}, expected 1 or more", options.context_tokens);
+  if (options.max_tokens < 0)
+    fail("--max-tokens: found {}, expected 1 or more", options.max_tokens);
+  const bool chat = !wanted.prompt && options.file.empty() && is_terminal(STDIN_FILENO) &&
+                    is_terminal(STDOUT_FILENO) && !options.json;
+  if (!options.check.empty() && (chat || options.json))
+    fail("--check: expected a prompt to answer, and no --json");
+  const bool nothing_named =
+      wanted.model.empty() && std::getenv("FATHOM_MODEL") == nullptr && find_models().empty();
   const auto bundled = nothing_named ? bundled_model() : std::nullopt;
   const std::filesystem::path path = bundled ? *bundled : resolve_model(wanted.model);
   std::optional<std::string> prompt;
   if (!chat) {
     prompt = gather_prompt(options, wanted.prompt);
     if (!prompt) prompt = read_stdin();  // a person types it, and the answer goes elsewhere
-    if (prompt->empty()) fail("prompt: empty, expected some text (as an argument, with -p, -f or on stdin)");
+    if (prompt->empty())
+      fail("prompt: empty, expected some text (as an argument, with -p, -f or on stdin)");
   }
   Session session(options, path);
   note_session(session);

@@ -14,7 +14,8 @@ namespace fathom {
 
 // What the command line says about sampling; the rest is the model's own advice (cli/models.h).
 struct SamplingFlags {
-  std::optional<double> temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
+  std::optional<double> temperature, top_p, min_p, repeat_penalty, presence_penalty,
+      frequency_penalty;
   std::optional<int> top_k;
   std::vector<std::string> logit_bias;  // "ID=BIAS"
   uint64_t seed = 0;
@@ -25,15 +26,15 @@ struct RunOptions {
   OutputOptions output;
   std::vector<std::string> words;  // positional: MODEL, PROMPT
   std::string model, prompt, file, system;
-  int64_t context_tokens = 0;      // 0 = min(max_position_embeddings, 8192)
-  int64_t max_tokens = 0;          // 0 = what the context leaves
+  int64_t context_tokens = 0;  // 0 = min(max_position_embeddings, 8192)
+  int64_t max_tokens = 0;      // 0 = what the context leaves
   int threads = 0;
   SamplingFlags sampling;
   std::vector<std::string> stops;
   std::string template_name;
-  std::string think;               // "", "on" or "off"
+  std::string think;  // "", "on" or "off"
   bool hide_thinking = false;
-  bool raw = false;                // no template: continue the text
+  bool raw = false;  // no template: continue the text
   std::string cache;
   bool ignore_memory = false;
   bool no_history = false;
@@ -56,12 +57,15 @@ struct Session {
   bool thinking = true;
 };
 
-// The ids of a conversation; of a base model (or with --raw) the text of the last message, continued.
+// The ids of a conversation; of a base model (or with --raw) the text of the last message,
+// continued.
 std::vector<int32_t> encode_messages(const Session& session, std::span<const ChatMessage> messages);
 std::optional<ThinkingMarks> session_marks(const Session& session);
 
-SamplingParams sampling_params(const SamplingFlags& flags, const SamplingParams& advice, int64_t vocab_size);
-// MODEL and PROMPT among the words: one word alone is the model unless -m names it, or unless it has blanks and no such model exists.
+SamplingParams sampling_params(const SamplingFlags& flags, const SamplingParams& advice,
+                               int64_t vocab_size);
+// MODEL and PROMPT among the words: one word alone is the model unless -m names it, or unless it
+// has blanks and no such model exists.
 struct ModelAndPrompt {
   std::string model;
   std::optional<std::string> prompt;

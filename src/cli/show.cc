@@ -12,7 +12,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// A file may be a model or only tensors; the tokenizer may be missing or of an unknown kind. What cannot be read is said, not fatal.
+// A file may be a model or only tensors; the tokenizer may be missing or of an unknown kind. What
+// cannot be read is said, not fatal.
 struct Inspected {
   explicit Inspected(const std::filesystem::path& path) : checkpoint(Checkpoint::open(path)) {}
 
@@ -45,10 +46,14 @@ Inspected inspect(const std::filesystem::path& path) {
 std::string template_text(const Inspected& seen) {
   if (!seen.tokenizer) return "none";
   if (seen.format) return std::string(chat_format_name(*seen.format));
-  return seen.tokenizer->chat_template_source().empty() ? "none (base model)" : "unknown to fathom (choose with --template)";
+  return seen.tokenizer->chat_template_source().empty()
+             ? "none (base model)"
+             : "unknown to fathom (choose with --template)";
 }
 
-bool has_mtp(const Inspected& seen) { return cache_layers(*seen.config, seen.sizes) > seen.config->num_hidden_layers; }
+bool has_mtp(const Inspected& seen) {
+  return cache_layers(*seen.config, seen.sizes) > seen.config->num_hidden_layers;
+}
 
 int64_t cache_bytes(const Inspected& seen, DType dtype) {
   return KvCache::bytes_per_token(*seen.config, cache_layers(*seen.config, seen.sizes), dtype);
@@ -73,7 +78,8 @@ Json config_json(const Inspected& seen) {
   }
   j["vocab_size"] = c.vocab_size;
   j["max_position_embeddings"] = c.max_position_embeddings;
-  j["cache_bytes_per_token"] = {{"f32", cache_bytes(seen, DType::kF32)}, {"bf16", cache_bytes(seen, DType::kBF16)}};
+  j["cache_bytes_per_token"] = {{"f32", cache_bytes(seen, DType::kF32)},
+                                {"bf16", cache_bytes(seen, DType::kBF16)}};
   return j;
 }
 
@@ -88,14 +94,20 @@ void print_as_json(const Inspected& seen, const ShowOptions& options) {
   j["active_parameters"] = seen.sizes.active_parameters;
   j["bytes"] = seen.sizes.bytes;
   for (int k = 0; k < kTensorKinds; ++k) {
-    if (seen.sizes.kind_bytes[k] > 0) j["bytes_by_kind"][std::string(tensor_kind_name(static_cast<TensorKind>(k)))] = seen.sizes.kind_bytes[k];
+    if (seen.sizes.kind_bytes[k] > 0)
+      j["bytes_by_kind"][std::string(tensor_kind_name(static_cast<TensorKind>(k)))] =
+          seen.sizes.kind_bytes[k];
   }
-  for (const auto& [dtype, bytes] : seen.sizes.dtype_bytes) j["bytes_by_dtype"][std::string(dtype)] = bytes;
+  for (const auto& [dtype, bytes] : seen.sizes.dtype_bytes)
+    j["bytes_by_dtype"][std::string(dtype)] = bytes;
   j["tensors"] = seen.checkpoint.tensors().size();
   print_json(j);
   if (!options.tensors) return;
   for (const TensorInfo* tensor : seen.checkpoint.tensors()) {
-    print_json({{"tensor", tensor->name}, {"dtype", dtype_name(tensor->dtype)}, {"shape", tensor->shape}, {"bytes", tensor->bytes}});
+    print_json({{"tensor", tensor->name},
+                {"dtype", dtype_name(tensor->dtype)},
+                {"shape", tensor->shape},
+                {"bytes", tensor->bytes}});
   }
 }
 
@@ -105,47 +117,59 @@ void print_config(const Inspected& seen) {
   out("  architecture   {}\n", architecture_name(c.architecture));
   out("  layers         {}{}\n", c.num_hidden_layers,
       has_mtp(seen) ? " + 1 for multi-token prediction"
-                    : c.num_nextn_predict_layers > 0 ? " (one more is declared, for multi-token prediction: not in the files)" : "");
+      : c.num_nextn_predict_layers > 0
+          ? " (one more is declared, for multi-token prediction: not in the files)"
+          : "");
   if (c.is_mla()) {
-    out("  attention      MLA, {} heads, latent of {} + {} rotary\n", c.num_attention_heads, c.kv_lora_rank, c.qk_rope_head_dim);
+    out("  attention      MLA, {} heads, latent of {} + {} rotary\n", c.num_attention_heads,
+        c.kv_lora_rank, c.qk_rope_head_dim);
   } else {
-    out("  attention      {} heads, {} for keys and values, {} wide\n", c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+    out("  attention      {} heads, {} for keys and values, {} wide\n", c.num_attention_heads,
+        c.num_key_value_heads, c.head_dim);
   }
   if (c.n_routed_experts > 0) {
-    out("  experts        {}, {} per token, {} shared; the first {} layers are dense\n", c.n_routed_experts,
-          c.router.num_experts_per_tok, c.n_shared_experts, c.first_k_dense_replace);
+    out("  experts        {}, {} per token, {} shared; the first {} layers are dense\n",
+        c.n_routed_experts, c.router.num_experts_per_tok, c.n_shared_experts,
+        c.first_k_dense_replace);
   }
   out("  hidden size    {}\n", c.hidden_size);
   out("  context        {} tokens\n", c.max_position_embeddings);
-  out("  cache          {} per token in f32, {} in bf16\n", bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kF32))),
-        bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kBF16))));
+  out("  cache          {} per token in f32, {} in bf16\n",
+      bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kF32))),
+      bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kBF16))));
 }
 
 void print_for_people(const Inspected& seen, const ShowOptions& options) {
   if (seen.config) {
     print_config(seen);
   } else {
-    out("{}\n\n  not a model fathom can run: {}\n", without_controls(seen.checkpoint.path().string()), seen.config_problem);
+    out("{}\n\n  not a model fathom can run: {}\n",
+        without_controls(seen.checkpoint.path().string()), seen.config_problem);
   }
   if (seen.tokenizer) {
-    out("  tokenizer      {} tokens\n  template       {}\n", seen.tokenizer->vocab_size(), template_text(seen));
+    out("  tokenizer      {} tokens\n  template       {}\n", seen.tokenizer->vocab_size(),
+        template_text(seen));
   } else {
     out("  tokenizer      none: {}\n", seen.tokenizer_problem);
   }
   out("  parameters     {}", seen.sizes.parameters);
-  if (seen.sizes.active_parameters != seen.sizes.parameters) out(", active per token {}", seen.sizes.active_parameters);
+  if (seen.sizes.active_parameters != seen.sizes.parameters)
+    out(", active per token {}", seen.sizes.active_parameters);
   out("\n\n  {:<24} {:>10}   share\n", "bytes", bytes_text(seen.sizes.bytes));
   const auto row = [&](std::string_view what, uint64_t bytes) {
     if (bytes == 0) return;
-    out("    {:<22} {:>10}   {:4.1f} %\n", what, bytes_text(bytes), 100.0 * static_cast<double>(bytes) / static_cast<double>(seen.sizes.bytes));
+    out("    {:<22} {:>10}   {:4.1f} %\n", what, bytes_text(bytes),
+        100.0 * static_cast<double>(bytes) / static_cast<double>(seen.sizes.bytes));
   };
-  for (int k = 0; k < kTensorKinds; ++k) row(tensor_kind_name(static_cast<TensorKind>(k)), seen.sizes.kind_bytes[k]);
+  for (int k = 0; k < kTensorKinds; ++k)
+    row(tensor_kind_name(static_cast<TensorKind>(k)), seen.sizes.kind_bytes[k]);
   out("  by type\n");
   for (const auto& [dtype, bytes] : seen.sizes.dtype_bytes) row(dtype, bytes);
   if (!options.tensors) return;
   out("\n  {} tensors\n", seen.checkpoint.tensors().size());
   for (const TensorInfo* tensor : seen.checkpoint.tensors()) {
-    out("    {:<56} {:<8} {}\n", without_controls(tensor->name), dtype_name(tensor->dtype), shape_text(tensor->shape));
+    out("    {:<56} {:<8} {}\n", without_controls(tensor->name), dtype_name(tensor->dtype),
+        shape_text(tensor->shape));
   }
 }
 

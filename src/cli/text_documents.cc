@@ -37,15 +37,21 @@ uint64_t total_bytes(const std::vector<fs::path>& files) {
 
 void for_each_document(const fs::path& path, uint64_t longest, const DocumentBody& body) {
   const MappedFile file(path);
-  const std::string_view all(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const std::string_view all(reinterpret_cast<const char*>(file.bytes().data()),
+                             file.bytes().size());
   const auto hand_on = [&](std::string_view text, const std::string& place, uint64_t end) {
     if (text.size() > longest) {
-      fail("{}: {} bytes, expected at most {} in one document (split it, or JSONL: one {{\"text\": ...}} a line)", place, text.size(), longest);
+      fail(
+          "{}: {} bytes, expected at most {} in one document (split it, or JSONL: one {{\"text\": "
+          "...}} a line)",
+          place, text.size(), longest);
     }
     body(text, place, end);
   };
   if (path.extension() == ".jsonl") {
-    for_each_json_line(all, path.string(), [&](const JsonObject& line, size_t end) { hand_on(line.string("text"), line.place(), end); });
+    for_each_json_line(all, path.string(), [&](const JsonObject& line, size_t end) {
+      hand_on(line.string("text"), line.place(), end);
+    });
   } else {
     hand_on(all, path.string(), all.size());
   }

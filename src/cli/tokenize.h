@@ -17,7 +17,7 @@ struct TokenizeOptions {
   bool special = false;               // special tokens written in the text become their ids
   bool chat = false;                  // the text is a user's message: show the whole prompt
   std::string template_name;
-  bool lines = false;                 // stdin holds one JSON string a line; one object each
+  bool lines = false;  // stdin holds one JSON string a line; one object each
   bool json = false;
 };
 

@@ -1,7 +1,8 @@
 // `fathom pretrain RECIPE.toml` and `fathom sft RECIPE.toml`: a training run, watched.
 //
-// Progress goes to stderr: on a terminal one line that is redrawn, with the loss as a picture; else a plain line every ten
-// seconds. Ctrl-C saves a checkpoint and ends with 130; --resume goes on from there. stdout stays empty.
+// Progress goes to stderr: on a terminal one line that is redrawn, with the loss as a picture; else
+// a plain line every ten seconds. Ctrl-C saves a checkpoint and ends with 130; --resume goes on
+// from there. stdout stays empty.
 #pragma once
 
 #include <cstdint>

@@ -21,15 +21,19 @@ void read_texts(const TrainTokenizerOptions& options, BpeTrainer& trainer) {
   Progress bar(options.output, "reading", Progress::Unit::kBytes, total);
   uint64_t done = 0;
   for (const fs::path& file : files) {
-    for_each_document(file, UINT64_MAX, [&](std::string_view text, const std::string& place, uint64_t end) {
-      trainer.add(text, place, [&](uint64_t bytes) { bar.at(done + end - std::min<uint64_t>(end, text.size() - bytes)); });
-    });
+    for_each_document(file, UINT64_MAX,
+                      [&](std::string_view text, const std::string& place, uint64_t end) {
+                        trainer.add(text, place, [&](uint64_t bytes) {
+                          bar.at(done + end - std::min<uint64_t>(end, text.size() - bytes));
+                        });
+                      });
     done += fs::file_size(file);
   }
 }
 
 TrainedBpe learn(const TrainTokenizerOptions& options, const BpeTrainer& trainer) {
-  Progress bar(options.output, "merging", Progress::Unit::kTokens, static_cast<uint64_t>(options.vocab_size));
+  Progress bar(options.output, "merging", Progress::Unit::kTokens,
+               static_cast<uint64_t>(options.vocab_size));
   return trainer.train([&](uint64_t tokens) { bar.at(tokens); });
 }
 
@@ -48,10 +52,12 @@ int run_train_tokenizer(const TrainTokenizerOptions& options) {
   read_texts(options, trainer);
   const TrainedBpe trained = learn(options, trainer);
   write_files(options.folder, trained);
-  out("vocabulary {}, {} merges, {:.3f} bytes per token\n", trained.vocab_size(), trained.merges.size(),
+  out("vocabulary {}, {} merges, {:.3f} bytes per token\n", trained.vocab_size(),
+      trained.merges.size(),
       static_cast<double>(trained.text_bytes) / static_cast<double>(trained.text_tokens));
   if (trained.vocab_size() < options.vocab_size && !options.output.quiet) {
-    note("no pair is left that occurs twice: {} tokens instead of {}", trained.vocab_size(), options.vocab_size);
+    note("no pair is left that occurs twice: {} tokens instead of {}", trained.vocab_size(),
+         options.vocab_size);
   }
   return 0;
 }

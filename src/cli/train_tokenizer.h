@@ -1,4 +1,5 @@
-// `fathom train-tokenizer FILE... -o FOLDER`: a byte-level BPE vocabulary learned from texts (text/bpe_trainer.h).
+// `fathom train-tokenizer FILE... -o FOLDER`: a byte-level BPE vocabulary learned from texts
+// (text/bpe_trainer.h).
 #pragma once
 
 #include <cstdint>

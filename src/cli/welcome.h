@@ -1,4 +1,5 @@
-// `fathom` alone: what this machine has, which models are here, and the next command to type. And `fathom version`.
+// `fathom` alone: what this machine has, which models are here, and the next command to type. And
+// `fathom version`.
 #pragma once
 
 #include "cli/output.h"

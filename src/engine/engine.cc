@@ -84,7 +84,8 @@ uint64_t Engine::submit(Request request) {
   if (prompt_tokens == 0) fail("request: prompt: found no token, expected at least 1");
   for (const int32_t id : request.prompt) check_id("prompt", id);
   for (const int32_t id : request.stop_ids) check_id("stop_ids", id);
-  if (request.max_tokens < 1) fail("request: max_tokens: found {}, expected at least 1", request.max_tokens);
+  if (request.max_tokens < 1)
+    fail("request: max_tokens: found {}, expected at least 1", request.max_tokens);
   if (prompt_tokens > options_.context_tokens ||
       request.max_tokens > options_.context_tokens - prompt_tokens) {
     fail("request: prompt of {} tokens + max_tokens {}: expected at most {} together (the context)",

@@ -26,13 +26,16 @@ KvCache::KvCache(const Model& model, DType dtype, int64_t tokens) {
   const auto available = available_memory();
   if (!bytes || *bytes > INT64_MAX || (available && *bytes > *available)) {
     fail_resource("cache: {} tokens of {} bytes ({}): found {} bytes available, expected {}",
-                  tokens, token_bytes, dtype_name(dtype), available ? fmt::to_string(*available) : "an unknown number of",
+                  tokens, token_bytes, dtype_name(dtype),
+                  available ? fmt::to_string(*available) : "an unknown number of",
                   bytes ? fmt::format("at least {}", *bytes) : "more than 64 bits count");
   }
-  void* memory =
-      mmap(nullptr, *bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) fail_resource("cache: {} tokens: found no {} bytes of address space", tokens, *bytes);
-  madvise(memory, *bytes, MADV_HUGEPAGE);  // spares decode a TLB miss per row; a refusal is harmless
+  void* memory = mmap(nullptr, *bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED)
+    fail_resource("cache: {} tokens: found no {} bytes of address space", tokens, *bytes);
+  // spares decode a TLB miss per row; a refusal is harmless
+  madvise(memory, *bytes, MADV_HUGEPAGE);
   memory_ = {static_cast<std::byte*>(memory), Unmap{*bytes}};
 
   view_.dtype = dtype;
@@ -46,7 +49,8 @@ KvCache::KvCache(const Model& model, DType dtype, int64_t tokens) {
 }
 
 bool KvCache::reserve(std::vector<int64_t>& block_rows, int64_t tokens) {
-  const int64_t missing = (tokens + kKeyBlock - 1) / kKeyBlock - static_cast<int64_t>(block_rows.size());
+  const int64_t missing =
+      (tokens + kKeyBlock - 1) / kKeyBlock - static_cast<int64_t>(block_rows.size());
   if (missing > free_blocks()) return false;
   for (int64_t i = 0; i < missing; ++i) {
     block_rows.push_back(free_.back());

@@ -12,19 +12,24 @@ struct SamplingParams {
   int top_k = 0;           // 0 = off
   double top_p = 1;        // 1 = off
   double min_p = 0;        // 0 = off
-  double repetition_penalty = 1;                      // 1 = off; logits of seen tokens divided (positive) or multiplied (negative)
-  double presence_penalty = 0;                        // subtracted once from tokens generated so far
-  double frequency_penalty = 0;                       // subtracted once per occurrence among the generated
+  // 1 = off; logits of seen tokens divided (positive) or multiplied (negative)
+  double repetition_penalty = 1;
+  // subtracted once from tokens generated so far
+  double presence_penalty = 0;
+  // subtracted once per occurrence among the generated
+  double frequency_penalty = 0;
   std::vector<std::pair<int32_t, float>> logit_bias = {};  // added first
   uint64_t seed = 0;
-  uint64_t choice = 0;  // several samples of one prompt: (seed, choice, position) keys every random number
+  // several samples of one prompt: (seed, choice, position) keys every random number
+  uint64_t choice = 0;
   int top_logprobs = -1;  // -1 = no log-probabilities; n = with the n likeliest alternatives
 };
 
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
   int64_t max_tokens = 0;       // new tokens at most; >= 1
-  std::vector<int32_t> stop_ids;  // end-of-sequence ids; the token itself is reported, as the last one
+  // end-of-sequence ids; the token itself is reported, as the last one
+  std::vector<int32_t> stop_ids;
   SamplingParams sampling;
 };
 
@@ -39,7 +44,8 @@ struct TokenLogprob {
 struct TokenEvent {
   uint64_t request = 0;
   int32_t token = -1;  // -1 when the request ends without a token (cancelled, numerical error)
-  float logprob = 0;   // natural log of the model's own distribution (temperature 1, nothing filtered), if asked for
+  // natural log of the model's own distribution (temperature 1, nothing filtered), if asked for
+  float logprob = 0;
   std::vector<TokenLogprob> top_logprobs;
   FinishReason finish = FinishReason::kNone;  // not kNone: this was the last event of the request
 };

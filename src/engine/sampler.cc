@@ -13,14 +13,16 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// So many tokens are nearly always enough for top_p; up to here a heap picks them faster than nth_element.
+// So many tokens are nearly always enough for top_p; up to here a heap picks them faster than
+// nth_element.
 constexpr size_t kFew = 256;
 
 bool likelier(const TokenLogprob& a, const TokenLogprob& b) {
   return a.logprob != b.logprob ? a.logprob > b.logprob : a.token < b.token;
 }
 
-// Index of the largest logit, the lowest on ties; absent if there is NaN, +inf or nothing above -inf.
+// Index of the largest logit, the lowest on ties; absent if there is NaN, +inf or nothing above
+// -inf.
 std::optional<int32_t> argmax(std::span<const float> logits) {
   float max = -kInfinity;
   std::optional<int32_t> best;
@@ -35,7 +37,8 @@ std::optional<int32_t> argmax(std::span<const float> logits) {
 }
 
 void check_range(const char* field, double found, double low, double high) {
-  if (!(found >= low && found <= high)) fail("request: {}: found {}, expected {} to {}", field, found, low, high);
+  if (!(found >= low && found <= high))
+    fail("request: {}: found {}, expected {} to {}", field, found, low, high);
 }
 
 }  // namespace
@@ -47,10 +50,12 @@ Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> prompt) 
 }
 
 bool Sampler::counts_tokens() const {
-  return params_.repetition_penalty != 1 || params_.presence_penalty != 0 || params_.frequency_penalty != 0;
+  return params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
+         params_.frequency_penalty != 0;
 }
 
-std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t position, float log_sum_exp) {
+std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t position,
+                                            float log_sum_exp) {
   adjust(logits);
   std::optional<int32_t> token = argmax(logits);
   if (token && params_.temperature > 0) {
@@ -58,13 +63,16 @@ std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t pos
                                           static_cast<uint64_t>(position));
     token = draw(logits, logits[static_cast<size_t>(*token)], uniform);
   }
-  for (size_t i = adjusted_.size(); i-- > 0;) logits[static_cast<size_t>(adjusted_[i].token)] = adjusted_[i].logprob;
+  for (size_t i = adjusted_.size(); i-- > 0;)
+    logits[static_cast<size_t>(adjusted_[i].token)] = adjusted_[i].logprob;
   if (!token) return std::nullopt;
 
   if (counts_tokens()) ++generated_count_[*token];
   SampledToken sampled{*token, 0, {}};
   if (wants_logprobs()) {
-    const auto logprob = [&](float logit) { return static_cast<float>(static_cast<double>(logit) - log_sum_exp); };
+    const auto logprob = [&](float logit) {
+      return static_cast<float>(static_cast<double>(logit) - log_sum_exp);
+    };
     sampled.logprob = logprob(logits[static_cast<size_t>(*token)]);
     sampled.top_logprobs.resize(std::min(static_cast<size_t>(params_.top_logprobs), logits.size()));
     fill_candidates(logits, -kInfinity);
@@ -82,7 +90,8 @@ void Sampler::adjust(std::span<float> logits) {
     adjusted_.push_back({id, logit});
     logit = static_cast<float>(f(static_cast<double>(logit)));
   };
-  for (const auto& [id, bias] : params_.logit_bias) change(id, [b = bias](double x) { return x + b; });
+  for (const auto& [id, bias] : params_.logit_bias)
+    change(id, [b = bias](double x) { return x + b; });
   for (const auto& [id, count] : generated_count_) {
     change(id, [&, n = count](double x) {
       x = x > 0 ? x / params_.repetition_penalty : x * params_.repetition_penalty;
@@ -92,11 +101,15 @@ void Sampler::adjust(std::span<float> logits) {
 }
 
 int32_t Sampler::draw(std::span<const float> logits, float max, double uniform) {
-  if (params_.top_k > 0 || params_.top_p < 1 || params_.min_p > 0) return draw_filtered(logits, max, uniform);
-  const auto weight = [&](float x) { return std::exp((static_cast<double>(x) - max) / params_.temperature); };
+  if (params_.top_k > 0 || params_.top_p < 1 || params_.min_p > 0)
+    return draw_filtered(logits, max, uniform);
+  const auto weight = [&](float x) {
+    return std::exp((static_cast<double>(x) - max) / params_.temperature);
+  };
   double total = 0;
   for (const float x : logits) total += weight(x);
-  // The same sums again: they reach total, which is above uniform * total, so the walk ends in range.
+  // The same sums again: they reach total, which is above uniform * total, so the walk ends in
+  // range.
   double sum = 0;
   size_t id = 0;
   while ((sum += weight(logits[id])) <= uniform * total) ++id;
@@ -111,10 +124,13 @@ void Sampler::fill_candidates(std::span<const float> logits, float smallest) {
   }
 }
 
-// In the order of likelier() every filter keeps a beginning; the shortest beginning is what all of them leave.
+// In the order of likelier() every filter keeps a beginning; the shortest beginning is what all of
+// them leave.
 int32_t Sampler::draw_filtered(std::span<const float> logits, float max, double uniform) {
   // 1 for the likeliest.
-  const auto weight = [&](float x) { return std::exp((static_cast<double>(x) - max) / params_.temperature); };
+  const auto weight = [&](float x) {
+    return std::exp((static_cast<double>(x) - max) / params_.temperature);
+  };
   size_t sorted = 0;
   const auto sort_until = [&](size_t end) {  // candidates_[0 : end] become the likeliest, in order
     const auto from = candidates_.begin() + static_cast<ptrdiff_t>(sorted);
@@ -137,12 +153,13 @@ int32_t Sampler::draw_filtered(std::span<const float> logits, float max, double 
     for (size_t i = 0; i < limit; ++i) total += weight(candidates_[i].logprob);
   } else {
     for (const float x : logits) total += weight(x);
-    // Only what can pass is kept: a token below (1 - top_p) of the average has, with all behind it, less than
-    // 1 - top_p, so top_p was reached before it.
+    // Only what can pass is kept: a token below (1 - top_p) of the average has, with all behind it,
+    // less than 1 - top_p, so top_p was reached before it.
     const double smallest =
         std::max(params_.min_p, (1 - params_.top_p) * total / static_cast<double>(logits.size()));
-    fill_candidates(logits, std::nextafter(static_cast<float>(max + params_.temperature * std::log(smallest)),
-                                           -kInfinity));
+    fill_candidates(
+        logits, std::nextafter(static_cast<float>(max + params_.temperature * std::log(smallest)),
+                               -kInfinity));
     limit = candidates_.size();
   }
 
@@ -171,7 +188,8 @@ void validate_sampling(const SamplingParams& params, int64_t vocab_size) {
   check_range("top_logprobs", params.top_logprobs, -1, static_cast<double>(Limits{}.top_logprobs));
   for (const auto& [id, bias] : params.logit_bias) {
     if (id < 0 || id >= vocab_size) {
-      fail("request: logit_bias: found token {}, expected 0 to {} (vocab_size)", id, vocab_size - 1);
+      fail("request: logit_bias: found token {}, expected 0 to {} (vocab_size)", id,
+           vocab_size - 1);
     }
     check_range("logit_bias", bias, -100, 100);
   }

@@ -1,12 +1,15 @@
 // Logits to the next token.
 //
-// Order: logit_bias, repetition, presence and frequency penalties, (temperature 0: argmax), temperature,
-// top_k, top_p, min_p, draw. The draw is a function of (seed, choice, position) only (base/random.h):
+// Order: logit_bias, repetition, presence and frequency penalties, (temperature 0: argmax),
+// temperature, top_k, top_p, min_p, draw. The draw is a function of (seed, choice, position) only
+// (base/random.h):
 // neighbours, threads and resumption cannot change it.
 //
 // With p = softmax(logits / temperature) in double, tokens ordered by logit, ties by id:
-//   top_k keeps the first k; top_p, of what is left and renormalised, the shortest beginning whose sum
-//   reaches top_p, at least one token; min_p those with p >= min_p * the largest p. The draw runs over what
+//   top_k keeps the first k; top_p, of what is left and renormalised, the shortest beginning whose
+//   sum
+//   reaches top_p, at least one token; min_p those with p >= min_p * the largest p. The draw runs
+//   over what
 //   is left, in that order; without a filter, by id.
 #pragma once
 
@@ -28,14 +31,15 @@ struct SampledToken {
 
 class Sampler {
  public:
-  // prompt: for the repetition penalty, which counts prompt and generated tokens. REQUIRES: validate_sampling
-  // passed.
+  // prompt: for the repetition penalty, which counts prompt and generated tokens. REQUIRES:
+  // validate_sampling passed.
   Sampler(const SamplingParams& params, std::span<const int32_t> prompt);
 
-  // `position` = number of tokens before the new one. log_sum_exp: that of the logits (kernels/softmax.h, the
-  // one definition that training and evaluation share); read only if log-probabilities are wanted. logits
-  // [vocab_size] are scratch meanwhile and come back as they were. Absent if any logit is NaN or +inf, or if
-  // all are -inf. Remembers the token for the penalties.
+  // `position` = number of tokens before the new one. log_sum_exp: that of the logits
+  // (kernels/softmax.h, the one definition that training and evaluation share); read only if
+  // log-probabilities are wanted. logits [vocab_size] are scratch meanwhile and come back as they
+  // were. Absent if any logit is NaN or +inf, or if all are -inf. Remembers the token for the
+  // penalties.
   std::optional<SampledToken> sample(std::span<float> logits, int64_t position, float log_sum_exp);
 
   bool wants_logprobs() const { return params_.top_logprobs >= 0; }
@@ -49,12 +53,13 @@ class Sampler {
 
   SamplingParams params_;
   std::unordered_map<int32_t, int32_t>
-      generated_count_;                   // of every id seen; 0 = in the prompt only. Empty without penalties
+      generated_count_;  // of every id seen; 0 = in the prompt only. Empty without penalties
   std::vector<TokenLogprob> adjusted_;    // logits as they were before bias and penalties
   std::vector<TokenLogprob> candidates_;  // scratch of the filters: ids with their logits
 };
 
-// Throws "request: temperature: found -1, expected 0 to ..." for values out of range (top_logprobs above
+// Throws "request: temperature: found -1, expected 0 to ..." for values out of range (top_logprobs
+// above
 // Limits::top_logprobs and so on).
 void validate_sampling(const SamplingParams& params, int64_t vocab_size);
 

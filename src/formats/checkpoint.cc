@@ -23,8 +23,8 @@ bool is_plain_component(std::string_view name) {
          name.find_first_of(std::string_view("/\\\0", 3)) == name.npos;
 }
 
-// `name` inside `folder`, or absent. A symlink may not lead out of the folder; in a Hugging Face cache
-// (models--x/snapshots/REVISION, all links into models--x/blobs) not out of the repository.
+// `name` inside `folder`, or absent. A symlink may not lead out of the folder; in a Hugging Face
+// cache (models--x/snapshots/REVISION, all links into models--x/blobs) not out of the repository.
 std::optional<fs::path> file_inside(const fs::path& folder, std::string_view name) {
   if (!is_plain_component(name))
     fail("{}: file name {}, expected a plain name", folder.string(), quoted(name));
@@ -48,8 +48,8 @@ std::vector<std::string> gguf_names(const fs::path& folder) {
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename().string();
     const size_t part = name.rfind("-of-");
-    const bool later_part =
-        part != name.npos && part >= 6 && name[part - 6] == '-' && name.substr(part - 5, 5) != "00001";
+    const bool later_part = part != name.npos && part >= 6 && name[part - 6] == '-' &&
+                            name.substr(part - 5, 5) != "00001";
     if (name.ends_with(".gguf") && !later_part) names.push_back(name);
   }
   if (error) fail("{}: cannot list: {}", folder.string(), error.message());
@@ -61,8 +61,10 @@ bool is_gguf(const fs::path& path) {
   if (path.extension() == ".gguf") return true;
   if (path.extension() == ".safetensors") return false;
   const MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  if (!text.starts_with("GGUF")) fail("{}: expected a folder, a .safetensors file or a GGUF", path.string());
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
+                              file.bytes().size());
+  if (!text.starts_with("GGUF"))
+    fail("{}: expected a folder, a .safetensors file or a GGUF", path.string());
   return true;
 }
 
@@ -95,7 +97,8 @@ Checkpoint Checkpoint::open(const fs::path& path) {
 void Checkpoint::open_folder() {
   const auto single = file_inside(path_, kSingle);
   const auto index = file_inside(path_, kIndex);
-  if (single && index) fail("{}: holds both {} and {}, expected one", path_.string(), kSingle, kIndex);
+  if (single && index)
+    fail("{}: holds both {} and {}, expected one", path_.string(), kSingle, kIndex);
   if (single) {
     shards_.push_back(Safetensors::open(*single));
   } else if (index) {
@@ -109,7 +112,8 @@ void Checkpoint::open_folder() {
            names.size(), quoted(names[0]), quoted(names[1]));
     }
     const auto file = file_inside(path_, names[0]);
-    if (!file) fail("{}: cannot open {}: a link that leads nowhere", path_.string(), quoted(names[0]));
+    if (!file)
+      fail("{}: cannot open {}: a link that leads nowhere", path_.string(), quoted(names[0]));
     gguf_ = Gguf::open(*file);
   }
 }
@@ -141,7 +145,8 @@ void Checkpoint::open_shards(const fs::path& index) {
   for (const auto& [tensor, file] : weight_map.items()) {
     const Safetensors& shard = shards_[numbers.at(file.get_ref<const std::string&>())];
     if (shard.find(tensor) == nullptr)
-      fail("{}: tensor {}: missing (the index places it here)", shard.file().path(), quoted(tensor));
+      fail("{}: tensor {}: missing (the index places it here)", shard.file().path(),
+           quoted(tensor));
   }
   for (const Safetensors& shard : shards_) {
     for (const TensorInfo& tensor : shard.tensors()) {

@@ -1,5 +1,6 @@
-// A model on disk, whatever its container: a Hugging Face folder (config.json beside one or several safetensors files), one
-// .safetensors file, or a GGUF. Gives tensors by name and the small files beside them; knows nothing of models.
+// A model on disk, whatever its container: a Hugging Face folder (config.json beside one or several
+// safetensors files), one .safetensors file, or a GGUF. Gives tensors by name and the small files
+// beside them; knows nothing of models.
 #pragma once
 
 #include <filesystem>
@@ -18,20 +19,24 @@ class Checkpoint {
  public:
   enum class Kind { kFolder, kSafetensors, kGguf };
 
-  // A folder must hold model.safetensors, or model.safetensors.index.json with its shards (each a plain file name inside the
-  // folder; symlinks that leave the folder are refused; the index and the shards must agree tensor for tensor), or exactly one GGUF
-  // model. A path to one file opens that file; a .safetensors beside a config.json sees it through side_file().
-  // Folders of the Hugging Face cache (models--x/snapshots/REVISION) may link into the blobs of their own repository.
+  // A folder must hold model.safetensors, or model.safetensors.index.json with its shards (each a
+  // plain file name inside the folder; symlinks that leave the folder are refused; the index and
+  // the shards must agree tensor for tensor), or exactly one GGUF model. A path to one file opens
+  // that file; a .safetensors beside a config.json sees it through side_file().
+  // Folders of the Hugging Face cache (models--x/snapshots/REVISION) may link into the blobs of
+  // their own repository.
   static Checkpoint open(const std::filesystem::path& path);
 
   Kind kind() const { return kind_; }
   const std::filesystem::path& path() const { return path_; }
   const TensorInfo* find(std::string_view name) const;
   const std::vector<const TensorInfo*>& tensors() const { return tensors_; }  // all, in file order
-  const std::string& file_name(const TensorInfo& tensor) const;               // its path, for messages
+  // its path, for messages
+  const std::string& file_name(const TensorInfo& tensor) const;
   const Gguf* gguf() const { return gguf_ ? &*gguf_ : nullptr; }
-  // The text of a file beside the weights ("config.json", "generation_config.json", "tokenizer.json", ...); absent if there is none
-  // and for a lone GGUF, whose metadata holds everything. A single .safetensors sees the files of its folder.
+  // The text of a file beside the weights ("config.json", "generation_config.json",
+  // "tokenizer.json", ...); absent if there is none and for a lone GGUF, whose metadata holds
+  // everything. A single .safetensors sees the files of its folder.
   std::optional<std::string> side_file(std::string_view name, uint64_t max_bytes) const;
   // Every mapped file is still what it was at open.
   void check_unchanged() const;

@@ -19,13 +19,26 @@
 namespace fathom {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "GGUF is little endian and used in place");
+static_assert(std::endian::native == std::endian::little,
+              "GGUF is little endian and used in place");
 
 constexpr Limits kLimits;
 constexpr uint64_t kDefaultAlignment = 32;
 
 enum ValueType : uint32_t {
-  kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64,
 };
 
 struct GgmlType {
@@ -33,10 +46,11 @@ struct GgmlType {
   DType dtype;
 };
 constexpr std::array kGgmlTypes = std::to_array<GgmlType>({
-    {0, DType::kF32},    {1, DType::kF16},   {2, DType::kQ4_0},    {3, DType::kQ4_1},    {6, DType::kQ5_0},
-    {7, DType::kQ5_1},   {8, DType::kQ8_0},  {10, DType::kQ2_K},   {11, DType::kQ3_K},   {12, DType::kQ4_K},
-    {13, DType::kQ5_K},  {14, DType::kQ6_K}, {20, DType::kIQ4_NL}, {23, DType::kIQ4_XS}, {24, DType::kI8},
-    {25, DType::kI16},   {26, DType::kI32},  {27, DType::kI64},    {28, DType::kF64},    {30, DType::kBF16},
+    {0, DType::kF32},     {1, DType::kF16},     {2, DType::kQ4_0},  {3, DType::kQ4_1},
+    {6, DType::kQ5_0},    {7, DType::kQ5_1},    {8, DType::kQ8_0},  {10, DType::kQ2_K},
+    {11, DType::kQ3_K},   {12, DType::kQ4_K},   {13, DType::kQ5_K}, {14, DType::kQ6_K},
+    {20, DType::kIQ4_NL}, {23, DType::kIQ4_XS}, {24, DType::kI8},   {25, DType::kI16},
+    {26, DType::kI32},    {27, DType::kI64},    {28, DType::kF64},  {30, DType::kBF16},
     {39, DType::kMXFP4},
 });
 
@@ -46,8 +60,17 @@ struct UnsupportedType {
   std::string_view name;
 };
 constexpr std::array kUnsupportedTypes = std::to_array<UnsupportedType>({
-    {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
-    {21, "IQ3_S"}, {22, "IQ2_S"}, {29, "IQ1_M"},   {34, "TQ1_0"},  {35, "TQ2_0"},
+    {9, "Q8_1"},
+    {15, "Q8_K"},
+    {16, "IQ2_XXS"},
+    {17, "IQ2_XS"},
+    {18, "IQ3_XXS"},
+    {19, "IQ1_S"},
+    {21, "IQ3_S"},
+    {22, "IQ2_S"},
+    {29, "IQ1_M"},
+    {34, "TQ1_0"},
+    {35, "TQ2_0"},
 });
 
 DType dtype_by_id(uint32_t id, std::string_view place) {
@@ -59,8 +82,8 @@ DType dtype_by_id(uint32_t id, std::string_view place) {
   fail("{}: type {} is unknown", place, id);
 }
 
-// Takes values off the front of the file. `subject` names what is being read, for the message when the file
-// ends too soon.
+// Takes values off the front of the file. `subject` names what is being read, for the message when
+// the file ends too soon.
 class Reader {
  public:
   Reader(std::span<const std::byte> bytes, std::string_view place)
@@ -70,12 +93,13 @@ class Reader {
   std::string where() const { return fmt::format("{}: {}", place_, subject_); }
   uint64_t offset() const { return offset_; }
 
-  // Throws unless `count` elements of at least `bytes` each are left. REQUIRES: the product fits (counts are
-  // capped before).
+  // Throws unless `count` elements of at least `bytes` each are left. REQUIRES: the product fits
+  // (counts are capped before).
   void require(uint64_t count, uint64_t bytes) const {
     const uint64_t left = bytes_.size() - offset_;
     if (count > left / bytes) {
-      fail("{}: found {} bytes at byte {}, expected {} (truncated)", where(), left, offset_, count * bytes);
+      fail("{}: found {} bytes at byte {}, expected {} (truncated)", where(), left, offset_,
+           count * bytes);
     }
   }
 
@@ -96,7 +120,8 @@ class Reader {
 
   std::string string(uint64_t max_bytes) {
     const auto length = number<uint64_t>();
-    if (length > max_bytes) fail("{}: string of {} bytes, expected at most {}", where(), length, max_bytes);
+    if (length > max_bytes)
+      fail("{}: string of {} bytes, expected at most {}", where(), length, max_bytes);
     require(length, 1);
     const auto* begin = reinterpret_cast<const char*>(bytes_.data()) + offset_;
     offset_ += length;
@@ -105,20 +130,34 @@ class Reader {
 
   GgufValue value(uint32_t type) {
     switch (type) {
-      case kU8: return {uint64_t{number<uint8_t>()}};
-      case kU16: return {uint64_t{number<uint16_t>()}};
-      case kU32: return {uint64_t{number<uint32_t>()}};
-      case kU64: return {number<uint64_t>()};
-      case kI8: return {int64_t{number<int8_t>()}};
-      case kI16: return {int64_t{number<int16_t>()}};
-      case kI32: return {int64_t{number<int32_t>()}};
-      case kI64: return {number<int64_t>()};
-      case kF32: return {double{number<float>()}};
-      case kF64: return {number<double>()};
-      case kBool: return {boolean()};
-      case kString: return {string(kLimits.gguf_string_bytes)};
-      case kArray: return array();
-      default: fail("{}: value type {} is unknown", where(), type);
+      case kU8:
+        return {uint64_t{number<uint8_t>()}};
+      case kU16:
+        return {uint64_t{number<uint16_t>()}};
+      case kU32:
+        return {uint64_t{number<uint32_t>()}};
+      case kU64:
+        return {number<uint64_t>()};
+      case kI8:
+        return {int64_t{number<int8_t>()}};
+      case kI16:
+        return {int64_t{number<int16_t>()}};
+      case kI32:
+        return {int64_t{number<int32_t>()}};
+      case kI64:
+        return {number<int64_t>()};
+      case kF32:
+        return {double{number<float>()}};
+      case kF64:
+        return {number<double>()};
+      case kBool:
+        return {boolean()};
+      case kString:
+        return {string(kLimits.gguf_string_bytes)};
+      case kArray:
+        return array();
+      default:
+        fail("{}: value type {} is unknown", where(), type);
     }
   }
 
@@ -127,23 +166,38 @@ class Reader {
     const auto type = number<uint32_t>();
     const auto count = number<uint64_t>();
     if (count > kLimits.gguf_array_elements) {
-      fail("{}: array of {} elements, expected at most {}", where(), count, kLimits.gguf_array_elements);
+      fail("{}: array of {} elements, expected at most {}", where(), count,
+           kLimits.gguf_array_elements);
     }
     switch (type) {
-      case kU8: return {numbers<uint64_t, uint8_t>(count)};
-      case kU16: return {numbers<uint64_t, uint16_t>(count)};
-      case kU32: return {numbers<uint64_t, uint32_t>(count)};
-      case kU64: return {numbers<uint64_t, uint64_t>(count)};
-      case kI8: return {numbers<int64_t, int8_t>(count)};
-      case kI16: return {numbers<int64_t, int16_t>(count)};
-      case kI32: return {numbers<int64_t, int32_t>(count)};
-      case kI64: return {numbers<int64_t, int64_t>(count)};
-      case kF32: return {numbers<double, float>(count)};
-      case kF64: return {numbers<double, double>(count)};
-      case kBool: return {booleans(count)};
-      case kString: return {strings(count)};
-      case kArray: fail("{}: array of arrays is not supported", where());
-      default: fail("{}: array element type {} is unknown", where(), type);
+      case kU8:
+        return {numbers<uint64_t, uint8_t>(count)};
+      case kU16:
+        return {numbers<uint64_t, uint16_t>(count)};
+      case kU32:
+        return {numbers<uint64_t, uint32_t>(count)};
+      case kU64:
+        return {numbers<uint64_t, uint64_t>(count)};
+      case kI8:
+        return {numbers<int64_t, int8_t>(count)};
+      case kI16:
+        return {numbers<int64_t, int16_t>(count)};
+      case kI32:
+        return {numbers<int64_t, int32_t>(count)};
+      case kI64:
+        return {numbers<int64_t, int64_t>(count)};
+      case kF32:
+        return {numbers<double, float>(count)};
+      case kF64:
+        return {numbers<double, double>(count)};
+      case kBool:
+        return {booleans(count)};
+      case kString:
+        return {strings(count)};
+      case kArray:
+        fail("{}: array of arrays is not supported", where());
+      default:
+        fail("{}: array element type {} is unknown", where(), type);
     }
   }
 
@@ -178,7 +232,8 @@ void check_version(Reader& reader, const std::string& place) {
   const std::string_view found(magic.data(), magic.size());
   if (found != "GGUF") fail("{}: begins with {}, expected 'GGUF'", place, quoted(found));
   const auto version = reader.number<uint32_t>();
-  if (version == 0x02000000 || version == 0x03000000) fail("{}: big-endian GGUF is not supported", place);
+  if (version == 0x02000000 || version == 0x03000000)
+    fail("{}: big-endian GGUF is not supported", place);
   if (version != 2 && version != 3) fail("{}: GGUF version {}, expected 2 or 3", place, version);
 }
 
@@ -209,10 +264,12 @@ void check_no_overlap(const std::vector<TensorInfo>& tensors, const std::string&
   for (const TensorInfo& tensor : tensors) {
     if (tensor.bytes > 0) order.push_back(&tensor);
   }
-  std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->data < b->data; });
+  std::sort(order.begin(), order.end(),
+            [](const auto* a, const auto* b) { return a->data < b->data; });
   for (size_t i = 1; i < order.size(); ++i) {
     if (order[i]->data < order[i - 1]->data + order[i - 1]->bytes) {
-      fail("{}: tensor {}: overlaps tensor {}", place, quoted(order[i]->name), quoted(order[i - 1]->name));
+      fail("{}: tensor {}: overlaps tensor {}", place, quoted(order[i]->name),
+           quoted(order[i - 1]->name));
     }
   }
 }
@@ -232,8 +289,8 @@ struct DescribeValue {
 
 [[noreturn]] void fail_type(const std::string& path, std::string_view key, const GgufValue& value,
                             std::string_view expected) {
-  fail("{}: key {}: found {}, expected {}", path, quoted(key), std::visit(DescribeValue{}, value.value),
-       expected);
+  fail("{}: key {}: found {}, expected {}", path, quoted(key),
+       std::visit(DescribeValue{}, value.value), expected);
 }
 
 }  // namespace
@@ -243,7 +300,8 @@ Gguf Gguf::open(const std::filesystem::path& path) {
   Gguf model = parse(file.bytes(), file.path());
   model.files_.push_back(std::move(file));
   const int64_t parts =
-      model.optional_integer("split.count", 0, static_cast<int64_t>(kLimits.split_files)).value_or(0);
+      model.optional_integer("split.count", 0, static_cast<int64_t>(kLimits.split_files))
+          .value_or(0);
   if (parts > 1) model.append_parts(parts);
   return model;
 }
@@ -297,8 +355,9 @@ Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
     slot->second = reader.value(reader.number<uint32_t>());
   }
   const auto alignment = static_cast<uint64_t>(
-      model.optional_integer("general.alignment", static_cast<int64_t>(kLimits.gguf_alignment_min),
-                             static_cast<int64_t>(kLimits.gguf_alignment_max))
+      model
+          .optional_integer("general.alignment", static_cast<int64_t>(kLimits.gguf_alignment_min),
+                            static_cast<int64_t>(kLimits.gguf_alignment_max))
           .value_or(kDefaultAlignment));
   if (!std::has_single_bit(alignment))
     fail("{}: key 'general.alignment': found {}, expected a power of two", place, alignment);
@@ -314,12 +373,12 @@ Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
     TensorInfo& tensor = model.tensors_[i];
     const auto begin = (data_start + offsets[i]).value();
     if (offsets[i] % alignment != 0) {
-      fail("{}: tensor {}: offset {}, expected a multiple of {}", place, quoted(tensor.name), offsets[i],
-           alignment);
+      fail("{}: tensor {}: offset {}, expected a multiple of {}", place, quoted(tensor.name),
+           offsets[i], alignment);
     }
     if (!begin || !range_in_file(*begin, tensor.bytes, bytes.size())) {
-      fail("{}: tensor {}: {} bytes at offset {} lie outside the file of {} bytes (truncated?)", place,
-           quoted(tensor.name), tensor.bytes, offsets[i], bytes.size());
+      fail("{}: tensor {}: {} bytes at offset {} lie outside the file of {} bytes (truncated?)",
+           place, quoted(tensor.name), tensor.bytes, offsets[i], bytes.size());
     }
     tensor.data = bytes.data() + *begin;
   }
@@ -377,7 +436,8 @@ const std::string& Gguf::string(std::string_view key) const {
   fail_type(path_, key, found, "string");
 }
 
-std::optional<int64_t> Gguf::optional_integer(std::string_view key, int64_t min, int64_t max) const {
+std::optional<int64_t> Gguf::optional_integer(std::string_view key, int64_t min,
+                                              int64_t max) const {
   return has(key) ? std::optional(integer(key, min, max)) : std::nullopt;
 }
 
@@ -409,12 +469,13 @@ std::optional<std::vector<int64_t>> Gguf::optional_integers(std::string_view key
   if (found == nullptr) return std::nullopt;
   return std::visit(
       [&]<class V>(const V& values) -> std::vector<int64_t> {
-        if constexpr (std::is_same_v<V, std::vector<uint64_t>> || std::is_same_v<V, std::vector<int64_t>>) {
+        if constexpr (std::is_same_v<V, std::vector<uint64_t>> ||
+                      std::is_same_v<V, std::vector<int64_t>>) {
           std::vector<int64_t> integers;
           for (const auto v : values) {
             if (std::cmp_less(v, min) || std::cmp_greater(v, max)) {
-              fail("{}: key {}: element {}: found {}, expected an integer in [{}, {}]", path_, quoted(key),
-                   integers.size(), v, min, max);
+              fail("{}: key {}: element {}: found {}, expected an integer in [{}, {}]", path_,
+                   quoted(key), integers.size(), v, min, max);
             }
             integers.push_back(static_cast<int64_t>(v));
           }

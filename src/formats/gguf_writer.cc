@@ -62,7 +62,8 @@ void GgufWriter::key(std::string_view name, const std::vector<int32_t>& values) 
   for (const int32_t value : values) append(keys_, value);
 }
 
-void GgufWriter::tensor(std::string name, std::vector<int64_t> shape, DType dtype, std::function<void(std::byte*)> fill) {
+void GgufWriter::tensor(std::string name, std::vector<int64_t> shape, DType dtype,
+                        std::function<void(std::byte*)> fill) {
   FATHOM_CHECK(gguf_type_number(dtype) >= 0 && !shape.empty(), name);
   FATHOM_CHECK(shape.back() % dtype_info(dtype).block_elements == 0, name, shape.back());
   int64_t rows = 1;
@@ -81,7 +82,8 @@ void GgufWriter::write(const std::filesystem::path& path) const {
   for (const Entry& t : tensors_) {
     append_string(header, t.name);
     append(header, static_cast<uint32_t>(t.shape.size()));
-    for (auto it = t.shape.rbegin(); it != t.shape.rend(); ++it) append(header, static_cast<uint64_t>(*it));
+    for (auto it = t.shape.rbegin(); it != t.shape.rend(); ++it)
+      append(header, static_cast<uint64_t>(*it));
     append(header, static_cast<uint32_t>(gguf_type_number(t.dtype)));
     append(header, offset);
     offset += aligned(t.bytes);

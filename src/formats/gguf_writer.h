@@ -1,5 +1,6 @@
-// Writes GGUF v3 files: metadata, then tensors whose bytes are made one at a time, so that a file of any size takes the memory of its
-// largest tensor. All or nothing (temporary file, fsync, rename).
+// Writes GGUF v3 files: metadata, then tensors whose bytes are made one at a time, so that a file
+// of any size takes the memory of its largest tensor. All or nothing (temporary file, fsync,
+// rename).
 #pragma once
 
 #include <cstdint>
@@ -23,9 +24,10 @@ class GgufWriter {
   void key(std::string_view name, const std::vector<std::string>& values);
   void key(std::string_view name, const std::vector<int32_t>& values);
 
-  // shape outermost first; fill gets the tensor's bytes to write. REQUIRES: a type that GGUF has; the last dimension a multiple of
-  // its block; names unique.
-  void tensor(std::string name, std::vector<int64_t> shape, DType dtype, std::function<void(std::byte*)> fill);
+  // shape outermost first; fill gets the tensor's bytes to write. REQUIRES: a type that GGUF has;
+  // the last dimension a multiple of its block; names unique.
+  void tensor(std::string name, std::vector<int64_t> shape, DType dtype,
+              std::function<void(std::byte*)> fill);
 
   void write(const std::filesystem::path& path) const;
 

@@ -15,8 +15,8 @@ namespace {
 
 using nlohmann::json;
 
-// Reads the text for nlohmann's lexer and publishes how far it got, so that our own refusals know their line
-// too.
+// Reads the text for nlohmann's lexer and publishes how far it got, so that our own refusals know
+// their line too.
 struct CountingIterator {
   using iterator_category = std::input_iterator_tag;
   using value_type = char;
@@ -40,15 +40,20 @@ struct CountingIterator {
   friend bool operator==(CountingIterator a, CountingIterator b) { return a.at == b.at; }
 };
 
-// Builds the tree from nlohmann's events and refuses at the event that breaks a rule, before memory is spent
-// on it.
+// Builds the tree from nlohmann's events and refuses at the event that breaks a rule, before memory
+// is spent on it.
 class Builder {
  public:
   Builder(std::string_view text, std::string_view place, uint64_t max_nodes, uint64_t max_depth)
-      : text_(text), place_(place), reached_(text.data()), max_nodes_(max_nodes), max_depth_(max_depth) {}
+      : text_(text),
+        place_(place),
+        reached_(text.data()),
+        max_nodes_(max_nodes),
+        max_depth_(max_depth) {}
 
   json build() {
-    if (const size_t nul = text_.find('\0'); nul != text_.npos) {  // nlohmann's lexer takes it for the end
+    // nlohmann's lexer takes it for the end
+    if (const size_t nul = text_.find('\0'); nul != text_.npos) {
       reached_ += nul + 1;
       refuse("invalid JSON: NUL byte");
     }
@@ -71,20 +76,23 @@ class Builder {
   bool end_object() { return leave(); }
   bool end_array() { return leave(); }
   bool key(std::string& name) {
-    const auto [field, is_new] = open_.back()->get_ref<json::object_t&>().try_emplace(std::move(name));
+    const auto [field, is_new] =
+        open_.back()->get_ref<json::object_t&>().try_emplace(std::move(name));
     if (!is_new) refuse(fmt::format("duplicate key {}", quoted(field->first)));
     field_ = &field->second;
     return true;
   }
   bool parse_error(size_t, const std::string&, const json::exception& error) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error ...; last read: '...'"
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error ...; last
+    // read: '...'"
     std::string_view what = error.what();
     if (const size_t prefix = what.find("syntax error"); prefix != what.npos) {
       what.remove_prefix(prefix);
     } else if (const size_t tag = what.find("] "); tag != what.npos) {
       what.remove_prefix(tag + 2);
     }
-    what = what.substr(0, what.find("; last read: "));  // raw bytes from outside: the position says enough
+    // raw bytes from outside: the position says enough
+    what = what.substr(0, what.find("; last read: "));
     if (what.starts_with("number overflow")) what = "number too large for a double";
     refuse(fmt::format("invalid JSON: {}", what));
   }
@@ -94,8 +102,8 @@ class Builder {
     const auto read = static_cast<size_t>(reached_ - text_.data());
     const std::string_view before = text_.substr(0, read > 0 ? read - 1 : 0);
     const size_t line_start = before.rfind('\n') + 1;  // npos + 1 is 0
-    fail("{}: {} (line {}, column {})", place_, what, 1 + std::count(before.begin(), before.end(), '\n'),
-         1 + before.size() - line_start);
+    fail("{}: {} (line {}, column {})", place_, what,
+         1 + std::count(before.begin(), before.end(), '\n'), 1 + before.size() - line_start);
   }
   bool add(json value) {
     place_value(std::move(value));
@@ -135,7 +143,8 @@ class Builder {
 
 }  // namespace
 
-json parse_json(std::string_view text, std::string_view place, uint64_t max_nodes, uint64_t max_depth) {
+json parse_json(std::string_view text, std::string_view place, uint64_t max_nodes,
+                uint64_t max_depth) {
   return Builder(text, place, max_nodes, max_depth).build();
 }
 
@@ -146,7 +155,8 @@ std::string describe(const json& value) {
   return value.dump();
 }
 
-JsonObject::JsonObject(const json& object, std::string place) : object_(object), place_(std::move(place)) {
+JsonObject::JsonObject(const json& object, std::string place)
+    : object_(object), place_(std::move(place)) {
   if (!object_.is_object()) fail("{}: found {}, expected an object", place_, describe(object_));
 }
 
@@ -165,8 +175,9 @@ namespace {
 
 int64_t integer_in(const json& value, const std::string& place, std::string_view key, int64_t min,
                    int64_t max) {
-  const bool fits = value.is_number_integer() &&
-                    (!value.is_number_unsigned() || std::in_range<int64_t>(value.get_ref<const uint64_t&>()));
+  const bool fits =
+      value.is_number_integer() &&
+      (!value.is_number_unsigned() || std::in_range<int64_t>(value.get_ref<const uint64_t&>()));
   if (fits) {
     const auto number = value.get<int64_t>();
     if (number >= min && number <= max) return number;
@@ -197,7 +208,8 @@ double JsonObject::number(std::string_view key) const {
 
 bool JsonObject::boolean(std::string_view key) const {
   const json& field = value(key);
-  if (!field.is_boolean()) fail("{}: {}: found {}, expected true or false", place_, key, describe(field));
+  if (!field.is_boolean())
+    fail("{}: {}: found {}, expected true or false", place_, key, describe(field));
   return field.get<bool>();
 }
 
@@ -207,7 +219,8 @@ std::string JsonObject::string(std::string_view key) const {
   return field.get<std::string>();
 }
 
-std::optional<int64_t> JsonObject::optional_integer(std::string_view key, int64_t min, int64_t max) const {
+std::optional<int64_t> JsonObject::optional_integer(std::string_view key, int64_t min,
+                                                    int64_t max) const {
   return has(key) ? std::optional(integer(key, min, max)) : std::nullopt;
 }
 std::optional<double> JsonObject::optional_number(std::string_view key) const {
@@ -224,7 +237,8 @@ std::optional<JsonObject> JsonObject::optional_object(std::string_view key) cons
   return JsonObject(value(key), fmt::format("{}: {}", place_, key));
 }
 
-void for_each_json_line(std::string_view text, std::string_view place, const std::function<void(const JsonObject&, size_t end)>& body) {
+void for_each_json_line(std::string_view text, std::string_view place,
+                        const std::function<void(const JsonObject&, size_t end)>& body) {
   size_t number = 0;
   for (size_t begin = 0; begin < text.size(); ++begin) {
     const size_t end = std::min(text.find('\n', begin), text.size());

@@ -23,15 +23,17 @@ namespace {
 
 using nlohmann::json;
 
-static_assert(std::endian::native == std::endian::little, "safetensors are little endian and used in place");
+static_assert(std::endian::native == std::endian::little,
+              "safetensors are little endian and used in place");
 
 constexpr std::string_view kMetadata = "__metadata__";
 constexpr int64_t kMaxInt = std::numeric_limits<int64_t>::max();
 
 // The container's types; those of DType that it does not have are GGUF's.
-constexpr std::array kDTypes = {DType::kBool, DType::kU8,  DType::kI8,  DType::kF8E5M2, DType::kF8E4M3,
-                                DType::kI16,  DType::kU16, DType::kF16, DType::kBF16,   DType::kI32,
-                                DType::kU32,  DType::kF32, DType::kF64, DType::kI64,    DType::kU64};
+constexpr std::array kDTypes = {DType::kBool,   DType::kU8,  DType::kI8,  DType::kF8E5M2,
+                                DType::kF8E4M3, DType::kI16, DType::kU16, DType::kF16,
+                                DType::kBF16,   DType::kI32, DType::kU32, DType::kF32,
+                                DType::kF64,    DType::kI64, DType::kU64};
 
 std::optional<DType> dtype_by_name(std::string_view name) {
   const auto* found =
@@ -44,16 +46,20 @@ std::string_view header_text(std::span<const std::byte> bytes, const std::string
   check_not_lfs_pointer(bytes, place);
   uint64_t length = 0;
   if (bytes.size() < sizeof length) {
-    fail("{}: {} bytes, expected at least {} (the header's length)", place, bytes.size(), sizeof length);
+    fail("{}: {} bytes, expected at least {} (the header's length)", place, bytes.size(),
+         sizeof length);
   }
   std::memcpy(&length, bytes.data(), sizeof length);
   constexpr uint64_t kMaxBytes = Limits{}.safetensors_header_bytes;
-  if (length > kMaxBytes) fail("{}: header of {} bytes, expected at most {}", place, length, kMaxBytes);
+  if (length > kMaxBytes)
+    fail("{}: header of {} bytes, expected at most {}", place, length, kMaxBytes);
   if (!range_in_file(sizeof length, length, bytes.size())) {
-    fail("{}: header of {} bytes, found only {} (truncated)", place, length, bytes.size() - sizeof length);
+    fail("{}: header of {} bytes, found only {} (truncated)", place, length,
+         bytes.size() - sizeof length);
   }
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + sizeof length, length);
-  if (!text.starts_with('{')) fail("{}: header: found {}, expected '{{'", place, quoted(text.substr(0, 1)));
+  if (!text.starts_with('{'))
+    fail("{}: header: found {}, expected '{{'", place, quoted(text.substr(0, 1)));
   return text;
 }
 
@@ -61,7 +67,8 @@ std::map<std::string, std::string> read_metadata(const json& object, const std::
   const JsonObject fields(object, place);
   std::map<std::string, std::string> metadata;
   for (const auto& [key, value] : object.items()) {
-    if (!value.is_string()) fail("{}: {}: found {}, expected a string", place, quoted(key), describe(value));
+    if (!value.is_string())
+      fail("{}: {}: found {}, expected a string", place, quoted(key), describe(value));
     metadata.emplace(key, value.get_ref<const std::string&>());
   }
   return metadata;
@@ -86,12 +93,13 @@ TensorInfo read_tensor(const std::string& name, const json& entry, std::span<con
   if (tensor.shape.size() > kMaxRank)
     fail("{}: rank {}, expected at most {}", place, tensor.shape.size(), kMaxRank);
   const auto offsets = fields.integers("data_offsets", 0, kMaxInt);
-  if (offsets.size() != 2) fail("{}: data_offsets: found {} numbers, expected 2", place, offsets.size());
+  if (offsets.size() != 2)
+    fail("{}: data_offsets: found {} numbers, expected 2", place, offsets.size());
   const auto begin = static_cast<uint64_t>(offsets[0]);
   const auto end = static_cast<uint64_t>(offsets[1]);
   if (begin > end || end > data.size()) {
-    fail("{}: data_offsets [{}, {}], expected an ordered pair within the {} bytes of data", place, begin, end,
-         data.size());
+    fail("{}: data_offsets [{}, {}], expected an ordered pair within the {} bytes of data", place,
+         begin, end, data.size());
   }
   tensor.data = data.data() + begin;
   tensor.bytes = tensor_bytes(tensor.shape, tensor.dtype, place);
@@ -121,7 +129,8 @@ Safetensors Safetensors::open(const std::filesystem::path& path, uint32_t file) 
   return model;
 }
 
-Safetensors Safetensors::parse(std::span<const std::byte> bytes, const std::string& place, uint32_t file) {
+Safetensors Safetensors::parse(std::span<const std::byte> bytes, const std::string& place,
+                               uint32_t file) {
   const std::string_view text = header_text(bytes, place);
   const std::span<const std::byte> data = bytes.subspan(sizeof(uint64_t) + text.size());
   const json header = parse_json(text, place + ": header");
@@ -136,7 +145,8 @@ Safetensors Safetensors::parse(std::span<const std::byte> bytes, const std::stri
       model.metadata_ = read_metadata(entry, fmt::format("{}: {}", place, kMetadata));
     } else {
       check_tensor_name(name, place);
-      TensorInfo tensor = read_tensor(name, entry, data, fmt::format("{}: tensor {}", place, quoted(name)));
+      TensorInfo tensor =
+          read_tensor(name, entry, data, fmt::format("{}: tensor {}", place, quoted(name)));
       tensor.file = file;
       model.tensors_.push_back(std::move(tensor));
     }
@@ -149,15 +159,17 @@ Safetensors Safetensors::parse(std::span<const std::byte> bytes, const std::stri
   const std::byte* end = data.data();
   for (const TensorInfo& tensor : model.tensors_) {
     if (tensor.data != end) {
-      fail("{}: tensor {}: begins at {}, expected {} ({} the tensor before it)", place, quoted(tensor.name),
-           tensor.data - data.data(), end - data.data(), tensor.data < end ? "overlaps" : "a hole after");
+      fail("{}: tensor {}: begins at {}, expected {} ({} the tensor before it)", place,
+           quoted(tensor.name), tensor.data - data.data(), end - data.data(),
+           tensor.data < end ? "overlaps" : "a hole after");
     }
     end += tensor.bytes;
     model.by_name_.emplace(tensor.name, &tensor - model.tensors_.data());
   }
   const auto used = static_cast<uint64_t>(end - data.data());
   if (used != data.size())
-    fail("{}: {} bytes of data, expected {} (the end of the last tensor)", place, data.size(), used);
+    fail("{}: {} bytes of data, expected {} (the end of the last tensor)", place, data.size(),
+         used);
   return model;
 }
 
@@ -166,8 +178,9 @@ const TensorInfo* Safetensors::find(std::string_view name) const {
   return found != by_name_.end() ? &tensors_[found->second] : nullptr;
 }
 
-FileDigest write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
-                       const std::map<std::string, std::string>& metadata) {
+FileDigest write_safetensors(const std::filesystem::path& path,
+                             std::span<const TensorToWrite> tensors,
+                             const std::map<std::string, std::string>& metadata) {
   const std::string place = path.string();
   std::string header = "{";
   const auto add_field = [&](const std::string& key, const json& value) {
@@ -177,15 +190,18 @@ FileDigest write_safetensors(const std::filesystem::path& path, std::span<const 
   std::set<std::string_view> names;
   uint64_t end = 0;
   for (const TensorToWrite& tensor : tensors) {
-    FATHOM_CHECK(is_valid_utf8(tensor.name) && tensor.name != kMetadata && names.insert(tensor.name).second,
-                 tensor.name);
-    FATHOM_CHECK(dtype_by_name(dtype_name(tensor.dtype)).has_value(), tensor.name, dtype_name(tensor.dtype));
+    FATHOM_CHECK(
+        is_valid_utf8(tensor.name) && tensor.name != kMetadata && names.insert(tensor.name).second,
+        tensor.name);
+    FATHOM_CHECK(dtype_by_name(dtype_name(tensor.dtype)).has_value(), tensor.name,
+                 dtype_name(tensor.dtype));
     const uint64_t bytes = tensor_bytes(tensor.shape, tensor.dtype, place);
     FATHOM_CHECK(tensor.make ? tensor.data.empty() : tensor.data.size() == bytes, tensor.name,
                  tensor.data.size());
     const uint64_t begin = std::exchange(end, end + bytes);
-    add_field(tensor.name,
-              {{"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}});
+    add_field(tensor.name, {{"dtype", dtype_name(tensor.dtype)},
+                            {"shape", tensor.shape},
+                            {"data_offsets", {begin, end}}});
   }
   header += '}';
   const uint64_t length = *Checked(header.size()).align_up(8).value();

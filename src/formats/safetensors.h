@@ -1,7 +1,8 @@
 // safetensors: u64 header length, JSON header, data that tiles the rest of the file.
 //
-// Reading validates everything before it publishes a pointer: header size, strict JSON, names, dtypes, shapes, offsets
-// contiguous from 0 to the end without hole or overlap, sizes equal to shape times type. Writing is streaming and atomic.
+// Reading validates everything before it publishes a pointer: header size, strict JSON, names,
+// dtypes, shapes, offsets contiguous from 0 to the end without hole or overlap, sizes equal to
+// shape times type. Writing is streaming and atomic.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,8 @@ class Safetensors {
   // Throws fathom::Error "FILE: tensor 'NAME': found X, expected Y".
   static Safetensors open(const std::filesystem::path& path, uint32_t file = 0);
   // The same from memory, which must outlive the result. `place` begins every error.
-  static Safetensors parse(std::span<const std::byte> bytes, const std::string& place, uint32_t file = 0);
+  static Safetensors parse(std::span<const std::byte> bytes, const std::string& place,
+                           uint32_t file = 0);
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* find(std::string_view name) const;
@@ -34,7 +36,8 @@ class Safetensors {
  private:
   MappedFile file_;
   std::vector<TensorInfo> tensors_;
-  std::map<std::string_view, size_t> by_name_;  // the keys view tensors_, whose elements stay put when this moves
+  // the keys view tensors_, whose elements stay put when this moves
+  std::map<std::string_view, size_t> by_name_;
   std::map<std::string, std::string> metadata_;
 };
 
@@ -44,14 +47,16 @@ struct TensorToWrite {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   std::span<const std::byte> data;
-  // Instead of `data`, for what would need a second copy in memory: fills `out` with the tensor's bytes from `begin` on. Called
-  // piece by piece, in order; pieces begin at multiples of 1 MiB.
+  // Instead of `data`, for what would need a second copy in memory: fills `out` with the tensor's
+  // bytes from `begin` on. Called piece by piece, in order; pieces begin at multiples of 1 MiB.
   std::function<void(uint64_t begin, std::span<std::byte> out)> make = nullptr;
 };
 
-// Writes all of it or nothing (temporary file, fsync, rename); order is kept. The header is padded so that the data starts
-// 8-byte aligned. REQUIRES: names are unique and UTF-8, dtypes are safetensors' own, data sizes are those of the shapes.
-FileDigest write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+// Writes all of it or nothing (temporary file, fsync, rename); order is kept. The header is padded
+// so that the data starts 8-byte aligned. REQUIRES: names are unique and UTF-8, dtypes are
+// safetensors' own, data sizes are those of the shapes.
+FileDigest write_safetensors(const std::filesystem::path& path,
+                             std::span<const TensorToWrite> tensors,
+                             const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace fathom

@@ -20,12 +20,13 @@ uint64_t tensor_bytes(std::span<const int64_t> shape, DType dtype, std::string_v
   const DTypeInfo& info = dtype_info(dtype);
   const int64_t row = shape.empty() ? 1 : shape.back();
   if (row % info.block_elements != 0) {
-    fail("{}: rows of {} elements, expected a multiple of {} ({} blocks)", place, row, info.block_elements,
-         info.name);
+    fail("{}: rows of {} elements, expected a multiple of {} ({} blocks)", place, row,
+         info.block_elements, info.name);
   }
   // A size of 0 counts as 1 here, so that no product of some of the sizes overflows later either.
   Checked elements = 1;
-  for (const int64_t size : shape) elements = elements * static_cast<uint64_t>(std::max<int64_t>(size, 1));
+  for (const int64_t size : shape)
+    elements = elements * static_cast<uint64_t>(std::max<int64_t>(size, 1));
   const Checked bytes = elements * static_cast<uint64_t>(info.block_bytes);
   if (!bytes.value() || *bytes.value() > std::numeric_limits<int64_t>::max()) {
     fail("{}: shape {} of {} is larger than any file", place, shape_text(shape), info.name);
@@ -37,7 +38,8 @@ uint64_t tensor_bytes(std::span<const int64_t> shape, DType dtype, std::string_v
 void check_tensor_name(std::string_view name, std::string_view place) {
   constexpr uint64_t kMaxBytes = Limits{}.tensor_name_bytes;
   if (name.empty() || name.size() > kMaxBytes) {
-    fail("{}: tensor {}: name of {} bytes, expected 1 to {}", place, quoted(name), name.size(), kMaxBytes);
+    fail("{}: tensor {}: name of {} bytes, expected 1 to {}", place, quoted(name), name.size(),
+         kMaxBytes);
   }
   if (!is_valid_utf8(name)) fail("{}: tensor {}: name is not valid UTF-8", place, quoted(name));
 }

@@ -3,8 +3,8 @@
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-// Plain loops vectorise well here and have no reduction; the root and the quotient are the processor's own, rounded
-// correctly, so all targets agree but for FMA.
+// Plain loops vectorise well here and have no reduction; the root and the quotient are the
+// processor's own, rounded correctly, so all targets agree but for FMA.
 inline uint16_t narrow(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -13,10 +13,11 @@ inline uint16_t narrow(float x) {
 
 }  // namespace
 
-void adamw_range(float lr, float beta1, float beta2, float eps, float decay, float bias2, float gradient_scale, int64_t n,
-                 float* __restrict w, float* __restrict gradient, float* __restrict m, float* __restrict v,
-                 uint16_t* __restrict compute) {
-  const float keep = 1.0f - decay, new1 = 1.0f - beta1, new2 = 1.0f - beta2, correct2 = 1.0f / bias2;
+void adamw_range(float lr, float beta1, float beta2, float eps, float decay, float bias2,
+                 float gradient_scale, int64_t n, float* __restrict w, float* __restrict gradient,
+                 float* __restrict m, float* __restrict v, uint16_t* __restrict compute) {
+  const float keep = 1.0f - decay, new1 = 1.0f - beta1, new2 = 1.0f - beta2,
+              correct2 = 1.0f / bias2;
   for (int64_t i = 0; i < n; ++i) {
     const float g = gradient_scale * gradient[i];
     const float m_i = beta1 * m[i] + new1 * g;

@@ -1,6 +1,7 @@
-// What attention.simd.cc and attention_backward.simd.cc share: the micro-kernel of all their matrix products,
-// C[m, n] += A[m, k] · B[k, n] with A broadcast and B, C in vectors, and the loading of cached rows. Every
-// element is one chain of FMAs in increasing k.
+// What attention.simd.cc and attention_backward.simd.cc share: the micro-kernel of all their matrix
+// products,
+// C[m, n] += A[m, k] · B[k, n] with A broadcast and B, C in vectors, and the loading of cached
+// rows. Every element is one chain of FMAs in increasing k.
 #pragma once
 
 #include "kernels/attention_tile.h"
@@ -12,8 +13,8 @@ namespace {
 constexpr int64_t kBlock = kTileBlock, kChunk = kTileBlock;  // keys, dims
 constexpr float kInf = __builtin_inff();
 
-// The micro-kernel holds M x N vectors of C: enough to hide the FMA's latency, few enough to stay in
-// registers.
+// The micro-kernel holds M x N vectors of C: enough to hide the FMA's latency, few enough to stay
+// in registers.
 #if defined(FATHOM_SIMD_IS_avx512)
 constexpr int kAccumulators = 16, kVectors = 4;
 #elif defined(FATHOM_SIMD_IS_avx2)
@@ -22,8 +23,8 @@ constexpr int kAccumulators = 6, kVectors = 1;
 constexpr int kAccumulators = 2, kVectors = 1;
 #endif
 
-// C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further than
-// vector v - 1.
+// C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further
+// than vector v - 1.
 struct Product {
   const float* a;
   int64_t a_row, a_step;  // A[m, k] = a[m * a_row + k * a_step]
@@ -47,7 +48,8 @@ void multiply_tile(const Product& p, int64_t row, int64_t column) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) c[m][n] = accumulate ? load(out + m * c_row + n * c_column) : zero();
+    for (int n = 0; n < N; ++n)
+      c[m][n] = accumulate ? load(out + m * c_row + n * c_column) : zero();
   }
   for (int64_t k = p.k; k > 0; --k, a += a_step, b += b_step) {
     F32x16 b_row[N];
@@ -78,7 +80,8 @@ void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) 
 
 template <int N = kVectors>
 void multiply(const Product& p, int64_t rows, int64_t vectors, int64_t column = 0) {
-  for (; vectors >= N; vectors -= N, column += N) multiply_rows<kAccumulators / N, N>(p, 0, rows, column);
+  for (; vectors >= N; vectors -= N, column += N)
+    multiply_rows<kAccumulators / N, N>(p, 0, rows, column);
   if constexpr (N > 1) {
     if (vectors > 0) multiply<N / 2>(p, rows, vectors, column);
   }
@@ -107,17 +110,23 @@ template <class T>
 void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float* out) {
   static_assert(kChunk == 4 * kLanes);
   switch (dims / kLanes) {
-    case 4: return load_rows<4>(x, stride, count, 0, out);
-    case 3: return load_rows<3>(x, stride, count, dims % kLanes, out);
-    case 2: return load_rows<2>(x, stride, count, dims % kLanes, out);
-    case 1: return load_rows<1>(x, stride, count, dims % kLanes, out);
-    default: return load_rows<0>(x, stride, count, dims, out);
+    case 4:
+      return load_rows<4>(x, stride, count, 0, out);
+    case 3:
+      return load_rows<3>(x, stride, count, dims % kLanes, out);
+    case 2:
+      return load_rows<2>(x, stride, count, dims % kLanes, out);
+    case 1:
+      return load_rows<1>(x, stride, count, dims % kLanes, out);
+    default:
+      return load_rows<0>(x, stride, count, dims, out);
   }
 }
 
-// out[j] (kChunk floats apart) = dims [begin, begin + dims) of row + j as f32, followed by zeros up to a
-// whole vector.
-void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t begin, int64_t dims, float* out) {
+// out[j] (kChunk floats apart) = dims [begin, begin + dims) of row + j as f32, followed by zeros up
+// to a whole vector.
+void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t begin, int64_t dims,
+                float* out) {
   const int64_t at = row * part.row_stride + begin;
   if (part.is_bf16) {
     load_rows_of(static_cast<const uint16_t*>(part.data) + at, part.row_stride, count, dims, out);
@@ -126,7 +135,9 @@ void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t b
   }
 }
 
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
 
 }  // namespace
 }  // namespace fathom::FATHOM_SIMD_TARGET

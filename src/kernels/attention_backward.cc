@@ -30,7 +30,9 @@ struct Tiles {
   int64_t index(int64_t tile) const { return tile % per_head; }
   int64_t head(int64_t tile) const { return tile / per_head; }
   int64_t first_token(int64_t index) const { return index * kTileBlock; }
-  int64_t tokens_of(int64_t index) const { return std::min(kTileBlock, tokens - index * kTileBlock); }
+  int64_t tokens_of(int64_t index) const {
+    return std::min(kTileBlock, tokens - index * kTileBlock);
+  }
   int64_t blocks_before(int64_t tile) const {
     return head(tile) * (per_head * (per_head + 1) / 2) + index(tile) * (index(tile) + 1) / 2;
   }
@@ -43,10 +45,10 @@ struct Tiles {
 };
 
 // Columns [column, column + dim) of each head's part of the tile's rows.
-AttentionPart tile_rows(ConstRows x, const Tiles& tiles, int64_t tile, int64_t head_cols, int64_t column,
-                        int64_t dim) {
-  return {x.row(tiles.first_token(tiles.index(tile))) + tiles.head(tile) * head_cols + column, false,
-          x.stride, dim};
+AttentionPart tile_rows(ConstRows x, const Tiles& tiles, int64_t tile, int64_t head_cols,
+                        int64_t column, int64_t dim) {
+  return {x.row(tiles.first_token(tiles.index(tile))) + tiles.head(tile) * head_cols + column,
+          false, x.stride, dim};
 }
 
 // One of dkey, dkey_rope, dvalue for one kv head: what it sums over.
@@ -61,25 +63,26 @@ struct KeySum {
 
 }  // namespace
 
-void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads, int64_t num_key_value_heads,
-                        float scale, const AttentionKeys& keys, ConstRows dout, Rows dq,
-                        const AttentionGradients& gradients) {
+void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads,
+                        int64_t num_key_value_heads, float scale, const AttentionKeys& keys,
+                        ConstRows dout, Rows dq, const AttentionGradients& gradients) {
   const int64_t d1 = keys.key.dim, d2 = keys.key_rope.dim, d = d1 + d2, value_dim = keys.value.dim;
-  FATHOM_CHECK(num_key_value_heads > 0 && num_attention_heads % num_key_value_heads == 0, num_attention_heads,
-               num_key_value_heads);
-  FATHOM_CHECK(
-      q.cols == num_attention_heads * d && dq.cols == q.cols && dout.cols == num_attention_heads * value_dim,
-      q.cols, dq.cols, dout.cols, d);
+  FATHOM_CHECK(num_key_value_heads > 0 && num_attention_heads % num_key_value_heads == 0,
+               num_attention_heads, num_key_value_heads);
+  FATHOM_CHECK(q.cols == num_attention_heads * d && dq.cols == q.cols &&
+                   dout.cols == num_attention_heads * value_dim,
+               q.cols, dq.cols, dout.cols, d);
   FATHOM_CHECK(q.rows == dout.rows && q.rows == dq.rows, q.rows, dout.rows, dq.rows);
-  FATHOM_CHECK(static_cast<int64_t>(keys.block_rows.size()) * kKeyBlock >= q.rows, keys.block_rows.size(),
-               q.rows);
+  FATHOM_CHECK(static_cast<int64_t>(keys.block_rows.size()) * kKeyBlock >= q.rows,
+               keys.block_rows.size(), q.rows);
   FATHOM_CHECK(num_key_value_heads == 1 ||
                    (gradients.dkey.head_stride >= d1 && gradients.dvalue.head_stride >= value_dim),
                gradients.dkey.head_stride, gradients.dvalue.head_stride);
   if (q.rows == 0) return;
 
   const Tiles tiles{q.rows, num_attention_heads};
-  const int64_t group = num_attention_heads / num_key_value_heads, dq_stride = align16(d1) + align16(d2);
+  const int64_t group = num_attention_heads / num_key_value_heads,
+                dq_stride = align16(d1) + align16(d2);
   const int64_t sum_stride = align16(std::max({d1, d2, value_dim}));
   const auto compute = FATHOM_SIMD_CALL(ctx.isa(), attention_backward_tile);
   const auto add = FATHOM_SIMD_CALL(ctx.isa(), attention_backward_sum);
@@ -104,10 +107,11 @@ void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads, 
       float* sums = local.array<float>(kTileBlock * dq_stride);
       compute({attention_part(keys.key, kv_head), attention_part(keys.key_rope, kv_head),
                attention_part(keys.value, kv_head), keys.block_rows.data(),
-               tile_rows(q, tiles, tile, d, 0, d), tile_rows(dout, tiles, tile, value_dim, 0, value_dim),
-               index, tiles.tokens_of(index), scale, local.array<float>(kBlockPairs),
-               local.array<float>(std::max(d, value_dim) * kTileBlock), probability(tile), dscore(tile), sums,
-               dq_stride});
+               tile_rows(q, tiles, tile, d, 0, d),
+               tile_rows(dout, tiles, tile, value_dim, 0, value_dim), index, tiles.tokens_of(index),
+               scale, local.array<float>(kBlockPairs),
+               local.array<float>(std::max(d, value_dim) * kTileBlock), probability(tile),
+               dscore(tile), sums, dq_stride});
       for (int64_t r = 0; r < tiles.tokens_of(index); ++r, sums += dq_stride) {
         float* row = dq.row(tiles.first_token(index) + r) + head * d;
         std::copy_n(sums, d1, row);
@@ -132,27 +136,33 @@ void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads, 
       for (int64_t tile = std::max(first, begin); tile < std::min(last, end); ++tile) {
         const int64_t index = tiles.index(tile);
         if (index < key_block) continue;
-        const float* weights = (sum.of_dscore ? dscore(tile) : probability(tile)) + key_block * kBlockPairs;
+        const float* weights =
+            (sum.of_dscore ? dscore(tile) : probability(tile)) + key_block * kBlockPairs;
         add({weights, count, tiles.tokens_of(index), index == key_block,
-             tile_rows(sum.rows, tiles, tile, sum.head_cols, sum.column, sum.dim), block, sums, sum_stride});
+             tile_rows(sum.rows, tiles, tile, sum.head_cols, sum.column, sum.dim), block, sums,
+             sum_stride});
       }
       for (int64_t j = 0; j < count; ++j)
         std::copy_n(sums + j * sum_stride, sum.dim, out + j * sum.row_stride);
     };
-    // For each block of keys dkey_rope, then dkey and dvalue of the round's kv heads; the longest sums first.
-    const int64_t first_kv = tiles.head(begin) / group, kv_heads = tiles.head(end - 1) / group + 1 - first_kv;
+    // For each block of keys dkey_rope, then dkey and dvalue of the round's kv heads; the longest
+    // sums first.
+    const int64_t first_kv = tiles.head(begin) / group,
+                  kv_heads = tiles.head(end - 1) / group + 1 - first_kv;
     const int64_t sums_per_block = 1 + 2 * kv_heads;
     ctx.pool().run(tiles.per_head * sums_per_block, [&](int64_t item, int worker) {
       const int64_t key_block = item / sums_per_block, i = item % sums_per_block,
                     kv_head = first_kv + (i - 1) / 2;
-      const GradientPart &dkey = gradients.dkey, &dvalue = gradients.dvalue, &dkey_rope = gradients.dkey_rope;
+      const GradientPart &dkey = gradients.dkey, &dvalue = gradients.dvalue,
+                         &dkey_rope = gradients.dkey_rope;
       if (i == 0) {
         if (d2 == 0) return;
-        sum_over_tokens({dkey_rope.data, dkey_rope.row_stride, d2, 0, num_attention_heads, q, d, d1, true},
-                        key_block, worker);
+        sum_over_tokens(
+            {dkey_rope.data, dkey_rope.row_stride, d2, 0, num_attention_heads, q, d, d1, true},
+            key_block, worker);
       } else if (i % 2 == 1) {
-        sum_over_tokens({dkey.data + kv_head * dkey.head_stride, dkey.row_stride, d1, kv_head * group, group,
-                         q, d, 0, true},
+        sum_over_tokens({dkey.data + kv_head * dkey.head_stride, dkey.row_stride, d1,
+                         kv_head * group, group, q, d, 0, true},
                         key_block, worker);
       } else {
         sum_over_tokens({dvalue.data + kv_head * dvalue.head_stride, dvalue.row_stride, value_dim,
@@ -163,18 +173,24 @@ void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads, 
   }
 }
 
-void attention_documents_backward(Context& ctx, ConstRows q, std::span<const int64_t> document_lengths,
-                                  int64_t num_attention_heads, int64_t num_key_value_heads, float scale,
-                                  const AttentionKeys& keys, ConstRows dout, Rows dq, const AttentionGradients& gradients) {
+void attention_documents_backward(Context& ctx, ConstRows q,
+                                  std::span<const int64_t> document_lengths,
+                                  int64_t num_attention_heads, int64_t num_key_value_heads,
+                                  float scale, const AttentionKeys& keys, ConstRows dout, Rows dq,
+                                  const AttentionGradients& gradients) {
   const auto from = [](GradientPart part, int64_t row) {
     if (part.data != nullptr) part.data += row * part.row_stride;
     return part;
   };
-  for_documents(ctx, document_lengths, q.rows, keys, [&](Context& on, int64_t row, int64_t rows, const AttentionKeys& own) {
-    attention_backward(on, {q.row(row), rows, q.cols, q.stride}, num_attention_heads, num_key_value_heads, scale, own,
-                       {dout.row(row), rows, dout.cols, dout.stride}, dq.slice(row, rows),
-                       {from(gradients.dkey, row), from(gradients.dkey_rope, row), from(gradients.dvalue, row)});
-  });
+  for_documents(ctx, document_lengths, q.rows, keys,
+                [&](Context& on, int64_t row, int64_t rows, const AttentionKeys& own) {
+                  attention_backward(on, {q.row(row), rows, q.cols, q.stride}, num_attention_heads,
+                                     num_key_value_heads, scale, own,
+                                     {dout.row(row), rows, dout.cols, dout.stride},
+                                     dq.slice(row, rows),
+                                     {from(gradients.dkey, row), from(gradients.dkey_rope, row),
+                                      from(gradients.dvalue, row)});
+                });
 }
 
 }  // namespace fathom

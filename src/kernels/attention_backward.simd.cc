@@ -1,7 +1,9 @@
-// Five small matrix products (attention-inl.h) for each tile of tokens and block of keys. In the first two,
-// Sᵀ = K · Qᵀ and dPᵀ = V · dOᵀ, a lane is a token, so that softmax and its gradient need no work across
-// lanes; in dQ = dS · K, dK += dSᵀ · Q and dV += Pᵀ · dO a lane is a dim. On the diagonal, blocks are cut
-// into steps of kLanes keys, each for the tokens from the step's first on.
+// Five small matrix products (attention-inl.h) for each tile of tokens and block of keys. In the
+// first two,
+// Sᵀ = K · Qᵀ and dPᵀ = V · dOᵀ, a lane is a token, so that softmax and its gradient need no work
+// across
+// lanes; in dQ = dS · K, dK += dSᵀ · Q and dV += Pᵀ · dO a lane is a dim. On the diagonal, blocks
+// are cut into steps of kLanes keys, each for the tokens from the step's first on.
 #include "kernels/attention-inl.h"
 #include "kernels/attention_backward_tile.h"
 
@@ -33,22 +35,31 @@ void transpose(const BackwardTile& t, const AttentionPart& rows) {
     }
     for (int64_t i = 0; i < dims; ++i) {
       float* lanes = t.transposed + (begin + i) * kBlock;
-      for (int64_t r = 0; r < vectors_of(t.tokens) * kLanes; ++r) lanes[r] = t.block[r * kChunk + i];
+      for (int64_t r = 0; r < vectors_of(t.tokens) * kLanes; ++r)
+        lanes[r] = t.block[r * kChunk + i];
     }
   }
 }
 
 // out[key, token] (+)= part · transposed rows from `first_dim` on.
-void multiply_keys(const BackwardTile& t, const AttentionPart& part, int64_t first_dim, float* out) {
+void multiply_keys(const BackwardTile& t, const AttentionPart& part, int64_t first_dim,
+                   float* out) {
   for_each_block(t, [&](int64_t b, int64_t keys, bool diagonal) {
     for (int64_t begin = 0; begin < part.dim; begin += kChunk) {
       const int64_t dims = clamp(part.dim - begin, 0, kChunk);
       load_block(part, t.block_rows[b], keys, begin, dims, t.block);
       for_each_step(diagonal, keys, [&](int64_t first, int64_t count) {
-        multiply({.a = t.block + first * kChunk, .a_row = kChunk, .a_step = 1,
-                  .b = t.transposed + (first_dim + begin) * kBlock + first, .b_step = kBlock,
-                  .b_column = kLanes, .c = out + (b * kBlock + first) * kBlock + first, .c_row = kBlock,
-                  .c_column = kLanes, .k = dims, .accumulate = first_dim + begin > 0},
+        multiply({.a = t.block + first * kChunk,
+                  .a_row = kChunk,
+                  .a_step = 1,
+                  .b = t.transposed + (first_dim + begin) * kBlock + first,
+                  .b_step = kBlock,
+                  .b_column = kLanes,
+                  .c = out + (b * kBlock + first) * kBlock + first,
+                  .c_row = kBlock,
+                  .c_column = kLanes,
+                  .k = dims,
+                  .accumulate = first_dim + begin > 0},
                  count, vectors_of(t.tokens - first));
       });
     }
@@ -62,7 +73,8 @@ inline int64_t visible_keys(const BackwardTile& t, int64_t first) {
 
 inline F32x16 total(const F32x16 (&sum)[4]) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
 
-// dot products -> e^(s - max), in place; returns the sums in four chains (key mod 4). Keys behind a token are
+// dot products -> e^(s - max), in place; returns the sums in four chains (key mod 4). Keys behind a
+// token are
 // 0.
 F32x16 exp_scores(const BackwardTile& t, int64_t first) {
   float* scores = t.probability + first;
@@ -112,10 +124,17 @@ void sum_keys(const BackwardTile& t, const AttentionPart& part, int64_t column) 
     for_each_block(t, [&](int64_t b, int64_t keys, bool diagonal) {
       load_block(part, t.block_rows[b], keys, begin, dims, t.block);
       for_each_step(diagonal, keys, [&](int64_t first, int64_t count) {
-        multiply({.a = t.dscore + (b * kBlock + first) * kBlock + first, .a_row = 1, .a_step = kBlock,
-                  .b = t.block + first * kChunk, .b_step = kChunk, .b_column = kLanes,
-                  .c = t.dq + first * t.dq_stride + column + begin, .c_row = t.dq_stride,
-                  .c_column = kLanes, .k = count, .accumulate = b + first > 0},
+        multiply({.a = t.dscore + (b * kBlock + first) * kBlock + first,
+                  .a_row = 1,
+                  .a_step = kBlock,
+                  .b = t.block + first * kChunk,
+                  .b_step = kChunk,
+                  .b_column = kLanes,
+                  .c = t.dq + first * t.dq_stride + column + begin,
+                  .c_row = t.dq_stride,
+                  .c_column = kLanes,
+                  .k = count,
+                  .accumulate = b + first > 0},
                  t.tokens - first, vectors_of(dims));
       });
     });
@@ -140,10 +159,17 @@ void attention_backward_sum(const BackwardSum& s) {
     const int64_t dims = clamp(s.rows.dim - begin, 0, kChunk);
     load_block(s.rows, 0, s.tokens, begin, dims, s.block);
     for_each_step(s.diagonal, s.keys, [&](int64_t first, int64_t count) {
-      multiply({.a = s.weights + first * kBlock + first, .a_row = kBlock, .a_step = 1,
-                .b = s.block + first * kChunk, .b_step = kChunk, .b_column = kLanes,
-                .c = s.sums + first * s.stride + begin, .c_row = s.stride, .c_column = kLanes,
-                .k = s.tokens - first, .accumulate = true},
+      multiply({.a = s.weights + first * kBlock + first,
+                .a_row = kBlock,
+                .a_step = 1,
+                .b = s.block + first * kChunk,
+                .b_step = kChunk,
+                .b_column = kLanes,
+                .c = s.sums + first * s.stride + begin,
+                .c_row = s.stride,
+                .c_column = kLanes,
+                .k = s.tokens - first,
+                .accumulate = true},
                count, vectors_of(dims));
     });
   }

@@ -1,6 +1,6 @@
-// Between attention_backward.cc and attention_backward.simd.cc. A tile is up to kTileBlock consecutive tokens
-// of one query head, so its keys are whole blocks and one on the diagonal, which has as many keys as the tile
-// has tokens.
+// Between attention_backward.cc and attention_backward.simd.cc. A tile is up to kTileBlock
+// consecutive tokens of one query head, so its keys are whole blocks and one on the diagonal, which
+// has as many keys as the tile has tokens.
 #pragma once
 
 #include "kernels/attention_tile.h"
@@ -19,13 +19,15 @@ struct BackwardTile {
   float* block;        // [kTileBlock, kTileBlock] scratch
   float* transposed;   // [max(q.dim, dout.dim), kTileBlock] scratch
   float* probability;  // [index + 1 blocks, keys, tokens]: P, each block kTileBlock squared
-  float* dscore;       // the same: dS. Neither is written where no token of a group of 16 sees the key.
-  float* dq;  // [kTileBlock, dq_stride]: dims of key, then from the next multiple of 16 those of key_rope
+  // the same: dS. Neither is written where no token of a group of 16 sees the key.
+  float* dscore;
+  // [kTileBlock, dq_stride]: dims of key, then from the next multiple of 16 those of key_rope
+  float* dq;
   int64_t dq_stride;
 };
 
-// Second half: sums[key, i] += sum over a tile's tokens of weights[key, token] * rows[token, i], for one
-// block of keys.
+// Second half: sums[key, i] += sum over a tile's tokens of weights[key, token] * rows[token, i],
+// for one block of keys.
 struct BackwardSum {
   const float* weights;  // [keys, tokens]: a block of probability or dscore
   int64_t keys, tokens;

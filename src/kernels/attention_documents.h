@@ -15,14 +15,17 @@ inline CachedPart part_from(CachedPart part, int64_t row) {
   return part;
 }
 
-// body(ctx, first row, rows, keys of these rows). Many documents are items of one loop, each on one thread; a few long ones take the
-// threads one after the other. The kernels' bits do not depend on that.
+// body(ctx, first row, rows, keys of these rows). Many documents are items of one loop, each on one
+// thread; a few long ones take the threads one after the other. The kernels' bits do not depend on
+// that.
 template <class Body>
-void for_documents(Context& ctx, std::span<const int64_t> lengths, int64_t rows, const AttentionKeys& keys, Body body) {
+void for_documents(Context& ctx, std::span<const int64_t> lengths, int64_t rows,
+                   const AttentionKeys& keys, Body body) {
   const auto count = static_cast<int64_t>(lengths.size());
   if (count == 0) return;
   ArenaScope scope(ctx.scratch());
-  const int64_t blocks = (*std::max_element(lengths.begin(), lengths.end()) + kKeyBlock - 1) / kKeyBlock;
+  const int64_t blocks =
+      (*std::max_element(lengths.begin(), lengths.end()) + kKeyBlock - 1) / kKeyBlock;
   auto* const block_rows = scope.array<int64_t>(blocks);
   for (int64_t b = 0; b < blocks; ++b) block_rows[b] = b * kKeyBlock;
   auto* const first = scope.array<int64_t>(count + 1);
@@ -33,7 +36,9 @@ void for_documents(Context& ctx, std::span<const int64_t> lengths, int64_t rows,
   const auto run = [&](Context& on, int64_t d) {
     const int64_t row = first[d];
     body(on, row, lengths[static_cast<size_t>(d)],
-         AttentionKeys{part_from(keys.key, row), part_from(keys.key_rope, row), part_from(keys.value, row),
+         AttentionKeys{part_from(keys.key, row),
+                       part_from(keys.key_rope, row),
+                       part_from(keys.value, row),
                        {block_rows, static_cast<size_t>(blocks)}});
   };
   if (count >= 4 * ctx.pool().threads()) {

@@ -1,5 +1,6 @@
-// Between attention.cc and attention.simd.cc. A tile is up to kTileQueries query rows, (token, head) pairs
-// that read the same kv head; a segment is kTileSegment keys. One call computes one tile over one segment.
+// Between attention.cc and attention.simd.cc. A tile is up to kTileQueries query rows, (token,
+// head) pairs that read the same kv head; a segment is kTileSegment keys. One call computes one
+// tile over one segment.
 #pragma once
 
 #include <stdint.h>
@@ -7,7 +8,8 @@
 namespace fathom {
 
 inline constexpr int64_t kTileQueries = 128;
-inline constexpr int64_t kTileBlock = 64;     // keys, also the dims converted at a time: 16 KiB of f32 that stay in L1
+// keys, also the dims converted at a time: 16 KiB of f32 that stay in L1
+inline constexpr int64_t kTileBlock = 64;
 inline constexpr int64_t kTileSegment = 256;  // keys
 
 struct AttentionPart {
@@ -23,14 +25,14 @@ AttentionPart attention_part(const CachedPart& part, int64_t kv_head);
 struct AttentionTile {
   AttentionPart key, key_rope, value;
   const int64_t* block_rows;  // of the segment's blocks
-  // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment (none if
-  // negative).
+  // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment
+  // (none if negative).
   int64_t rows, heads, visible;
   int64_t lanes;   // rows rounded up to 16
   const float* q;  // [lanes / 16, key.dim + key_rope.dim, 16]
   float scale;
-  float* block;   // [kTileBlock, kTileBlock] scratch
-  float* scores;  // [lanes / 16, kTileSegment, 16] scratch
+  float* block;        // [kTileBlock, kTileBlock] scratch
+  float* scores;       // [lanes / 16, kTileSegment, 16] scratch
   int64_t out_stride;  // value.dim rounded up to 16
   float* out;          // [rows, out_stride]: sum of e^(s - max) * value
   float* max;          // [lanes]

@@ -26,7 +26,8 @@ double shifted_sum_x_exp(const float* x, float shift, int64_t n) {
     float lanes[kLanes], rest[kLanes];
     store(sum, lanes);
     store(terms(load_n(x + i, end - i)), rest);
-    for (int64_t j = 0; j < kLanes; ++j) total += static_cast<double>(lanes[j]) + (j < end - i ? rest[j] : 0.0f);
+    for (int64_t j = 0; j < kLanes; ++j)
+      total += static_cast<double>(lanes[j]) + (j < end - i ? rest[j] : 0.0f);
   }
   return total;
 }

@@ -3,23 +3,32 @@
 //   FATHOM_SIMD_DECLARE(void rms_norm_row(const float* x, int64_t n, float eps, float* out))
 //   FATHOM_SIMD_CALL(ctx.isa(), rms_norm_row)(x, n, eps, out);
 //
-// Internal to src/kernels. The argument of DECLARE uses plain types only: it is seen by every target's translation unit.
+// Internal to src/kernels. The argument of DECLARE uses plain types only: it is seen by every
+// target's translation unit.
 #pragma once
 
 #include "tensor/context.h"
 
 #if defined(__x86_64__)
-#define FATHOM_SIMD_DECLARE(...)                   \
-  namespace portable { __VA_ARGS__; }              \
-  namespace avx2 { __VA_ARGS__; }                  \
-  namespace avx512 { __VA_ARGS__; }
-#define FATHOM_SIMD_CALL(isa, function)            \
+#define FATHOM_SIMD_DECLARE(...) \
+  namespace portable {           \
+  __VA_ARGS__;                   \
+  }                              \
+  namespace avx2 {               \
+  __VA_ARGS__;                   \
+  }                              \
+  namespace avx512 {             \
+  __VA_ARGS__;                   \
+  }
+#define FATHOM_SIMD_CALL(isa, function)               \
   ((isa) == ::fathom::Isa::kAvx512 ? avx512::function \
    : (isa) == ::fathom::Isa::kAvx2 ? avx2::function   \
                                    : portable::function)
 #else
 #define FATHOM_SIMD_DECLARE(...) \
-  namespace portable { __VA_ARGS__; }
+  namespace portable {           \
+  __VA_ARGS__;                   \
+  }
 #define FATHOM_SIMD_CALL(isa, function) (static_cast<void>(isa), portable::function)
 #endif
 

@@ -14,7 +14,8 @@ void swiglu_row(const float* gate, const float* up, int64_t n, float* out) {
   store_n(silu_times(load_n(gate + i, n - i), load_n(up + i, n - i)), out + i, n - i);
 }
 
-void swiglu_backward_row(const float* gate, const float* up, const float* dy, int64_t n, float* dgate, float* dup) {
+void swiglu_backward_row(const float* gate, const float* up, const float* dy, int64_t n,
+                         float* dgate, float* dup) {
   const F32x16 one = set(1.0f);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t count = n - i < kLanes ? n - i : kLanes;
@@ -42,7 +43,8 @@ void to_bf16_row(const float* __restrict x, int64_t n, uint16_t* __restrict out)
 }
 
 void from_bf16_row(const uint16_t* __restrict x, int64_t n, float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = __builtin_bit_cast(float, static_cast<uint32_t>(x[i]) << 16);
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = __builtin_bit_cast(float, static_cast<uint32_t>(x[i]) << 16);
 }
 
 }  // namespace fathom::FATHOM_SIMD_TARGET

@@ -1,7 +1,9 @@
-// What gemm.cc hands to the per-target code in gemm.simd.cc and gemm_packed.simd.cc. Plain types only.
+// What gemm.cc hands to the per-target code in gemm.simd.cc and gemm_packed.simd.cc. Plain types
+// only.
 //
-// Elements are 32 bits wide: an f32; in split form a bf16 widened (each 32 stored as 16 odd, then 16 even ones); in native form a
-// pair of bf16. Element i of a row belongs to lane i mod 16 and step i / 16 of the order of sums (gemm.h).
+// Elements are 32 bits wide: an f32; in split form a bf16 widened (each 32 stored as 16 odd, then
+// 16 even ones); in native form a pair of bf16. Element i of a row belongs to lane i mod 16 and
+// step i / 16 of the order of sums (gemm.h).
 #pragma once
 
 #include <stdint.h>
@@ -23,7 +25,8 @@ struct GemmBlock {
   int64_t y_stride = 0;
 };
 
-// Many rows of x: both operands are packed lane by lane, x as [tile][16][steps][rows], w as [16][steps][columns], zeros past the ends.
+// Many rows of x: both operands are packed lane by lane, x as [tile][16][steps][rows], w as
+// [16][steps][columns], zeros past the ends.
 // The lanes lie in the order in which the tree of reduce_add joins them: 0, 8, 4, 12, 2, ..
 struct PackedTile {
   int64_t rows, columns;  // of x and of w
@@ -42,7 +45,8 @@ inline constexpr PackedTile kPackedTile{12, 32};
 struct PackedBlock {
   const float* x = nullptr;
   const float* w = nullptr;
-  int64_t x_tile = 0, x_lane = 0, w_panel = 0, w_lane = 0;  // elements from one tile, panel or lane to the next
+  // elements from one tile, panel or lane to the next
+  int64_t x_tile = 0, x_lane = 0, w_panel = 0, w_lane = 0;
   int64_t m = 0, n = 0, steps = 0;
   // The lanes' sums between two parts, [tile][panel][16][rows][columns]; unused when first && last.
   float* partial = nullptr;

@@ -1,5 +1,6 @@
-// Linear layers: operands, blocks and threads. Up to kFewRows rows of x meet w row by row, F32 and BF16 where they lie, others widened eight
-// rows at a time. More rows pay for packing: x once, w panel by panel, each panel for up to kBlockRows rows.
+// Linear layers: operands, blocks and threads. Up to kFewRows rows of x meet w row by row, F32 and
+// BF16 where they lie, others widened eight rows at a time. More rows pay for packing: x once, w
+// panel by panel, each panel for up to kBlockRows rows.
 #include "kernels/gemm.h"
 
 #include <algorithm>
@@ -17,15 +18,15 @@ FATHOM_SIMD_DECLARE(void gemm_f32(const GemmBlock& b))
 FATHOM_SIMD_DECLARE(void gemm_split_bf16(const GemmBlock& b))
 FATHOM_SIMD_DECLARE(void packed_f32(const PackedBlock& b))
 FATHOM_SIMD_DECLARE(void packed_split_bf16(const PackedBlock& b))
-FATHOM_SIMD_DECLARE(void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width, float* out,
-                                    int64_t lane, int64_t row_length))
+FATHOM_SIMD_DECLARE(void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps,
+                                    int64_t width, float* out, int64_t lane, int64_t row_length))
 FATHOM_SIMD_DECLARE(void split_bf16(const uint16_t* in, int64_t n, float* out))
 FATHOM_SIMD_DECLARE(void round_to_bf16(const float* in, int64_t n, uint16_t* out))
 #if defined(__x86_64__)
 namespace avx512 {
 void gemm_native_bf16(const GemmBlock& b);
 void packed_native_bf16(const PackedBlock& b);
-}
+}  // namespace avx512
 #endif
 
 bool native_bf16(Isa isa) {
@@ -41,13 +42,18 @@ bool native_bf16(Isa isa) {
 namespace {
 
 constexpr int64_t kFewRows = 6;
-constexpr int64_t kBlockRows = 512;         // rows of x that share one packing of a panel: it costs as much as about nine rows
-constexpr int64_t kPanelBytes = 256 << 10;  // of w, or of a part of its steps: stays in L2 while x passes by
-constexpr int64_t kPanels = 2;              // of one item: x, from further away, is read once for all
-constexpr int64_t kChunk = 256;             // columns brought into elements at a time; a multiple of every block of a format
-constexpr int64_t kFewItemRows = 48;        // rows of w in one item when x has few, fewer while there are not
-constexpr int64_t kItems = 256;             // that many items to balance
-constexpr int64_t kSmall = 1 << 16;         // multiply-adds that other threads are not woken for
+// rows of x that share one packing of a panel: it costs as much as about nine rows
+constexpr int64_t kBlockRows = 512;
+// of w, or of a part of its steps: stays in L2 while x passes by
+constexpr int64_t kPanelBytes = 256 << 10;
+// of one item: x, from further away, is read once for all
+constexpr int64_t kPanels = 2;
+// columns brought into elements at a time; a multiple of every block of a format
+constexpr int64_t kChunk = 256;
+// rows of w in one item when x has few, fewer while there are not
+constexpr int64_t kFewItemRows = 48;
+constexpr int64_t kItems = 256;      // that many items to balance
+constexpr int64_t kSmall = 1 << 16;  // multiply-adds that other threads are not woken for
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,19 +67,24 @@ Form choose_form(Isa isa, DType dtype, Precision precision) {
 
 // Steps of 16 elements that k columns take.
 int64_t steps_of(Form form, int64_t k) {
-  return form == Form::kF32 ? ceil_div(k, 16) : form == Form::kSplitBf16 ? 2 * ceil_div(k, 32) : ceil_div(k, 32);
+  return form == Form::kF32         ? ceil_div(k, 16)
+         : form == Form::kSplitBf16 ? 2 * ceil_div(k, 32)
+                                    : ceil_div(k, 32);
 }
 
 struct Problem {
   Context& ctx;
   Form form;
-  int64_t cols;       // K
+  int64_t cols;  // K
   PackedTile tile;
   ConstRows x;
-  // Per unit of rows, a tile or one expert's few rows: packed, or row by row in BF16's forms. Few rows in F32 stay where they are.
+  // Per unit of rows, a tile or one expert's few rows: packed, or row by row in BF16's forms. Few
+  // rows in F32 stay where they are.
   float* units;
   int64_t unit_size;
-  int64_t lane;       // elements of one lane of a tile: an odd number of steps, so that lanes fall into different sets of a cache
+  // elements of one lane of a tile: an odd number of steps, so that lanes fall into different sets
+  // of a cache
+  int64_t lane;
   const float* bias;
   Rows y;
 };
@@ -96,7 +107,8 @@ void to_elements(const Problem& p, const float* x, int64_t k, float* out) {
   }
 }
 
-void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k, float* out) {
+void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k,
+                 float* out) {
   const auto stored = [&] { return reinterpret_cast<const bf16*>(w.row(r)) + k0; };
   switch (p.form) {
     case Form::kF32:
@@ -111,9 +123,11 @@ void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, i
   }
 }
 
-// Columns [k0, k0 + k) of `rows` <= width rows, packed (gemm-inl.h); elements(row, column, count, out) yields them.
+// Columns [k0, k0 + k) of `rows` <= width rows, packed (gemm-inl.h); elements(row, column, count,
+// out) yields them.
 template <class Elements>
-void pack(const Problem& p, int64_t rows, int64_t k0, int64_t k, int64_t width, float* out, int64_t lane, int worker, Elements elements) {
+void pack(const Problem& p, int64_t rows, int64_t k0, int64_t k, int64_t width, float* out,
+          int64_t lane, int worker, Elements elements) {
   ArenaScope scope(p.ctx.worker_scratch(worker));
   float* const chunk = scope.array<float>(16 * kChunk);
   for (int64_t c = 0; c < k; c += kChunk) {
@@ -121,22 +135,26 @@ void pack(const Problem& p, int64_t rows, int64_t k0, int64_t k, int64_t width, 
     for (int64_t r0 = 0; r0 < width; r0 += 16) {
       const int64_t some = std::clamp<int64_t>(rows - r0, 0, 16);
       for (int64_t r = 0; r < some; ++r) elements(r0 + r, k0 + c, count, chunk + r * kChunk);
-      FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes)(chunk, kChunk, some, steps_of(p.form, count), std::min<int64_t>(16, width - r0),
-                                                out + steps_of(p.form, c) * width + r0, lane, width);
+      FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes)
+      (chunk, kChunk, some, steps_of(p.form, count), std::min<int64_t>(16, width - r0),
+       out + steps_of(p.form, c) * width + r0, lane, width);
     }
   }
 }
 
 void pack_unit(const Problem& p, int64_t row, int64_t rows, float* out, int worker) {
   pack(p, rows, 0, p.cols, p.tile.rows, out, p.lane, worker,
-       [&](int64_t r, int64_t k0, int64_t k, float* to) { to_elements(p, p.x.row(row + r) + k0, k, to); });
+       [&](int64_t r, int64_t k0, int64_t k, float* to) {
+         to_elements(p, p.x.row(row + r) + k0, k, to);
+       });
 }
 
 // Few rows in a form that x does not have: row by row.
 void convert_unit(const Problem& p, int64_t row, int64_t rows, float* out) {
   for (int64_t r = 0; r < rows; ++r, out += steps_of(p.form, p.cols) * 16) {
     for (int64_t k = 0; k < p.cols; k += kChunk) {
-      to_elements(p, p.x.row(row + r) + k, std::min(kChunk, p.cols - k), out + steps_of(p.form, k) * 16);
+      to_elements(p, p.x.row(row + r) + k, std::min(kChunk, p.cols - k),
+                  out + steps_of(p.form, k) * 16);
     }
   }
 }
@@ -158,22 +176,27 @@ void run_block(Isa isa, Form form, const PackedBlock& b) {
 }
 
 // Rows [m0, m0 + m), m <= kFewRows, times rows [n0, n0 + n) of w.
-void multiply_few(const Problem& p, const WeightView& w, const float* unit, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
+void multiply_few(const Problem& p, const WeightView& w, const float* unit, int64_t m0, int64_t m,
+                  int64_t n0, int64_t n, int worker) {
   const bool in_place = w.dtype == DType::kF32 || p.form != Form::kF32;
   ArenaScope scope(p.ctx.worker_scratch(worker));
   GemmBlock b;
   b.m = m;
   b.k = p.cols;
   b.x = p.form == Form::kF32 ? p.x.row(m0) : unit;
-  b.x_stride = p.form == Form::kF32 ? p.x.stride : steps_of(p.form, p.cols) * (p.form == Form::kNativeBf16 ? 32 : 16);
-  b.w_stride = in_place ? w.cols : ceil_div(w.cols, 16) * 16 + 16;  // rows fall into different sets of L1
+  b.x_stride = p.form == Form::kF32
+                   ? p.x.stride
+                   : steps_of(p.form, p.cols) * (p.form == Form::kNativeBf16 ? 32 : 16);
+  // rows fall into different sets of L1
+  b.w_stride = in_place ? w.cols : ceil_div(w.cols, 16) * 16 + 16;
   b.y_stride = p.y.stride;
   float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * b.w_stride);
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
     b.n = std::min(kPanelRows, n0 + n - r0);
     b.w = w.row(r0);
     if (!in_place) {
-      for (int64_t r = 0; r < b.n; ++r) dequantize_weight(p.ctx.isa(), w, r0 + r, 0, w.cols, panel + r * b.w_stride);
+      for (int64_t r = 0; r < b.n; ++r)
+        dequantize_weight(p.ctx.isa(), w, r0 + r, 0, w.cols, panel + r * b.w_stride);
       b.w = panel;
     }
     b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
@@ -183,8 +206,10 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
 }
 
 // The m rows from m0 on, whose tiles begin at `units`, times the panels of rows [n0, n0 + n) of w.
-void multiply_packed(const Problem& p, const WeightView& w, const float* units, int64_t m0, int64_t m, int64_t n0, int64_t n, int worker) {
-  const int64_t most = kPanelBytes / (p.tile.columns * 64);  // steps; a power of two, so that parts of k are whole chunks
+void multiply_packed(const Problem& p, const WeightView& w, const float* units, int64_t m0,
+                     int64_t m, int64_t n0, int64_t n, int worker) {
+  // steps; a power of two, so that parts of k are whole chunks
+  const int64_t most = kPanelBytes / (p.tile.columns * 64);
   FATHOM_CHECK(most * 16 % kChunk == 0, most);
   const bool whole = steps_of(p.form, p.cols) <= most + most / 4;
   const int64_t block_k = whole ? p.cols : most * (p.form == Form::kNativeBf16 ? 32 : 16);
@@ -197,7 +222,9 @@ void multiply_packed(const Problem& p, const WeightView& w, const float* units, 
   const int64_t panels = ceil_div(n, p.tile.columns);
   b.m = m;
   b.n = n;
-  b.partial = whole ? nullptr : scope.array<float>(ceil_div(m, p.tile.rows) * panels * 16 * p.tile.rows * p.tile.columns);
+  b.partial = whole ? nullptr
+                    : scope.array<float>(ceil_div(m, p.tile.rows) * panels * 16 * p.tile.rows *
+                                         p.tile.columns);
   b.bias = p.bias != nullptr ? p.bias + n0 : nullptr;
   b.y = p.y.row(m0) + n0;
   b.y_stride = p.y.stride;
@@ -207,8 +234,10 @@ void multiply_packed(const Problem& p, const WeightView& w, const float* units, 
     const int64_t k = std::min(block_k, p.cols - k0);
     for (int64_t i = 0; i < panels; ++i) {
       const int64_t row = n0 + i * p.tile.columns;
-      pack(p, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns, packed + i * b.w_panel, b.w_lane, worker,
-           [&](int64_t r, int64_t c, int64_t count, float* to) { to_elements(p, w, row + r, c, count, to); });
+      pack(p, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns, packed + i * b.w_panel,
+           b.w_lane, worker, [&](int64_t r, int64_t c, int64_t count, float* to) {
+             to_elements(p, w, row + r, c, count, to);
+           });
     }
     b.x = units + steps_of(p.form, k0) * p.tile.rows;
     b.steps = steps_of(p.form, k);
@@ -227,17 +256,21 @@ struct Plan {
 Plan plan_rows(const Problem& p, int64_t rows) {
   if (rows == 0) return {0, 0, 0, 0, 0};
   if (rows <= kFewRows) {
-    const int64_t panel_rows = std::clamp(ceil_div(ceil_div(p.y.cols, kItems), kPanelRows) * kPanelRows, kPanelRows, kFewItemRows);
+    const int64_t panel_rows = std::clamp(
+        ceil_div(ceil_div(p.y.cols, kItems), kPanelRows) * kPanelRows, kPanelRows, kFewItemRows);
     return {1, 1, rows, ceil_div(p.y.cols, panel_rows), panel_rows};
   }
-  const int64_t block_rows = ceil_div(ceil_div(rows, ceil_div(rows, kBlockRows)), p.tile.rows) * p.tile.rows;
-  return {ceil_div(rows, p.tile.rows), ceil_div(rows, block_rows), block_rows, ceil_div(p.y.cols, kPanels * p.tile.columns), kPanels * p.tile.columns};
+  const int64_t block_rows =
+      ceil_div(ceil_div(rows, ceil_div(rows, kBlockRows)), p.tile.rows) * p.tile.rows;
+  return {ceil_div(rows, p.tile.rows), ceil_div(rows, block_rows), block_rows,
+          ceil_div(p.y.cols, kPanels * p.tile.columns), kPanels * p.tile.columns};
 }
 
-void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets, std::span<const WeightView> experts,
-                     const float* bias, Rows y) {
+void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                     std::span<const WeightView> experts, const float* bias, Rows y) {
   const WeightView& shape = experts[0];
-  FATHOM_CHECK(x.cols == shape.cols && y.rows == x.rows && y.cols == shape.rows, x.cols, shape.cols, y.cols, shape.rows);
+  FATHOM_CHECK(x.cols == shape.cols && y.rows == x.rows && y.cols == shape.rows, x.cols, shape.cols,
+               y.cols, shape.rows);
   FATHOM_CHECK(dtype_info(shape.dtype).computable, dtype_name(shape.dtype));
   if (x.rows == 0 || y.cols == 0) return;
   if (x.cols == 0) {
@@ -254,17 +287,22 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
 
   // Units and items of expert e are those from first_unit[e] and first_item[e] on.
   const auto count = static_cast<int64_t>(experts.size());
-  const auto rows_of = [&](int64_t e) { return offsets[static_cast<size_t>(e) + 1] - offsets[static_cast<size_t>(e)]; };
+  const auto rows_of = [&](int64_t e) {
+    return offsets[static_cast<size_t>(e) + 1] - offsets[static_cast<size_t>(e)];
+  };
   int64_t* const first_unit = scope.array<int64_t>(count + 1);
   int64_t* const first_item = scope.array<int64_t>(count + 1);
   first_unit[0] = first_item[0] = 0;
   for (int64_t e = 0; e < count; ++e) {
     const Plan plan = plan_rows(p, rows_of(e));
-    first_unit[e + 1] = first_unit[e] + (rows_of(e) <= kFewRows && form == Form::kF32 ? 0 : plan.units);
+    first_unit[e + 1] =
+        first_unit[e] + (rows_of(e) <= kFewRows && form == Form::kF32 ? 0 : plan.units);
     first_item[e + 1] = first_item[e] + plan.items();
   }
   p.units = scope.array<float>(first_unit[count] * p.unit_size);
-  const auto expert_of = [&](const int64_t* first, int64_t i) { return std::upper_bound(first, first + count, i) - first - 1; };
+  const auto expert_of = [&](const int64_t* first, int64_t i) {
+    return std::upper_bound(first, first + count, i) - first - 1;
+  };
   const auto prepare = [&](int64_t unit, int worker) {
     const int64_t e = expert_of(first_unit, unit), begin = offsets[static_cast<size_t>(e)];
     float* const out = p.units + unit * p.unit_size;
@@ -276,11 +314,13 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
     const int64_t e = expert_of(first_item, item), begin = offsets[static_cast<size_t>(e)];
     const Plan plan = plan_rows(p, rows_of(e));
     const int64_t row = (item - first_item[e]) / plan.panels * plan.block_rows;
-    const int64_t n0 = (item - first_item[e]) % plan.panels * plan.panel_rows, n = std::min(plan.panel_rows, y.cols - n0);
+    const int64_t n0 = (item - first_item[e]) % plan.panels * plan.panel_rows,
+                  n = std::min(plan.panel_rows, y.cols - n0);
     const float* const units = p.units + first_unit[e] * p.unit_size;
     const WeightView& w = experts[static_cast<size_t>(e)];
     if (rows_of(e) <= kFewRows) return multiply_few(p, w, units, begin, rows_of(e), n0, n, worker);
-    multiply_packed(p, w, units + row / tile.rows * p.unit_size, begin + row, std::min(plan.block_rows, rows_of(e) - row), n0, n, worker);
+    multiply_packed(p, w, units + row / tile.rows * p.unit_size, begin + row,
+                    std::min(plan.block_rows, rows_of(e) - row), n0, n, worker);
   };
   const auto run = [&](int64_t items, const auto& body) {
     if (x.rows * y.cols * x.cols > kSmall) return ctx.pool().run(items, body);
@@ -297,9 +337,11 @@ void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, R
   multiply_groups(ctx, x, offsets, {&w, 1}, bias, y);
 }
 
-void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets, std::span<const WeightView> experts,
-                    Rows y) {
-  FATHOM_CHECK(offsets.size() == experts.size() + 1 && offsets.front() == 0 && offsets.back() == x.rows, x.rows);
+void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                    std::span<const WeightView> experts, Rows y) {
+  FATHOM_CHECK(
+      offsets.size() == experts.size() + 1 && offsets.front() == 0 && offsets.back() == x.rows,
+      x.rows);
   if (!experts.empty()) multiply_groups(ctx, x, offsets, experts, nullptr, y);
 }
 

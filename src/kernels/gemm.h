@@ -4,18 +4,23 @@
 //
 // x [M, K] f32, w [N, K] in any computable dtype, y [M, N] f32, f32 accumulation.
 //   F32, F16, FP8, GGUF blocks: w is widened to f32 exactly as its format defines, x stays f32.
-//   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32: fma(even, fma(odd, sum)) on each pair of k. That
-//   is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2 and AVX-512 treat subnormal operands and sums as 0, as it does.
+//   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32: fma(even,
+//   fma(odd, sum)) on each pair of k. That
+//   is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2 and AVX-512 treat subnormal operands
+//   and sums as 0, as it does.
 //   Under Precision::kF32 BF16 weights are widened like the others and x stays f32.
 //
-// One order per output element, whatever M, N, the other rows, the threads or the packing: 16 partial sums (lane
-// k mod 16 for f32; k/2 mod 16 for bf16, pairs together) walked in increasing k, then the tree of
-// reduce_add (simd-inl.h), then + bias. So a token's result is the same bits alone, in any chunk and in any batch.
-// AVX2 and AVX-512 give the same bits (but for the payload of a NaN); the portable target rounds products before it adds.
-// Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24, plus 2^-9 sum|x w| for the rounding of x with BF16 weights.
+// One order per output element, whatever M, N, the other rows, the threads or the packing: 16
+// partial sums (lane k mod 16 for f32; k/2 mod 16 for bf16, pairs together) walked in increasing k,
+// then the tree of reduce_add (simd-inl.h), then + bias. So a token's result is the same bits
+// alone, in any chunk and in any batch.
+// AVX2 and AVX-512 give the same bits (but for the payload of a NaN); the portable target rounds
+// products before it adds.
+// Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24, plus 2^-9 sum|x w| for the rounding
+// of x with BF16 weights.
 //
-// REQUIRES: x.cols == w.cols, y.rows == x.rows, y.cols == w.rows; y does not overlap x or w. Empty M, N or K (y = bias or 0)
-// is fine. Uses ctx.scratch() and worker scratch; call from one thread.
+// REQUIRES: x.cols == w.cols, y.rows == x.rows, y.cols == w.rows; y does not overlap x or w. Empty
+// M, N or K (y = bias or 0) is fine. Uses ctx.scratch() and worker scratch; call from one thread.
 #pragma once
 
 #include <span>
@@ -28,8 +33,10 @@ namespace fathom {
 // bias: [N] or null.
 void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, Rows y);
 
-// Rows [offsets[e], offsets[e+1]) of x go through experts[e]: offsets has experts.size() + 1 entries, offsets[0] = 0, the last
-// one = x.rows. All experts have one shape and dtype. The cost follows the rows: an expert without rows is not read.
+// Rows [offsets[e], offsets[e+1]) of x go through experts[e]: offsets has experts.size() + 1
+// entries, offsets[0] = 0, the last
+// one = x.rows. All experts have one shape and dtype. The cost follows the rows: an expert without
+// rows is not read.
 void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                     std::span<const WeightView> experts, Rows y);
 

@@ -1,17 +1,21 @@
-// The register tiles of the linear layers for few rows of x. A tile keeps MR x 8 accumulators of 16 lanes, walks k once and reduces each
-// accumulator by the tree of reduce_add; every output has the same order of sums in every tile, here and in gemm_packed.simd.cc, so
-// gemm.cc may choose tiles by shape.
+// The register tiles of the linear layers for few rows of x. A tile keeps MR x 8 accumulators of 16
+// lanes, walks k once and reduces each accumulator by the tree of reduce_add; every output has the
+// same order of sums in every tile, here and in gemm_packed.simd.cc, so gemm.cc may choose tiles by
+// shape.
 //
-// bf16: vdpbf16ps computes fma(even, fma(odd, acc)) in each lane on the pair (2i, 2i + 1), subnormals read and written as zero. The same
-// bits come from f32 FMAs over operands in split form (each 32 elements widened and stored as 16 odd, then 16 even ones) under
-// the processor's flush-to-zero modes. So a CPU without the instruction, or with a slow one, computes no other model.
+// bf16: vdpbf16ps computes fma(even, fma(odd, acc)) in each lane on the pair (2i, 2i + 1),
+// subnormals read and written as zero. The same bits come from f32 FMAs over operands in split form
+// (each 32 elements widened and stored as 16 odd, then 16 even ones) under the processor's
+// flush-to-zero modes. So a CPU without the instruction, or with a slow one, computes no other
+// model.
 #include "kernels/gemm-inl.h"
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-// A tile is computed register by register of its 16 lanes and kTileCols columns at a time, as many as the register file holds.
+// A tile is computed register by register of its 16 lanes and kTileCols columns at a time, as many
+// as the register file holds.
 #if defined(FATHOM_SIMD_IS_avx512)
 constexpr int64_t kTileCols = 8;
 #else
@@ -19,7 +23,9 @@ constexpr int64_t kTileCols = 4;
 #endif
 
 typedef uint32_t Bits __attribute__((vector_size(sizeof(Part))));
-inline Part odd_bf16(Part a) { return reinterpret_cast<Part>(reinterpret_cast<Bits>(a) & 0xffff0000u); }
+inline Part odd_bf16(Part a) {
+  return reinterpret_cast<Part>(reinterpret_cast<Bits>(a) & 0xffff0000u);
+}
 inline Part even_bf16(Part a) { return reinterpret_cast<Part>(reinterpret_cast<Bits>(a) << 16); }
 
 // How one step of k is read and multiplied; p = first lane of the part.
@@ -40,7 +46,9 @@ struct SplitBf16 {  // x in split form, w as stored
     Part odd, even;
   };
   static constexpr int64_t kStep = 32;
-  static XPart load_x(const float* x, int64_t p) { return {load_part(x + p), load_part(x + 16 + p)}; }
+  static XPart load_x(const float* x, int64_t p) {
+    return {load_part(x + p), load_part(x + 16 + p)};
+  }
   static Part load_w(const uint16_t* w, int64_t p) { return load_part(w + 2 * p); }
   static Part dot(XPart x, Part w, Part sum) {
     return fma_part(x.even, even_bf16(w), fma_part(x.odd, odd_bf16(w), sum));
@@ -61,19 +69,23 @@ struct NativeBf16 {
 };
 #endif
 
-// totals[j] = reduce_add(sums[j]) for the 8 accumulators of one row of a tile, pairs as there: i + 8, i + 4, i + 2, i + 1.
+// totals[j] = reduce_add(sums[j]) for the 8 accumulators of one row of a tile, pairs as there: i +
+// 8, i + 4, i + 2, i + 1.
 #if defined(FATHOM_SIMD_IS_avx512)
 inline void reduce_8(const float (*sums)[16], float* totals) {
   __m512 a[8], b[4], c[2];
   for (int j = 0; j < 8; ++j) a[j] = _mm512_load_ps(sums[j]);
   for (int j = 0; j < 4; ++j) {  // quarters j, j, j + 4, j + 4
-    b[j] = _mm512_add_ps(_mm512_shuffle_f32x4(a[j], a[j + 4], 0x44), _mm512_shuffle_f32x4(a[j], a[j + 4], 0xee));
+    b[j] = _mm512_add_ps(_mm512_shuffle_f32x4(a[j], a[j + 4], 0x44),
+                         _mm512_shuffle_f32x4(a[j], a[j + 4], 0xee));
   }
   for (int j = 0; j < 2; ++j) {  // quarters j, j + 4, j + 2, j + 6
-    c[j] = _mm512_add_ps(_mm512_shuffle_f32x4(b[j], b[j + 2], 0x88), _mm512_shuffle_f32x4(b[j], b[j + 2], 0xdd));
+    c[j] = _mm512_add_ps(_mm512_shuffle_f32x4(b[j], b[j + 2], 0x88),
+                         _mm512_shuffle_f32x4(b[j], b[j + 2], 0xdd));
   }
   // Two lanes each of 0, 1 | 4, 5 | 2, 3 | 6, 7, then one and its copy.
-  const __m512 d = _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x44), _mm512_shuffle_ps(c[0], c[1], 0xee));
+  const __m512 d =
+      _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x44), _mm512_shuffle_ps(c[0], c[1], 0xee));
   const __m512 e = _mm512_add_ps(d, _mm512_permute_ps(d, 0xb1));
   const __m512i order = _mm512_setr_epi32(0, 2, 8, 10, 4, 6, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
   _mm256_storeu_ps(totals, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, e)));
@@ -81,15 +93,18 @@ inline void reduce_8(const float (*sums)[16], float* totals) {
 #elif defined(FATHOM_SIMD_IS_avx2)
 inline void reduce_8(const float (*sums)[16], float* totals) {
   __m256 a[8], b[4], c[2];
-  for (int j = 0; j < 8; ++j) a[j] = _mm256_add_ps(_mm256_load_ps(sums[j]), _mm256_load_ps(sums[j] + 8));
+  for (int j = 0; j < 8; ++j)
+    a[j] = _mm256_add_ps(_mm256_load_ps(sums[j]), _mm256_load_ps(sums[j] + 8));
   for (int j = 0; j < 4; ++j) {  // [j | j + 4], four lanes each
-    b[j] = _mm256_add_ps(_mm256_permute2f128_ps(a[j], a[j + 4], 0x20), _mm256_permute2f128_ps(a[j], a[j + 4], 0x31));
+    b[j] = _mm256_add_ps(_mm256_permute2f128_ps(a[j], a[j + 4], 0x20),
+                         _mm256_permute2f128_ps(a[j], a[j + 4], 0x31));
   }
   for (int j = 0; j < 2; ++j) {  // [2j, 2j + 1 | 2j + 4, 2j + 5], two lanes each
     const __m256 even = b[2 * j], odd = b[2 * j + 1];
     c[j] = _mm256_add_ps(_mm256_shuffle_ps(even, odd, 0x44), _mm256_shuffle_ps(even, odd, 0xee));
   }
-  _mm256_storeu_ps(totals, _mm256_add_ps(_mm256_shuffle_ps(c[0], c[1], 0x88), _mm256_shuffle_ps(c[0], c[1], 0xdd)));
+  _mm256_storeu_ps(totals, _mm256_add_ps(_mm256_shuffle_ps(c[0], c[1], 0x88),
+                                         _mm256_shuffle_ps(c[0], c[1], 0xdd)));
 }
 #else
 inline void reduce_8(const float (*sums)[16], float* totals) {
@@ -97,17 +112,19 @@ inline void reduce_8(const float (*sums)[16], float* totals) {
 }
 #endif
 
-// Keeps a loaded value in its register: read again from memory by each FMA, the loads would cost more than the FMAs.
+// Keeps a loaded value in its register: read again from memory by each FMA, the loads would cost
+// more than the FMAs.
 inline void keep(Part& a) {
 #if defined(__x86_64__)
   asm("" : "+v"(a));
 #endif
 }
 
-// One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0, count), whole steps.
+// One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0,
+// count), whole steps.
 template <class Op, int64_t MR>
-inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w, int64_t count, int64_t part,
-                       const float* from, float* to) {
+inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
+                       int64_t count, int64_t part, const float* from, float* to) {
   Part sum[MR][kTileCols];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
@@ -131,25 +148,30 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < kTileCols; ++j) store_part(sum[i][j], to + (i * kPanelRows + j) * 16 + part);
+    for (int64_t j = 0; j < kTileCols; ++j)
+      store_part(sum[i][j], to + (i * kPanelRows + j) * 16 + part);
   }
 }
 
 // The same for all parts and 8 columns.
 template <class Op, int64_t MR>
-inline void accumulate_all(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w, int64_t count,
-                           const float* from, float* to) {
+inline void accumulate_all(const typename Op::X* x, int64_t x_stride,
+                           const typename Op::W* const* w, int64_t count, const float* from,
+                           float* to) {
   for (int64_t part = 0; part < 16; part += kPartLanes) {
     for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-      accumulate<Op, MR>(x, x_stride, w + j, count, part, from != nullptr ? from + j * 16 : nullptr, to + j * 16);
+      accumulate<Op, MR>(x, x_stride, w + j, count, part, from != nullptr ? from + j * 16 : nullptr,
+                         to + j * 16);
     }
   }
 }
 
-// The last, incomplete step of k: both sides filled up with zeros (0 * 0 whatever lies behind a row).
+// The last, incomplete step of k: both sides filled up with zeros (0 * 0 whatever lies behind a
+// row).
 template <class Op, int64_t MR>
-__attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
-                                               int64_t whole, int64_t k, float* sums) {
+__attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t x_stride,
+                                               const typename Op::W* const* w, int64_t whole,
+                                               int64_t k, float* sums) {
   using X = typename Op::X;
   using W = typename Op::W;
   const auto rest = static_cast<size_t>(k - whole);
@@ -158,7 +180,8 @@ __attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t 
   const W* w_rows[kPanelRows];
   for (int64_t i = 0; i < MR; ++i) {
     // Split form is filled up already.
-    __builtin_memcpy(x_rest[i], x + i * x_stride + whole, (sizeof(X) != sizeof(W) ? Op::kStep : rest) * sizeof(X));
+    __builtin_memcpy(x_rest[i], x + i * x_stride + whole,
+                     (sizeof(X) != sizeof(W) ? Op::kStep : rest) * sizeof(X));
   }
   for (int64_t j = 0; j < kPanelRows; ++j) {
     __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
@@ -169,7 +192,8 @@ __attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t 
 
 // Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w.
 template <class Op, int64_t MR>
-__attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* const* w, int64_t m0, int64_t n0) {
+__attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* const* w, int64_t m0,
+                                    int64_t n0) {
   const auto* const x = static_cast<const typename Op::X*>(b.x) + m0 * b.x_stride;
   alignas(64) float finished[MR][kPanelRows][16];
   float* const sums = finished[0][0];
@@ -181,14 +205,16 @@ __attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* co
     float totals[kPanelRows];
     reduce_8(finished[i], totals);
     const int64_t n = b.n - n0 < kPanelRows ? b.n - n0 : kPanelRows;
-    for (int64_t j = 0; j < n; ++j) y[j] = b.bias != nullptr ? totals[j] + b.bias[n0 + j] : totals[j];
+    for (int64_t j = 0; j < n; ++j)
+      y[j] = b.bias != nullptr ? totals[j] + b.bias[n0 + j] : totals[j];
   }
 }
 
 template <class Op>
 __attribute__((noinline)) void gemm(const GemmBlock& b) {
   for (int64_t n = 0; n < b.n; n += kPanelRows) {
-    const typename Op::W* w[kPanelRows];  // rows past the end repeat the last one and are not stored
+    // rows past the end repeat the last one and are not stored
+    const typename Op::W* w[kPanelRows];
     for (int64_t j = 0; j < kPanelRows; ++j) {
       w[j] = static_cast<const typename Op::W*>(b.w) + (n + j < b.n ? n + j : b.n - 1) * b.w_stride;
     }

@@ -1,5 +1,6 @@
-// Transposes by perfect shuffles, and dW += dyᵀ · x as outer products: with the tokens outermost both operands are read as they
-// lie, so nothing is transposed, and an expert with three rows costs three rows.
+// Transposes by perfect shuffles, and dW += dyᵀ · x as outer products: with the tokens outermost
+// both operands are read as they lie, so nothing is transposed, and an expert with three rows costs
+// three rows.
 #include "kernels/simd-inl.h"
 #include "kernels/transpose-inl.h"
 
@@ -25,11 +26,13 @@ inline void store_lanes(F32x16 a, uint16_t* p, int64_t n) {
 }
 
 template <class T>
-void transpose_strip(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out, int64_t out_stride) {
+void transpose_strip(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out,
+                     int64_t out_stride) {
   for (int64_t c = 0; c < cols; c += kLanes) {
     const int64_t n = cols - c < kLanes ? cols - c : kLanes;
     F32x16 tile[16];
-    for (int64_t r = 0; r < 16; ++r) tile[r] = r < rows ? load_lanes(in + r * in_stride + c, n) : zero();
+    for (int64_t r = 0; r < 16; ++r)
+      tile[r] = r < rows ? load_lanes(in + r * in_stride + c, n) : zero();
     transpose_16(tile);
     for (int64_t i = 0; i < n; ++i) store_lanes(tile[i], out + (c + i) * out_stride, rows);
   }
@@ -48,8 +51,10 @@ constexpr int64_t kRows = 3, kWidth = 16;
 #endif
 constexpr int64_t kParts = kWidth / kPartLanes;
 
-// dw[i, j] += sum over m, in order, of a[m, i] * b[m, j] for `rows` <= kRows rows and `cols` <= kWidth columns.
-inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, int64_t cols, float* dw, int64_t dw_stride) {
+// dw[i, j] += sum over m, in order, of a[m, i] * b[m, j] for `rows` <= kRows rows and `cols` <=
+// kWidth columns.
+inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, int64_t cols,
+                       float* dw, int64_t dw_stride) {
   Part sum[kRows][kParts] = {};
   for (int64_t t = 0; t < m; ++t, a += kRows, b += kWidth) {
     Part v[kParts];
@@ -73,11 +78,12 @@ inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, 
 
 }  // namespace
 
-void transpose_f32(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out, int64_t out_stride) {
+void transpose_f32(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out,
+                   int64_t out_stride) {
   transpose_strip(in, in_stride, rows, cols, out, out_stride);
 }
-void transpose_bf16(const uint16_t* in, int64_t in_stride, int64_t rows, int64_t cols, uint16_t* out,
-                    int64_t out_stride) {
+void transpose_bf16(const uint16_t* in, int64_t in_stride, int64_t rows, int64_t cols,
+                    uint16_t* out, int64_t out_stride) {
   transpose_strip(in, in_stride, rows, cols, out, out_stride);
 }
 
@@ -102,11 +108,12 @@ inline void operands(const float* in, int64_t count, int64_t width, float* out) 
   for (int64_t c = 0; c < width; ++c) out[c] = operand<kRound>(out[c]);
 }
 
-// dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kRows + 64). A block of dy is packed tile by tile of columns, x one panel
-// as wide as the tile at a time, so that the tiles read memory in order; lanes past the end are zeros.
+// dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kRows +
+// 64). A block of dy is packed tile by tile of columns, x one panel as wide as the tile at a time,
+// so that the tiles read memory in order; lanes past the end are zeros.
 template <bool kRound>
-void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n, int64_t k,
-                    float* scratch, float* dw, int64_t dw_stride) {
+void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m,
+                    int64_t n, int64_t k, float* scratch, float* dw, int64_t dw_stride) {
   float* const panel = scratch;
   float* const packed = scratch + kBlock * 64;
   for (; m > 0; m -= kBlock, dy += kBlock * dy_stride, x += kBlock * x_stride) {
@@ -114,13 +121,16 @@ void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t 
     for (int64_t t = 0; t < block; ++t) {
       float row[kMostColumns + kLanes];
       operands<kRound>(dy + t * dy_stride, n, (n + kRows + kLanes - 1) / kLanes * kLanes, row);
-      for (int64_t i = 0; i < n; i += kRows) __builtin_memcpy(packed + i * block + t * kRows, row + i, kRows * sizeof(float));
+      for (int64_t i = 0; i < n; i += kRows)
+        __builtin_memcpy(packed + i * block + t * kRows, row + i, kRows * sizeof(float));
     }
     for (int64_t j = 0; j < k; j += kWidth) {
       const int64_t cols = k - j < kWidth ? k - j : kWidth;
-      for (int64_t t = 0; t < block; ++t) operands<kRound>(x + t * x_stride + j, cols, kWidth, panel + t * kWidth);
+      for (int64_t t = 0; t < block; ++t)
+        operands<kRound>(x + t * x_stride + j, cols, kWidth, panel + t * kWidth);
       for (int64_t i = 0; i < n; i += kRows) {
-        outer_tile(packed + i * block, panel, block, n - i < kRows ? n - i : kRows, cols, dw + i * dw_stride + j, dw_stride);
+        outer_tile(packed + i * block, panel, block, n - i < kRows ? n - i : kRows, cols,
+                   dw + i * dw_stride + j, dw_stride);
       }
     }
   }
@@ -128,14 +138,16 @@ void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t 
 
 }  // namespace
 
-void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
-                        int64_t k, float* scratch, float* dw, int64_t dw_stride) {
+void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
+                        int64_t m, int64_t n, int64_t k, float* scratch, float* dw,
+                        int64_t dw_stride) {
   outer_products<false>(dy, dy_stride, x, x_stride, m, n, k, scratch, dw, dw_stride);
 }
 
 // The same with both operands rounded to bf16 (nearest even) on the way into the packing.
-void add_outer_products_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
-                             int64_t k, float* scratch, float* dw, int64_t dw_stride) {
+void add_outer_products_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
+                             int64_t m, int64_t n, int64_t k, float* scratch, float* dw,
+                             int64_t dw_stride) {
   outer_products<true>(dy, dy_stride, x, x_stride, m, n, k, scratch, dw, dw_stride);
 }
 
@@ -150,13 +162,15 @@ inline __m512i pairs(__m512 even, __m512 odd) {
 }
 
 // Columns [0, cols) of m rows as [(m + 1) / 2, width] pairs, zeros past the ends.
-inline void pack_pairs(const float* in, int64_t stride, int64_t m, int64_t cols, int64_t width, uint32_t* out) {
+inline void pack_pairs(const float* in, int64_t stride, int64_t m, int64_t cols, int64_t width,
+                       uint32_t* out) {
   for (int64_t t = 0; t < m; t += 2, in += 2 * stride, out += width) {
     for (int64_t c = 0; c < width; c += kLanes) {
       const int64_t count = cols - c < 0 ? 0 : cols - c < kLanes ? cols - c : kLanes;
       const auto mask = static_cast<__mmask16>((1u << count) - 1);
       const __m512 even = _mm512_maskz_loadu_ps(mask, in + c);
-      const __m512 odd = t + 1 < m ? _mm512_maskz_loadu_ps(mask, in + stride + c) : _mm512_setzero_ps();
+      const __m512 odd =
+          t + 1 < m ? _mm512_maskz_loadu_ps(mask, in + stride + c) : _mm512_setzero_ps();
       _mm512_storeu_si512(out + c, pairs(even, odd));
     }
   }
@@ -164,7 +178,8 @@ inline void pack_pairs(const float* in, int64_t stride, int64_t m, int64_t cols,
 
 // R rows of dw by 64 columns: sums over `count` pairs of tokens, then added to dw.
 template <int64_t R>
-inline void pair_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t count, int64_t cols, float* dw, int64_t dw_stride) {
+inline void pair_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t count,
+                      int64_t cols, float* dw, int64_t dw_stride) {
   __m512 sum[R][4] = {};
   for (int64_t t = 0; t < count; ++t, a += a_stride, b += 64) {
     __m512i v[4];
@@ -174,7 +189,8 @@ inline void pair_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, in
     for (int64_t i = 0; i < R; ++i) {
       const __m512bh w = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a[i])));
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < 4; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], w, reinterpret_cast<__m512bh>(v[j]));
+      for (int64_t j = 0; j < 4; ++j)
+        sum[i][j] = _mm512_dpbf16_ps(sum[i][j], w, reinterpret_cast<__m512bh>(v[j]));
     }
   }
   for (int64_t i = 0; i < R; ++i) {
@@ -190,9 +206,11 @@ inline void pair_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, in
 
 }  // namespace
 
-// The same by vdpbf16ps: each step adds the products of two tokens, fma(even, fma(odd, sum)), subnormals as zero.
-void add_outer_products_native_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m, int64_t n,
-                                    int64_t k, float* scratch, float* dw, int64_t dw_stride) {
+// The same by vdpbf16ps: each step adds the products of two tokens, fma(even, fma(odd, sum)),
+// subnormals as zero.
+void add_outer_products_native_bf16(const float* dy, int64_t dy_stride, const float* x,
+                                    int64_t x_stride, int64_t m, int64_t n, int64_t k,
+                                    float* scratch, float* dw, int64_t dw_stride) {
   auto* const panel = reinterpret_cast<uint32_t*>(scratch);
   uint32_t* const packed = panel + kBlock / 2 * 64;
   const int64_t width = (n + kLanes - 1) / kLanes * kLanes;
@@ -204,14 +222,26 @@ void add_outer_products_native_bf16(const float* dy, int64_t dy_stride, const fl
       pack_pairs(x + j, x_stride, block, cols, 64, panel);
       float* const out = dw + j;
       int64_t i = 0;
-      for (; i + 6 <= n; i += 6) pair_tile<6>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
+      for (; i + 6 <= n; i += 6)
+        pair_tile<6>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
       switch (n - i) {
-        case 5: pair_tile<5>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
-        case 4: pair_tile<4>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
-        case 3: pair_tile<3>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
-        case 2: pair_tile<2>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
-        case 1: pair_tile<1>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride); break;
-        default: break;
+        case 5:
+          pair_tile<5>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
+          break;
+        case 4:
+          pair_tile<4>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
+          break;
+        case 3:
+          pair_tile<3>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
+          break;
+        case 2:
+          pair_tile<2>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
+          break;
+        case 1:
+          pair_tile<1>(packed + i, width, panel, count, cols, out + i * dw_stride, dw_stride);
+          break;
+        default:
+          break;
       }
     }
   }

@@ -1,6 +1,7 @@
-// The register tile of the linear layers for many rows of x. Lane after lane of the order of sums: all products of one lane are
-// summed for a tile of outputs, whose registers lie along w's rows, and the 16 tiles of sums are joined as soon as the tree of
-// reduce_add allows. So an output has the bits of gemm.simd.cc, and nothing is ever added across a register.
+// The register tile of the linear layers for many rows of x. Lane after lane of the order of sums:
+// all products of one lane are summed for a tile of outputs, whose registers lie along w's rows,
+// and the 16 tiles of sums are joined as soon as the tree of reduce_add allows. So an output has
+// the bits of gemm.simd.cc, and nothing is ever added across a register.
 #include "kernels/gemm-inl.h"
 #include "kernels/simd-inl.h"
 #include "kernels/transpose-inl.h"
@@ -8,7 +9,8 @@
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-constexpr int64_t kRows = kPackedTile.rows, kColumns = kPackedTile.columns, kParts = kColumns / kPartLanes;
+constexpr int64_t kRows = kPackedTile.rows, kColumns = kPackedTile.columns,
+                  kParts = kColumns / kPartLanes;
 static_assert(kParts == 2);
 
 struct F32 {
@@ -24,8 +26,10 @@ struct NativeBf16 {
 
 // The first R rows of a tile.
 template <class Op, int64_t R>
-__attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const float* w, int64_t n, float* partial, const float* bias, float* y, int64_t y_stride) {
-  alignas(64) float joined[4][R * kColumns];  // sums of 1, 2, 4 and 8 lanes that wait for their partner
+__attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const float* w, int64_t n,
+                                    float* partial, const float* bias, float* y, int64_t y_stride) {
+  // sums of 1, 2, 4 and 8 lanes that wait for their partner
+  alignas(64) float joined[4][R * kColumns];
   Part sum[R][kParts];
   const auto each = [&](float* p, auto body) __attribute__((always_inline)) {
 #pragma GCC unroll 12
@@ -57,7 +61,8 @@ __attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const 
       continue;
     }
     int level = 0;
-    for (; lane >> level & 1; ++level) each(joined[level], [](Part& s, float* p) { s = load_part(p) + s; });
+    for (; lane >> level & 1; ++level)
+      each(joined[level], [](Part& s, float* p) { s = load_part(p) + s; });
     if (level < 4) each(joined[level], [](Part& s, float* p) { store_part(s, p); });
   }
   if (!b.last) return;
@@ -88,11 +93,15 @@ void gemm(const PackedBlock& b) {
       if (rows == kRows) {
         tile<Op, kRows>(b, x, w, n, partial, bias, y, b.y_stride);
       } else {
-        // A third, two or all of a tile; what it computes of the zeros behind the last row goes nowhere.
+        // A third, two or all of a tile; what it computes of the zeros behind the last row goes
+        // nowhere.
         alignas(64) float rest[kRows * kColumns];
-        const auto part = rows > 2 * kThird ? tile<Op, kRows> : rows > kThird ? tile<Op, 2 * kThird> : tile<Op, kThird>;
+        const auto part = rows > 2 * kThird ? tile<Op, kRows>
+                          : rows > kThird   ? tile<Op, 2 * kThird>
+                                            : tile<Op, kThird>;
         part(b, x, w, n, partial, bias, rest, kColumns);
-        for (int64_t i = 0; b.last && i < rows; ++i) __builtin_memcpy(y + i * b.y_stride, rest + i * kColumns, static_cast<size_t>(n) * 4);
+        for (int64_t i = 0; b.last && i < rows; ++i)
+          __builtin_memcpy(y + i * b.y_stride, rest + i * kColumns, static_cast<size_t>(n) * 4);
       }
       if (partial != nullptr) partial += kPartial;
     }
@@ -115,10 +124,13 @@ void packed_native_bf16(const PackedBlock& b) {
 }
 #endif
 
-// Up to 16 rows of 16 * steps elements, lane by lane: element 16 s + l of row r to out[place(l) * lane + s * row_length + r]; `width` <= 16
-// elements are written for each, zeros for the rows that are missing.
-void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width, float* out, int64_t lane, int64_t row_length) {
-  constexpr int64_t kPlace[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};  // its own inverse
+// Up to 16 rows of 16 * steps elements, lane by lane: element 16 s + l of row r to out[place(l) *
+// lane + s * row_length + r]; `width` <= 16 elements are written for each, zeros for the rows that
+// are missing.
+void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
+                float* out, int64_t lane, int64_t row_length) {
+  // its own inverse
+  constexpr int64_t kPlace[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
   for (int64_t s = 0; s < steps; ++s) {
     F32x16 a[16];
     for (int64_t r = 0; r < 16; ++r) a[r] = r < rows ? load(in + r * in_stride + 16 * s) : zero();

@@ -11,10 +11,11 @@ namespace fathom {
 
 // All of quantize.simd.cc: one function per dtype, and the scaling of one FP8 block row.
 using DequantizeRow = void(const uint8_t* row, int64_t cols, float* out);
-FATHOM_SIMD_DECLARE(DequantizeRow dequantize_f16, dequantize_bf16, dequantize_f8e4m3, dequantize_q8_0,
-                    dequantize_q4_0, dequantize_q4_1, dequantize_q5_0, dequantize_q5_1, dequantize_q2_k,
-                    dequantize_q3_k, dequantize_q4_k, dequantize_q5_k, dequantize_q6_k, dequantize_iq4_nl,
-                    dequantize_iq4_xs, dequantize_mxfp4;
+FATHOM_SIMD_DECLARE(DequantizeRow dequantize_f16, dequantize_bf16, dequantize_f8e4m3,
+                    dequantize_q8_0, dequantize_q4_0, dequantize_q4_1, dequantize_q5_0,
+                    dequantize_q5_1, dequantize_q2_k, dequantize_q3_k, dequantize_q4_k,
+                    dequantize_q5_k, dequantize_q6_k, dequantize_iq4_nl, dequantize_iq4_xs,
+                    dequantize_mxfp4;
                     void multiply(float* inout, int64_t n, float factor))
 FATHOM_SIMD_DECLARE(void add_row(const float* x, int64_t n, float* inout))
 
@@ -27,7 +28,8 @@ void dequantize_row(Isa isa, DType dtype, const std::byte* row, int64_t cols, fl
   FATHOM_DCHECK(cols % dtype_info(dtype).block_elements == 0, dtype_name(dtype), cols);
   switch (dtype) {
 #define FATHOM_ROW(type, function) \
-  case DType::type: return FATHOM_SIMD_CALL(isa, function)(bytes, cols, out)
+  case DType::type:                \
+    return FATHOM_SIMD_CALL(isa, function)(bytes, cols, out)
     FATHOM_ROW(kF16, dequantize_f16);
     FATHOM_ROW(kBF16, dequantize_bf16);
     FATHOM_ROW(kF8E4M3, dequantize_f8e4m3);
@@ -48,17 +50,20 @@ void dequantize_row(Isa isa, DType dtype, const std::byte* row, int64_t cols, fl
     case DType::kF32:
       if (cols > 0) std::memcpy(out, row, static_cast<size_t>(cols) * sizeof(float));
       return;
-    default: FATHOM_CHECK(false, dtype_name(dtype));
+    default:
+      FATHOM_CHECK(false, dtype_name(dtype));
   }
 }
 
-void dequantize_weight(Isa isa, const WeightView& w, int64_t r, int64_t begin, int64_t count, float* out) {
+void dequantize_weight(Isa isa, const WeightView& w, int64_t r, int64_t begin, int64_t count,
+                       float* out) {
   dequantize_row(isa, w.dtype, w.row(r) + row_bytes(w.dtype, begin), count, out);
   if (w.dtype != DType::kF8E4M3) return;
   FATHOM_CHECK(w.block_scales != nullptr && begin % kScaleBlock == 0, begin);
   const float* scales = w.block_scales + r / kScaleBlock * w.scale_cols + begin / kScaleBlock;
   for (int64_t c = 0; c < count; c += kScaleBlock) {
-    FATHOM_SIMD_CALL(isa, multiply)(out + c, std::min(kScaleBlock, count - c), scales[c / kScaleBlock]);
+    FATHOM_SIMD_CALL(isa, multiply)
+    (out + c, std::min(kScaleBlock, count - c), scales[c / kScaleBlock]);
   }
 }
 
@@ -72,7 +77,8 @@ void embedding(Context& ctx, const WeightView& table, const int32_t* ids, Rows o
 
 void embedding_backward(Context& ctx, const int32_t* ids, ConstRows dy, Rows dtable) {
   FATHOM_CHECK(dy.cols == dtable.cols, dy.cols, dtable.cols);
-  for (int64_t t = 0; t < dy.rows; ++t) FATHOM_CHECK(ids[t] >= 0 && ids[t] < dtable.rows, t, ids[t], dtable.rows);
+  for (int64_t t = 0; t < dy.rows; ++t)
+    FATHOM_CHECK(ids[t] >= 0 && ids[t] < dtable.rows, t, ids[t], dtable.rows);
   constexpr int64_t kColumns = 128;
   ctx.pool().run((dy.cols + kColumns - 1) / kColumns, [&](int64_t item, int) {
     const int64_t begin = item * kColumns, count = std::min(kColumns, dy.cols - begin);
@@ -84,7 +90,9 @@ void embedding_backward(Context& ctx, const int32_t* ids, ConstRows dy, Rows dta
 
 void quantize_row(DType dtype, const float* x, int64_t cols, std::byte* row) {
   switch (dtype) {
-    case DType::kF32: std::memcpy(row, x, static_cast<size_t>(cols) * sizeof(float)); return;
+    case DType::kF32:
+      std::memcpy(row, x, static_cast<size_t>(cols) * sizeof(float));
+      return;
     case DType::kF16:
     case DType::kBF16:
       for (int64_t i = 0; i < cols; ++i) {
@@ -99,10 +107,13 @@ void quantize_row(DType dtype, const float* x, int64_t cols, std::byte* row) {
         const float scale = largest / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
         const uint16_t stored = f32_to_f16(scale);
         std::memcpy(row, &stored, sizeof stored);
-        for (int64_t i = 0; i < 32; ++i) row[2 + i] = static_cast<std::byte>(static_cast<int8_t>(std::round(x[begin + i] * inverse)));
+        for (int64_t i = 0; i < 32; ++i)
+          row[2 + i] =
+              static_cast<std::byte>(static_cast<int8_t>(std::round(x[begin + i] * inverse)));
       }
       return;
-    default: FATHOM_CHECK(false, dtype_name(dtype));
+    default:
+      FATHOM_CHECK(false, dtype_name(dtype));
   }
 }
 

@@ -1,7 +1,7 @@
-// Block formats to f32, one body per format for every instruction set. A block is taken 16 bytes at a time
-// (U8x16), its integers are put together in bytes, widened to f32 and scaled. All products are exact in f32
-// (11 bits of an f16 scale times at most 13 bits of integers), so only the last operation rounds, and an
-// FMA gives the bits of a multiplication and an addition.
+// Block formats to f32, one body per format for every instruction set. A block is taken 16 bytes at
+// a time (U8x16), its integers are put together in bytes, widened to f32 and scaled. All products
+// are exact in f32 (11 bits of an f16 scale times at most 13 bits of integers), so only the last
+// operation rounds, and an FMA gives the bits of a multiplication and an addition.
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -60,7 +60,8 @@ F32x16 widen(U8x16 a) {
 }
 F32x16 widen_f16(U16x16 a) {
   const __m256i v = reinterpret_cast<__m256i>(a);
-  return {_mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))};
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(v)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))};
 }
 U16x16 widen_u16(U8x16 a) { return reinterpret_cast<U16x16>(_mm256_cvtepu8_epi16(m128(a))); }
 #else
@@ -194,7 +195,8 @@ void block_q3_k(const uint8_t* b, float* y) {
 U8x16 unpack_scales(const uint8_t* s) {
   const uint32_t a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8);
   return reinterpret_cast<U8x16>(U32x4{a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030),
-                                       b & 0x3f3f3f3f, (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)});
+                                       b & 0x3f3f3f3f,
+                                       (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)});
 }
 Scales scales_and_minimums(const uint8_t* b) {
   const float d = load_scale(b), m = -load_scale(b + 2);
@@ -271,8 +273,8 @@ void elements(const uint8_t* row, int64_t cols, float* out) {
   store_n(widened(tail), out + whole, cols - whole);
 }
 
-// E4M3 is an f16 without one exponent bit and seven mantissa bits, 2^8 times as large. Going through f16
-// keeps subnormals off the slow path of f32 arithmetic. Code 127 is NaN.
+// E4M3 is an f16 without one exponent bit and seven mantissa bits, 2^8 times as large. Going
+// through f16 keeps subnormals off the slow path of f32 arithmetic. Code 127 is NaN.
 F32x16 load_f8e4m3(const uint8_t* p) {
   const U16x16 code = widen_u16(load_bytes(p));
   const U16x16 nan = reinterpret_cast<U16x16>((code & 0x7f) == 0x7f) & 0x7c00;

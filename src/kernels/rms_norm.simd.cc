@@ -19,7 +19,8 @@ void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, flo
 }
 
 // r = 1 / sqrt(mean x^2 + eps), c = r^2 mean(dy weight x).
-void rms_norm_backward_factors(const float* x, const float* weight, float eps, const float* dy, int64_t n, float* r, float* c) {
+void rms_norm_backward_factors(const float* x, const float* weight, float eps, const float* dy,
+                               int64_t n, float* r, float* c) {
   F32x16 squares = zero(), products = zero();
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t count = n - i < kLanes ? n - i : kLanes;
@@ -33,14 +34,17 @@ void rms_norm_backward_factors(const float* x, const float* weight, float eps, c
 }
 
 // cols <= 128. factors: r and c of each row.
-void rms_norm_backward_columns(const float* x, int64_t x_stride, const float* weight, const float* dy, int64_t dy_stride,
-                               const float* factors, int64_t rows, int64_t cols, float* dx, int64_t dx_stride, float* dweight) {
+void rms_norm_backward_columns(const float* x, int64_t x_stride, const float* weight,
+                               const float* dy, int64_t dy_stride, const float* factors,
+                               int64_t rows, int64_t cols, float* dx, int64_t dx_stride,
+                               float* dweight) {
   double sum[128] = {};
   for (int64_t t = 0; t < rows; ++t, factors += 2) {
     const F32x16 r = set(factors[0]), c = set(factors[1]);
     for (int64_t i = 0; i < cols; i += kLanes) {
       const int64_t count = cols - i < kLanes ? cols - i : kLanes;
-      const F32x16 v = load_n(x + t * x_stride + i, count), d = load_n(dy + t * dy_stride + i, count);
+      const F32x16 v = load_n(x + t * x_stride + i, count),
+                   d = load_n(dy + t * dy_stride + i, count);
       store_n((d * load_n(weight + i, count) - v * c) * r, dx + t * dx_stride + i, count);
       float terms[kLanes];
       store(d * (v * r), terms);

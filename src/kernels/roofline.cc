@@ -11,7 +11,8 @@
 
 namespace fathom {
 
-// Each does `steps` rounds of independent operations in registers and stores the operations of one round (0: the target has none such).
+// Each does `steps` rounds of independent operations in registers and stores the operations of one
+// round (0: the target has none such).
 // The result only keeps the work alive.
 FATHOM_SIMD_DECLARE(float probe_f32(int64_t steps, double* ops))
 FATHOM_SIMD_DECLARE(float probe_bf16(int64_t steps, double* ops))
@@ -33,7 +34,8 @@ double thread_seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-// The sum of what each thread does in its own time: what other programs take away is no property of the machine.
+// The sum of what each thread does in its own time: what other programs take away is no property of
+// the machine.
 double compute_rate(Context& ctx, ComputeProbe probe) {
   std::atomic<double> rate = 0;
   volatile float sink = 0;
@@ -56,12 +58,16 @@ double best_of(double seconds, Probe probe) {
 
 }  // namespace
 
-double RoofProbe::f32_flops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_f32)); }
+double RoofProbe::f32_flops() {
+  return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_f32));
+}
 double RoofProbe::bf16_flops() {
   if (ctx_.isa() < Isa::kAvx512 || !has_bf16_dot()) return f32_flops();
   return std::max(compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_bf16)), f32_flops());
 }
-double RoofProbe::int8_ops() { return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_int8)); }
+double RoofProbe::int8_ops() {
+  return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_int8));
+}
 
 double RoofProbe::read_bytes() {
   const int64_t items = kReadBytes / kReadItemBytes;

@@ -1,4 +1,5 @@
-// Loops that do one thing as fast as the instruction set allows. Chains enough to hide latency, few enough to stay in registers.
+// Loops that do one thing as fast as the instruction set allows. Chains enough to hide latency, few
+// enough to stay in registers.
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -16,7 +17,8 @@ constexpr int kChains = 2;  // of four
 
 float probe_f32(int64_t steps, double* ops) {
   *ops = kChains * 16 * 2;
-  volatile float factor = 0.999f;  // known only at run time, or the loop is worked out by the compiler
+  // known only at run time, or the loop is worked out by the compiler
+  volatile float factor = 0.999f;
   F32x16 a = set(factor), b = set(factor), sum[kChains];
   for (F32x16& s : sum) s = set(1.0f);
   for (int64_t i = 0; i < steps; ++i) {

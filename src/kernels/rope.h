@@ -14,17 +14,19 @@ namespace fathom {
 
 enum class RopeLayout { kInterleaved, kHalfSplit };
 
-// cos_sin[t, 2p] = cos, cos_sin[t, 2p + 1] = sin of position t's angle p, times `magnitude` (YaRN's, 1 for every released
-// model). Angles are formed in double, so positions to 2^31 keep their phase. inv_freq: [cos_sin.cols / 2].
-void rope_angles(Context& ctx, std::span<const int32_t> positions, std::span<const double> inv_freq, double magnitude,
-                 Rows cos_sin);
+// cos_sin[t, 2p] = cos, cos_sin[t, 2p + 1] = sin of position t's angle p, times `magnitude`
+// (YaRN's, 1 for every released model). Angles are formed in double, so positions to 2^31 keep
+// their phase. inv_freq: [cos_sin.cols / 2].
+void rope_angles(Context& ctx, std::span<const int32_t> positions, std::span<const double> inv_freq,
+                 double magnitude, Rows cos_sin);
 
 // x [tokens, heads * head_stride]: rotates elements [offset, offset + cos_sin.cols) of each head.
-void rope(Context& ctx, ConstRows cos_sin, RopeLayout layout, int64_t heads, int64_t head_stride, int64_t offset,
-          Rows x);
+void rope(Context& ctx, ConstRows cos_sin, RopeLayout layout, int64_t heads, int64_t head_stride,
+          int64_t offset, Rows x);
 
-// Backward of rope, in place on dx: the transpose, which rotates by the negative angles (and multiplies by the same magnitude).
-void rope_backward(Context& ctx, ConstRows cos_sin, RopeLayout layout, int64_t heads, int64_t head_stride, int64_t offset,
-                   Rows dx);
+// Backward of rope, in place on dx: the transpose, which rotates by the negative angles (and
+// multiplies by the same magnitude).
+void rope_backward(Context& ctx, ConstRows cos_sin, RopeLayout layout, int64_t heads,
+                   int64_t head_stride, int64_t offset, Rows dx);
 
 }  // namespace fathom

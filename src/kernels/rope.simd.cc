@@ -1,4 +1,5 @@
-// The arithmetic is in F32x16, not in a plain loop over pairs: gcc 12 makes fused multiply-adds of that one, against
+// The arithmetic is in F32x16, not in a plain loop over pairs: gcc 12 makes fused multiply-adds of
+// that one, against
 // -ffp-contract=off, and the targets would then round differently.
 #include "kernels/simd-inl.h"
 

@@ -1,5 +1,5 @@
-// Scalar and in double throughout: a few hundred numbers a token, and a choice made on unrounded scores ties only where the
-// definition ties (f32 sigmoids of 20 and 21 would be equal).
+// Scalar and in double throughout: a few hundred numbers a token, and a choice made on unrounded
+// scores ties only where the definition ties (f32 sigmoids of 20 and 21 would be equal).
 #include "kernels/router.h"
 
 #include <algorithm>
@@ -18,7 +18,8 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 
 constexpr int64_t kCost = 16;  // an exponential and k comparisons, in units of an ordinary element
 
-// One token's working memory: scores s, what the choice is made on, and the choice itself; the same for groups.
+// One token's working memory: scores s, what the choice is made on, and the choice itself; the same
+// for groups.
 struct RowScratch {
   std::span<double> s, choice, group, gradient;
   std::span<uint8_t> chosen, kept;
@@ -26,7 +27,8 @@ struct RowScratch {
 
 void score(ScoringFunc scoring_func, const float* logits, std::span<double> s) {
   if (scoring_func == ScoringFunc::kSigmoid) {
-    for (size_t e = 0; e < s.size(); ++e) s[e] = 1.0 / (1.0 + std::exp(-static_cast<double>(logits[e])));
+    for (size_t e = 0; e < s.size(); ++e)
+      s[e] = 1.0 / (1.0 + std::exp(-static_cast<double>(logits[e])));
     return;
   }
   const double largest = *std::max_element(logits, logits + s.size());
@@ -35,7 +37,8 @@ void score(ScoringFunc scoring_func, const float* logits, std::span<double> s) {
   for (double& x : s) x /= sum;
 }
 
-// Marks the `count` largest of x, the lower index first among equals. REQUIRES: count <= x.size(), no NaN.
+// Marks the `count` largest of x, the lower index first among equals. REQUIRES: count <= x.size(),
+// no NaN.
 void choose_largest(std::span<const double> x, int count, std::span<uint8_t> chosen) {
   std::fill(chosen.begin(), chosen.end(), uint8_t{0});
   for (int i = 0; i < count; ++i) {
@@ -61,7 +64,8 @@ void mask_groups(const RouterRule& rule, RowScratch& row) {
   const size_t size = row.choice.size() / row.group.size();
   for (size_t g = 0; g < row.group.size(); ++g) {
     const std::span<const double> members = row.choice.subspan(g * size, size);
-    row.group[g] = noaux ? sum_of_two_largest(members) : *std::max_element(members.begin(), members.end());
+    row.group[g] =
+        noaux ? sum_of_two_largest(members) : *std::max_element(members.begin(), members.end());
   }
   choose_largest(row.group, rule.topk_group, row.kept);
   for (size_t e = 0; e < row.choice.size(); ++e) {
@@ -69,7 +73,8 @@ void mask_groups(const RouterRule& rule, RowScratch& row) {
   }
 }
 
-// What divides and multiplies the chosen scores: weights = w * scale / (normalise ? sum w + 1e-20 : 1).
+// What divides and multiplies the chosen scores: weights = w * scale / (normalise ? sum w + 1e-20 :
+// 1).
 struct WeightRule {
   bool normalise;
   double scale;
@@ -81,10 +86,11 @@ WeightRule weight_rule(const RouterRule& rule) {
   return {normalise, normalise && !sigmoid ? 1.0 : rule.routed_scaling_factor};
 }
 
-void route_row(const RouterRule& rule, const float* logits, const float* bias, RowScratch& row, int32_t* experts,
-               float* weights) {
+void route_row(const RouterRule& rule, const float* logits, const float* bias, RowScratch& row,
+               int32_t* experts, float* weights) {
   score(rule.scoring_func, logits, row.s);
-  for (size_t e = 0; e < row.s.size(); ++e) row.choice[e] = row.s[e] + (bias != nullptr ? bias[e] : 0.0f);
+  for (size_t e = 0; e < row.s.size(); ++e)
+    row.choice[e] = row.s[e] + (bias != nullptr ? bias[e] : 0.0f);
   if (std::any_of(row.choice.begin(), row.choice.end(), [](double c) { return std::isnan(c); })) {
     for (int j = 0; j < rule.num_experts_per_tok; ++j) {
       experts[j] = j;
@@ -108,10 +114,12 @@ void route_row(const RouterRule& rule, const float* logits, const float* bias, R
 }
 
 // g = d loss / d s becomes d loss / d logits.
-void through_scores(ScoringFunc scoring_func, const float* logits, std::span<const double> s, std::span<double> g) {
+void through_scores(ScoringFunc scoring_func, const float* logits, std::span<const double> s,
+                    std::span<double> g) {
   if (scoring_func == ScoringFunc::kSigmoid) {
     for (size_t e = 0; e < s.size(); ++e) {
-      if (g[e] != 0) g[e] *= s[e] / (1.0 + std::exp(static_cast<double>(logits[e])));  // 1 - s without cancellation
+      // 1 - s without cancellation
+      if (g[e] != 0) g[e] *= s[e] / (1.0 + std::exp(static_cast<double>(logits[e])));
     }
     return;
   }
@@ -120,8 +128,8 @@ void through_scores(ScoringFunc scoring_func, const float* logits, std::span<con
   for (size_t e = 0; e < s.size(); ++e) g[e] = s[e] * (g[e] - mean);
 }
 
-void route_backward_row(const RouterRule& rule, const float* logits, const int32_t* experts, const float* dweights,
-                        RowScratch& row, float* dlogits) {
+void route_backward_row(const RouterRule& rule, const float* logits, const int32_t* experts,
+                        const float* dweights, RowScratch& row, float* dlogits) {
   score(rule.scoring_func, logits, row.s);
   std::copy(row.s.begin(), row.s.end(), row.choice.begin());
   if (rule.topk_method == TopkMethod::kGroupLimitedGreedy) mask_groups(rule, row);
@@ -129,12 +137,14 @@ void route_backward_row(const RouterRule& rule, const float* logits, const int32
   const auto [normalise, scale] = weight_rule(rule);
   double sum = 1e-20, mean = 0;
   for (int j = 0; j < rule.num_experts_per_tok; ++j) sum += w[static_cast<size_t>(experts[j])];
-  for (int j = 0; j < rule.num_experts_per_tok; ++j) mean += dweights[j] * w[static_cast<size_t>(experts[j])] / sum;
+  for (int j = 0; j < rule.num_experts_per_tok; ++j)
+    mean += dweights[j] * w[static_cast<size_t>(experts[j])] / sum;
   const std::span<double> g = row.gradient;
   std::fill(g.begin(), g.end(), 0.0);
   for (int j = 0; j < rule.num_experts_per_tok; ++j) {
     const auto e = static_cast<size_t>(experts[j]);
-    if (w[e] == 0 && row.s[e] != 0) continue;  // its group was left out: the weight is the constant 0
+    // its group was left out: the weight is the constant 0
+    if (w[e] == 0 && row.s[e] != 0) continue;
     g[e] = normalise ? scale / sum * (dweights[j] - mean) : scale * dweights[j];
   }
   through_scores(rule.scoring_func, logits, row.s, g);
@@ -142,14 +152,15 @@ void route_backward_row(const RouterRule& rule, const float* logits, const int32
 }
 
 // One token's sum_i f_i P_i; adds its gradient times `scale`.
-double balance_row(ScoringFunc scoring_func, const float* logits, std::span<const double> f, double scale, std::span<double> s,
-                   std::span<double> g, float* dlogits) {
+double balance_row(ScoringFunc scoring_func, const float* logits, std::span<const double> f,
+                   double scale, std::span<double> s, std::span<double> g, float* dlogits) {
   score(scoring_func, logits, s);
   double sum = 1, loss = 0;
   if (scoring_func == ScoringFunc::kSigmoid) sum = std::accumulate(s.begin(), s.end(), 0.0);
   for (size_t e = 0; e < s.size(); ++e) loss += f[e] * s[e] / sum;
   // d (s_e / sum) / d s_i = (1[e = i] - s_e / sum) / sum; a softmax needs no division.
-  for (size_t e = 0; e < s.size(); ++e) g[e] = scale * (scoring_func == ScoringFunc::kSigmoid ? (f[e] - loss) / sum : f[e]);
+  for (size_t e = 0; e < s.size(); ++e)
+    g[e] = scale * (scoring_func == ScoringFunc::kSigmoid ? (f[e] - loss) / sum : f[e]);
   through_scores(scoring_func, logits, s, g);
   for (size_t e = 0; e < s.size(); ++e) dlogits[e] = static_cast<float>(dlogits[e] + g[e]);
   return loss;
@@ -168,8 +179,11 @@ void for_router_rows(Context& ctx, const RouterRule& rule, int64_t rows, Body bo
   const int64_t n_experts = rule.n_routed_experts;
   for_rows(ctx, rows, n_experts * kCost, [&](int64_t t, int worker) {
     ArenaScope scope(ctx.worker_scratch(worker));
-    const auto array = [&]<class T>(T, int64_t n) { return std::span(scope.array<T>(n), static_cast<size_t>(n)); };
-    RowScratch row{array(0.0, n_experts), array(0.0, n_experts), array(0.0, rule.n_group), array(0.0, n_experts),
+    const auto array = [&]<class T>(T, int64_t n) {
+      return std::span(scope.array<T>(n), static_cast<size_t>(n));
+    };
+    RowScratch row{array(0.0, n_experts),        array(0.0, n_experts),
+                   array(0.0, rule.n_group),     array(0.0, n_experts),
                    array(uint8_t{0}, n_experts), array(uint8_t{0}, rule.n_group)};
     body(t, row);
   });
@@ -177,8 +191,8 @@ void for_router_rows(Context& ctx, const RouterRule& rule, int64_t rows, Body bo
 
 }  // namespace
 
-void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias,
-           int32_t* experts, float* weights) {
+void route(Context& ctx, const RouterRule& rule, ConstRows logits,
+           const float* e_score_correction_bias, int32_t* experts, float* weights) {
   check_rule(rule, logits);
   FATHOM_CHECK((e_score_correction_bias != nullptr) == (rule.topk_method == TopkMethod::kNoauxTc));
   const int k = rule.num_experts_per_tok;
@@ -188,10 +202,11 @@ void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* 
   });
 }
 
-void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts, const float* dweights,
-                    Rows dlogits) {
+void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
+                    const float* dweights, Rows dlogits) {
   check_rule(rule, logits);
-  FATHOM_CHECK(dlogits.rows == logits.rows && dlogits.cols == logits.cols, dlogits.rows, logits.rows, dlogits.cols);
+  FATHOM_CHECK(dlogits.rows == logits.rows && dlogits.cols == logits.cols, dlogits.rows,
+               logits.rows, dlogits.cols);
   const int k = rule.num_experts_per_tok;
   if (rule.n_routed_experts == 0) return;
   for_router_rows(ctx, rule, logits.rows, [&](int64_t t, RowScratch& row) {
@@ -199,10 +214,12 @@ void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, cons
   });
 }
 
-double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
-                             std::span<const int64_t> document_lengths, double alpha, Rows dlogits) {
+double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits,
+                             const int32_t* experts, std::span<const int64_t> document_lengths,
+                             double alpha, Rows dlogits) {
   check_rule(rule, logits);
-  FATHOM_CHECK(dlogits.rows == logits.rows && dlogits.cols == logits.cols, dlogits.rows, logits.rows, dlogits.cols);
+  FATHOM_CHECK(dlogits.rows == logits.rows && dlogits.cols == logits.cols, dlogits.rows,
+               logits.rows, dlogits.cols);
   const int64_t k = rule.num_experts_per_tok, n_experts = rule.n_routed_experts;
   if (k == 0) return 0;
   ArenaScope scope(ctx.scratch());
@@ -215,12 +232,14 @@ double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows log
     FATHOM_CHECK(length >= 1 && length <= logits.rows - begin, length, begin, logits.rows);
     std::fill(f.begin(), f.end(), 0.0);
     for (int64_t i = begin * k; i < (begin + length) * k; ++i) {
-      f[static_cast<size_t>(experts[i])] += static_cast<double>(n_experts) / static_cast<double>(k * length);
+      f[static_cast<size_t>(experts[i])] +=
+          static_cast<double>(n_experts) / static_cast<double>(k * length);
     }
     const double scale = share / static_cast<double>(length);
     for_router_rows(ctx, rule, length, [&](int64_t i, RowScratch& row) {
       const int64_t t = begin + i;
-      losses[t] = balance_row(rule.scoring_func, logits.row(t), f, scale, row.s, row.gradient, dlogits.row(t));
+      losses[t] = balance_row(rule.scoring_func, logits.row(t), f, scale, row.s, row.gradient,
+                              dlogits.row(t));
     });
     for (int64_t t = begin; t < begin + length; ++t) total += scale * losses[t];
     begin += length;

@@ -26,31 +26,42 @@ struct RouterRule {
 // logits [T, n_routed_experts] f32 (router weight times hidden, all f32).
 //   s = softmax(logits) or sigmoid(logits)
 //   kGreedy:             the num_experts_per_tok largest s
-//   kGroupLimitedGreedy: the topk_group groups of largest max s; scores outside become 0; then the largest
+//   kGroupLimitedGreedy: the topk_group groups of largest max s; scores outside become 0; then the
+//   largest
 //   kNoauxTc:            c = s + e_score_correction_bias; the topk_group groups of largest sum of their two largest c; outside -inf;
 //                        then the largest c. The bias chooses, it never weighs.
-//   w = s of the chosen; softmax: if k > 1 and norm_topk_prob w /= sum w + 1e-20, else w *= routed_scaling_factor;
-//                        sigmoid: if norm_topk_prob w /= sum w + 1e-20; then w *= routed_scaling_factor.
-// Scores, choice and weights are formed in double from the f32 logits and each weight is rounded once, so only what is equal by
-// definition ties. Ties: lower index first. Result rows are sorted by expert id: experts [T, k], weights [T, k].
-// e_score_correction_bias: [n_routed_experts], only for kNoauxTc, else null. A NaN logit (or +inf under softmax) gives NaN
-// weights and valid expert ids. Each row depends on nothing but itself.
-// REQUIRES: n_group divides n_routed_experts, topk_group <= n_group, num_experts_per_tok <= n_routed_experts.
-void route(Context& ctx, const RouterRule& rule, ConstRows logits, const float* e_score_correction_bias,
-           int32_t* experts, float* weights);
+//   w = s of the chosen; softmax: if k > 1 and norm_topk_prob w /= sum w + 1e-20, else w *=
+//   routed_scaling_factor;
+//                        sigmoid: if norm_topk_prob w /= sum w + 1e-20; then w *=
+//                        routed_scaling_factor.
+// Scores, choice and weights are formed in double from the f32 logits and each weight is rounded
+// once, so only what is equal by definition ties. Ties: lower index first. Result rows are sorted
+// by expert id: experts [T, k], weights [T, k].
+// e_score_correction_bias: [n_routed_experts], only for kNoauxTc, else null. A NaN logit (or +inf
+// under softmax) gives NaN weights and valid expert ids. Each row depends on nothing but itself.
+// REQUIRES: n_group divides n_routed_experts, topk_group <= n_group, num_experts_per_tok <=
+// n_routed_experts.
+void route(Context& ctx, const RouterRule& rule, ConstRows logits,
+           const float* e_score_correction_bias, int32_t* experts, float* weights);
 
-// Backward of route through the weights (the choice has no gradient): dlogits [T, n_routed_experts] is assigned; with g = d weights / d s,
+// Backward of route through the weights (the choice has no gradient): dlogits [T, n_routed_experts]
+// is assigned; with g = d weights / d s,
 //   sigmoid: dlogits[e] = g[e] s[e] (1 - s[e]);   softmax: dlogits[e] = s[e] (g[e] - sum_i g[i] s[i]).
-// experts [T, k] as route() gave them, dweights [T, k]. Everything in double, each element rounded once.
-void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts, const float* dweights,
-                    Rows dlogits);
+// experts [T, k] as route() gave them, dweights [T, k]. Everything in double, each element rounded
+// once.
+void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
+                    const float* dweights, Rows dlogits);
 
-// The balance loss of each document, averaged over the documents (V2 §2.1.3 equation for L_exp; V3 §2.1.2, L_Bal-10.2):
+// The balance loss of each document, averaged over the documents (V2 §2.1.3 equation for L_exp; V3
+// §2.1.2, L_Bal-10.2):
 //   alpha / D sum_d sum_i f[d, i] P[d, i],   f[d, i] = n_routed_experts / (k T_d) * (tokens of d that chose i), no gradient,
-//   P[d, i] = mean over d's tokens of s[i] (softmax) or s[i] / sum_j s[j] (sigmoid), without the correction bias.
-// Returns its value and adds its gradient to dlogits. document_lengths: T_d >= 1, their sum is the rows of logits. In double, each gradient
-// rounded once and added. Uses ctx.scratch() and worker scratch.
-double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
-                             std::span<const int64_t> document_lengths, double alpha, Rows dlogits);
+//   P[d, i] = mean over d's tokens of s[i] (softmax) or s[i] / sum_j s[j] (sigmoid), without the
+//   correction bias.
+// Returns its value and adds its gradient to dlogits. document_lengths: T_d >= 1, their sum is the
+// rows of logits. In double, each gradient rounded once and added. Uses ctx.scratch() and worker
+// scratch.
+double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits,
+                             const int32_t* experts, std::span<const int64_t> document_lengths,
+                             double alpha, Rows dlogits);
 
 }  // namespace fathom

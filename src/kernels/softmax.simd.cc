@@ -4,7 +4,8 @@ namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
 constexpr float kInf = __builtin_inff();
-constexpr int64_t kBlock = 4096;  // f32 lanes add at most kBlock / 16 terms before they go into the double
+// f32 lanes add at most kBlock / 16 terms before they go into the double
+constexpr int64_t kBlock = 4096;
 
 float row_max(const float* x, int64_t n) {
   F32x16 m = set(-kInf);
@@ -17,7 +18,8 @@ float row_max(const float* x, int64_t n) {
 
 }  // namespace
 
-// sum of e^(x - shift), shift = the largest x (0 if all are -inf). A NaN the maximum missed is in the sum.
+// sum of e^(x - shift), shift = the largest x (0 if all are -inf). A NaN the maximum missed is in
+// the sum.
 double shifted_sum_exp(const float* x, int64_t n, float* shift) {
   const float largest = row_max(x, n);
   *shift = largest == -kInf ? 0.0f : largest;
@@ -31,7 +33,8 @@ double shifted_sum_exp(const float* x, int64_t n, float* shift) {
     float lanes[kLanes], rest[kLanes];
     store(exp(load_n(x + i, end - i) - offset), rest);
     store(sum, lanes);
-    for (int64_t j = 0; j < kLanes; ++j) total += static_cast<double>(lanes[j]) + (j < end - i ? rest[j] : 0.0f);
+    for (int64_t j = 0; j < kLanes; ++j)
+      total += static_cast<double>(lanes[j]) + (j < end - i ? rest[j] : 0.0f);
   }
   return total;
 }

@@ -13,7 +13,8 @@ inline F32x16 interleave_low(F32x16 a, F32x16 b) {
   return {_mm512_permutex2var_ps(a.v, lanes, b.v)};
 }
 inline F32x16 interleave_high(F32x16 a, F32x16 b) {
-  const __m512i lanes = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const __m512i lanes =
+      _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   return {_mm512_permutex2var_ps(a.v, lanes, b.v)};
 }
 #elif defined(FATHOM_SIMD_IS_avx2)
@@ -36,8 +37,8 @@ inline F32x16 interleave_low(F32x16 a, F32x16 b) { return interleave_8(a.v, b.v)
 inline F32x16 interleave_high(F32x16 a, F32x16 b) { return interleave_8(a.v + 8, b.v + 8); }
 #endif
 
-// Number an element by the eight bits rrrrcccc of its row and column. Interleaving rows i and i + 8 into rows 2i and 2i + 1 rotates
-// these bits by one; four times exchanges row and column.
+// Number an element by the eight bits rrrrcccc of its row and column. Interleaving rows i and i + 8
+// into rows 2i and 2i + 1 rotates these bits by one; four times exchanges row and column.
 inline void transpose_16(F32x16 (&a)[16]) {
   for (int round = 0; round < 4; ++round) {
     F32x16 b[16];

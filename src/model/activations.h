@@ -1,6 +1,6 @@
-// What one step's forward pass leaves for the backward pass: rows of a scratch arena, one struct for
-// each part of a block. The forward functions always work on these; inference takes them from its
-// own scope and forgets them (`keep` false: some then share memory), training keeps them.
+// What one step's forward pass leaves for the backward pass: rows of a scratch arena, one struct
+// for each part of a block. The forward functions always work on these; inference takes them from
+// its own scope and forgets them (`keep` false: some then share memory), training keeps them.
 // All arrays are [tokens, ...] f32 unless said; slots = tokens * num_experts_per_tok, sorted by
 // expert.
 #pragma once
@@ -31,14 +31,14 @@ struct MlpActivations {
 
 struct MoeActivations {
   MlpActivations shared;
-  Rows logits;                 // [n_routed_experts]
-  int32_t* experts = nullptr;  // [slots], by token: the choice
-  float* weights = nullptr;    // [slots], by token
-  std::span<int64_t> offsets;  // [n_routed_experts + 1]
-  std::span<int64_t> position; // [slots]
-  Rows x;                      // [slots, hidden_size]
-  MlpActivations routed;       // [slots, moe_intermediate_size]
-  Rows y;                      // [slots, hidden_size]; without `keep` in place of x
+  Rows logits;                  // [n_routed_experts]
+  int32_t* experts = nullptr;   // [slots], by token: the choice
+  float* weights = nullptr;     // [slots], by token
+  std::span<int64_t> offsets;   // [n_routed_experts + 1]
+  std::span<int64_t> position;  // [slots]
+  Rows x;                       // [slots, hidden_size]
+  MlpActivations routed;        // [slots, moe_intermediate_size]
+  Rows y;                       // [slots, hidden_size]; without `keep` in place of x
 };
 
 struct BlockActivations {

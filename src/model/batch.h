@@ -41,13 +41,14 @@ struct InferBatch {
   MlaForm form = MlaForm::kAbsorbed;
 };
 
-// Packed documents of one training step or a part of it. Attention stays inside each document, whose
-// positions start at 0.
+// Packed documents of one training step or a part of it. Attention stays inside each document,
+// whose positions start at 0.
 struct TrainBatch {
   std::span<const int32_t> tokens;            // of all documents, one after the other
   std::span<const int64_t> document_lengths;  // each >= 1; they add up to tokens.size()
-  // targets[t] = the token that row t shall predict, tokens[t + 1] of the same document, or -1 where it does
-  // not count: at a document's end and, in fine-tuning, everywhere but in the assistant's words.
+  // targets[t] = the token that row t shall predict, tokens[t + 1] of the same document, or -1
+  // where it does not count: at a document's end and, in fine-tuning, everywhere but in the
+  // assistant's words.
   std::span<const int32_t> targets;
 };
 

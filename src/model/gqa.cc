@@ -69,10 +69,9 @@ void gqa_backward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const
 
   const Rows dq = scope.rows(tokens, a.q.cols), dkv = scope.rows(tokens, a.kv.cols);
   const Rows dk = dkv.columns(0, kv_heads * dim), dv = dkv.columns(kv_heads * dim, kv_heads * dim);
-  attention_documents_backward(
-      ctx, a.q, keys.document_lengths, heads, kv_heads, static_cast<float>(softmax_scale(c)),
-      packed_keys(c, a), d_o, dq,
-      {{dk.data, dk.stride, dim}, {}, {dv.data, dv.stride, dim}});
+  attention_documents_backward(ctx, a.q, keys.document_lengths, heads, kv_heads,
+                               static_cast<float>(softmax_scale(c)), packed_keys(c, a), d_o, dq,
+                               {{dk.data, dk.stride, dim}, {}, {dv.data, dv.stride, dim}});
 
   // q, k = turn of W x + b; v = W x + b
   rope_backward(ctx, cos_sin, c.rope.layout, heads, dim, 0, dq);

@@ -38,7 +38,8 @@ struct Loss {
 };
 
 // Cross-entropy of lm_head(normed), chunk by chunk: logits of a whole batch never exist at once.
-// With gradients: dnormed is assigned, scaled by `scale`. With `tokens` its derivatives take the place of cross-entropy's.
+// With gradients: dnormed is assigned, scaled by `scale`. With `tokens` its derivatives take the
+// place of cross-entropy's.
 Loss head_loss(const Pass& p, ConstRows normed, std::span<const int32_t> targets, double scale,
                TokenObjective* tokens, Rows dnormed) {
   Context& ctx = p.ctx;
@@ -61,12 +62,14 @@ Loss head_loss(const Pass& p, ConstRows normed, std::span<const int32_t> targets
       loss.count += part.count;
     } else {
       const auto column = [&](int64_t i) { return std::span(of_tokens + i * rows, some.size()); };
-      const std::span<float> log_prob = column(0), entropy = column(1), d_log_prob = column(2), d_entropy = column(3);
+      const std::span<float> log_prob = column(0), entropy = column(1), d_log_prob = column(2),
+                             d_entropy = column(3);
       log_prob_entropy(ctx, some, logits, log_prob, entropy);
       tokens->differentiate(first, log_prob, entropy, d_log_prob, d_entropy);
       for (const float l : log_prob) loss.sum -= l;
       loss.count += std::count_if(some.begin(), some.end(), [](int32_t t) { return t != -1; });
-      if (p.gradients != nullptr) log_prob_entropy_backward(ctx, some, entropy, d_log_prob, d_entropy, logits);
+      if (p.gradients != nullptr)
+        log_prob_entropy_backward(ctx, some, entropy, d_log_prob, d_entropy, logits);
     }
     if (p.gradients != nullptr) {
       linear_backward(ctx, x, lm_head, logits, p.gradients->lm_head, dnormed.slice(first, rows));
@@ -274,9 +277,9 @@ void add_gradients(Context& ctx, const Model& model, const TrainBatch& batch,
       kept[layer] = block_activations(layer_scope, c, c.is_moe_layer(layer), tokens, true);
       forward(layer, kept[layer]);
     }
-    losses.balance += block_backward(ctx, c, w.layers[l], {nullptr, batch.document_lengths, layer},
-                                     cos_sin, x[layer], kept[layer], balance, gradients->layers[l],
-                                     dx);
+    losses.balance +=
+        block_backward(ctx, c, w.layers[l], {nullptr, batch.document_lengths, layer}, cos_sin,
+                       x[layer], kept[layer], balance, gradients->layers[l], dx);
   }
   if (gradients->embed_tokens.weight.data != nullptr) {
     embedding_backward(ctx, batch.tokens.data(), dx, gradients->embed_tokens.weight);

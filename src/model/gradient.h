@@ -1,5 +1,5 @@
-// The loss of a micro-batch and its gradient: the forward pass of model.h with its activations kept,
-// then the same blocks in reverse.
+// The loss of a micro-batch and its gradient: the forward pass of model.h with its activations
+// kept, then the same blocks in reverse.
 //
 //   L = sum over targets of -log p(target) / targets of the step
 //       (or, for policy gradients, any function of each target's log-probability and entropy)
@@ -23,17 +23,19 @@ namespace fathom {
 class TokenObjective {
  public:
   virtual ~TokenObjective() = default;
-  // log p(target) and the entropy of the batch's rows from `first` on, as many as the spans are long; the derivatives of L by
-  // both are to be filled in. Rows without a target have 0, and what they are given is ignored. Without gradients to add to
-  // it is called all the same: this is how old or reference log-probabilities are read.
-  virtual void differentiate(int64_t first, std::span<const float> log_prob, std::span<const float> entropy,
-                             std::span<float> d_log_prob, std::span<float> d_entropy) = 0;
+  // log p(target) and the entropy of the batch's rows from `first` on, as many as the spans are
+  // long; the derivatives of L by both are to be filled in. Rows without a target have 0, and what
+  // they are given is ignored. Without gradients to add to it is called all the same: this is how
+  // old or reference log-probabilities are read.
+  virtual void differentiate(int64_t first, std::span<const float> log_prob,
+                             std::span<const float> entropy, std::span<float> d_log_prob,
+                             std::span<float> d_entropy) = 0;
 };
 
 struct Objective {
-  int64_t targets = 0;      // of the whole step: TrainBatch targets that are not -1
-  int64_t mtp_targets = 0;  // mtp_target_count() over the whole step
-  int64_t documents = 0;    // of the whole step
+  int64_t targets = 0;                // of the whole step: TrainBatch targets that are not -1
+  int64_t mtp_targets = 0;            // mtp_target_count() over the whole step
+  int64_t documents = 0;              // of the whole step
   double mtp_loss_weight = 0;         // lambda; 0 = the MTP layer is neither computed nor trained
   double sequence_balance_alpha = 0;  // 0 = off
   TokenObjective* tokens = nullptr;   // instead of cross-entropy
@@ -57,13 +59,13 @@ struct StepLosses {
 
 // MoE layers, the MTP layer included if the model has it.
 int64_t moe_layers(const Model& model);
-// Positions of which the MTP layer is trained: those whose next token is in the same document and has a
-// target itself.
+// Positions of which the MTP layer is trained: those whose next token is in the same document and
+// has a target itself.
 int64_t mtp_target_count(const TrainBatch& batch);
 
 // Adds the micro-batch's losses, and its gradients of L to `gradients`. Null gradients: losses only
-// (validation); then nothing is kept. Uses ctx.scratch(); call from one thread. train/run.h says what
-// memory it takes. REQUIRES: targets in [0, vocab_size) or -1, tokens in [0, vocab_size).
+// (validation); then nothing is kept. Uses ctx.scratch(); call from one thread. train/run.h says
+// what memory it takes. REQUIRES: targets in [0, vocab_size) or -1, tokens in [0, vocab_size).
 void add_gradients(Context& ctx, const Model& model, const TrainBatch& batch,
                    const Objective& objective, const ModelGradients* gradients, StepLosses& losses);
 

@@ -19,7 +19,9 @@ struct GroupGradient {
 };
 
 // Weight gradients are made of bf16 operands where the layer computes with bf16.
-DType operands_of(const WeightView& w) { return w.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32; }
+DType operands_of(const WeightView& w) {
+  return w.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+}
 
 void scale_rows(Rows x, float factor) {
   for (int64_t t = 0; t < x.rows; ++t) {

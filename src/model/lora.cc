@@ -13,7 +13,8 @@
 namespace fathom {
 namespace {
 
-constexpr std::string_view kPrefix = "base_model.model.";  // of an adapter's name, before the layer's
+// of an adapter's name, before the layer's
+constexpr std::string_view kPrefix = "base_model.model.";
 
 // "model.layers.0.mlp.down_proj.weight" -> "model.layers.0.mlp.down_proj"
 std::string layer_of(const std::string& name) { return name.substr(0, name.rfind(".weight")); }
@@ -33,9 +34,10 @@ class Targets {
   void expect_all_used() const {
     for (size_t i = 0; i < used_.size(); ++i) {
       if (!used_[i]) {
-        fail("lora: target {}: no linear layer of this model, expected a part of a name such as "
-             "'self_attn.o_proj'",
-             quoted(options_.targets[i]));
+        fail(
+            "lora: target {}: no linear layer of this model, expected a part of a name such as "
+            "'self_attn.o_proj'",
+            quoted(options_.targets[i]));
       }
     }
   }
@@ -72,8 +74,8 @@ class LoraWalker {
     }
     set_scale(w);
   }
-  void vector(const std::string&, typename T::Vector&, const std::vector<int64_t>&,
-              ParameterKind) {}
+  void vector(const std::string&, typename T::Vector&, const std::vector<int64_t>&, ParameterKind) {
+  }
   void kv_b(const std::string& attn, int64_t, MlaTensors<T>& w) {
     const ModelConfig& c = config_;
     matrix(attn + ".kv_b_proj.weight", w.kv_b_proj,
@@ -134,15 +136,20 @@ ParameterTable lora_table(const ModelConfig& config, const LoraOptions& options)
   return std::move(place.table);
 }
 
-std::string adapter_config_json(const LoraOptions& options, const ParameterTable& table, const std::string& base) {
+std::string adapter_config_json(const LoraOptions& options, const ParameterTable& table,
+                                const std::string& base) {
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
   constexpr std::string_view kSuffix = ".lora_A.weight";
   for (const Parameter& p : table.parameters) {
-    if (p.name.ends_with(kSuffix)) layers.push_back(p.name.substr(kPrefix.size(), p.name.size() - kPrefix.size() - kSuffix.size()));
+    if (p.name.ends_with(kSuffix))
+      layers.push_back(
+          p.name.substr(kPrefix.size(), p.name.size() - kPrefix.size() - kSuffix.size()));
   }
-  const nlohmann::ordered_json config = {{"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", base},
-                                         {"r", options.rank}, {"lora_alpha", options.alpha}, {"lora_dropout", 0.0}, {"bias", "none"},
-                                         {"fan_in_fan_out", false}, {"inference_mode", true}, {"target_modules", layers}};
+  const nlohmann::ordered_json config = {
+      {"peft_type", "LORA"},     {"task_type", "CAUSAL_LM"},    {"base_model_name_or_path", base},
+      {"r", options.rank},       {"lora_alpha", options.alpha}, {"lora_dropout", 0.0},
+      {"bias", "none"},          {"fan_in_fan_out", false},     {"inference_mode", true},
+      {"target_modules", layers}};
   return config.dump(2) + "\n";
 }
 
@@ -164,9 +171,7 @@ void initialise_lora(const ParameterTable& table, uint64_t seed, std::span<float
 void attach_lora(const ModelConfig& config, const LoraOptions& options, const ParameterTable& table,
                  std::span<const float> master, std::span<const bf16> compute,
                  ModelTensors<AsWeights>& weights) {
-  const auto make = [&](const Parameter& p) {
-    return matrix_view(p, master, compute);
-  };
+  const auto make = [&](const Parameter& p) { return matrix_view(p, master, compute); };
   MapPairs<WeightView, decltype(make)> place{table, make};
   LoraWalker<AsWeights, decltype(place)> walker(config, options, place);
   for_each_tensor(weights, config, walker);
@@ -199,7 +204,8 @@ void merge_lora(const WeightView& weight, const WeightView& lora_a, const Weight
     std::fill(sum.begin(), sum.end(), 0.0);
     for (int64_t i = 0; i < rank; ++i) {
       const double factor = b[static_cast<size_t>(i)];
-      for (int64_t k = 0; k < cols; ++k) sum[static_cast<size_t>(k)] += factor * a[static_cast<size_t>(i * cols + k)];
+      for (int64_t k = 0; k < cols; ++k)
+        sum[static_cast<size_t>(k)] += factor * a[static_cast<size_t>(i * cols + k)];
     }
     for (int64_t k = 0; k < cols; ++k) {
       row[k] = static_cast<float>(row[k] + double{lora_scale} * sum[static_cast<size_t>(k)]);
@@ -207,19 +213,22 @@ void merge_lora(const WeightView& weight, const WeightView& lora_a, const Weight
   }
 }
 
-void merge_weights(const ModelConfig& config, const ParameterTable& full, const ModelTensors<AsWeights>& base,
-                   const LoraOptions& options, const ParameterTable& table, std::span<const float> master,
+void merge_weights(const ModelConfig& config, const ParameterTable& full,
+                   const ModelTensors<AsWeights>& base, const LoraOptions& options,
+                   const ParameterTable& table, std::span<const float> master,
                    std::span<float> out) {
   copy_weights(config, full, base, out);
   std::map<std::string_view, const Parameter*> by_name;
   for (const Parameter& p : full.parameters) by_name[p.name] = &p;
   for (size_t i = 0; i < table.parameters.size(); i += 2) {
     const Parameter& a = table.parameters[i];
-    const std::string layer = a.name.substr(kPrefix.size(), a.name.rfind(".lora_A") - kPrefix.size());
+    const std::string layer =
+        a.name.substr(kPrefix.size(), a.name.rfind(".lora_A") - kPrefix.size());
     const Parameter& weight = *by_name.at(layer + ".weight");
-    float* const place = out.data() + weight.offset;  // row by row: merging in place reads a row before it writes it
-    merge_lora(matrix_view(weight, out, {}), matrix_view(a, master, {}), matrix_view(table.parameters[i + 1], master, {}),
-               lora_scale(options), place);
+    // row by row: merging in place reads a row before it writes it
+    float* const place = out.data() + weight.offset;
+    merge_lora(matrix_view(weight, out, {}), matrix_view(a, master, {}),
+               matrix_view(table.parameters[i + 1], master, {}), lora_scale(options), place);
   }
 }
 

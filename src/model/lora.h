@@ -1,5 +1,6 @@
-// Low-rank adapters (LoRA, arXiv 2106.09685): the base model is frozen, in any type that computes (bf16, or 8- and
-// 4-bit blocks as QLoRA has it), and each chosen linear layer learns B A of rank `rank` beside it (linear.h).
+// Low-rank adapters (LoRA, arXiv 2106.09685): the base model is frozen, in any type that computes
+// (bf16, or 8- and 4-bit blocks as QLoRA has it), and each chosen linear layer learns B A of rank
+// `rank` beside it (linear.h).
 #pragma once
 
 #include <string>
@@ -27,7 +28,8 @@ inline float lora_scale(const LoraOptions& options) {
 ParameterTable lora_table(const ModelConfig& config, const LoraOptions& options);
 
 // The same as PEFT's adapter_config.json, with each adapted layer by its full name.
-std::string adapter_config_json(const LoraOptions& options, const ParameterTable& table, const std::string& base);
+std::string adapter_config_json(const LoraOptions& options, const ParameterTable& table,
+                                const std::string& base);
 
 // A normal with standard deviation 1 / sqrt(in), B 0: the adapted model starts as the base.
 void initialise_lora(const ParameterTable& table, uint64_t seed, std::span<float> master);
@@ -44,9 +46,11 @@ ModelGradients map_lora_gradients(const ModelConfig& config, const LoraOptions& 
 void merge_lora(const WeightView& weight, const WeightView& lora_a, const WeightView& lora_b,
                 float lora_scale, float* out);
 
-// The whole model with its adapters merged, as the numbers of `full` (parameter_table()): what to publish of a LoRA run.
-void merge_weights(const ModelConfig& config, const ParameterTable& full, const ModelTensors<AsWeights>& base,
-                   const LoraOptions& options, const ParameterTable& table, std::span<const float> master,
+// The whole model with its adapters merged, as the numbers of `full` (parameter_table()): what to
+// publish of a LoRA run.
+void merge_weights(const ModelConfig& config, const ParameterTable& full,
+                   const ModelTensors<AsWeights>& base, const LoraOptions& options,
+                   const ParameterTable& table, std::span<const float> master,
                    std::span<float> out);
 
 }  // namespace fathom

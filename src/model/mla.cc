@@ -56,7 +56,8 @@ void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   for (int64_t head = 0; head < heads; head += group) {
     const int64_t count = std::min(group, heads - head);
     const Rows kv{kv_buffer.data, keys, count * (nope + v), count * (nope + v)};
-    linear_forward(ctx, latent, w.kv_b_proj.slice(head * (nope + v), count * (nope + v)), nullptr, kv);
+    linear_forward(ctx, latent, w.kv_b_proj.slice(head * (nope + v), count * (nope + v)), nullptr,
+                   kv);
     const AttentionKeys parts{f32_part(kv.data, kv.stride, nope + v, nope),
                               f32_part(key_rope.data, key_rope.stride, 0, key_rope.cols),
                               f32_part(kv.data + nope, kv.stride, nope + v, v), blocks};

@@ -23,9 +23,7 @@ Model::Model(Checkpoint checkpoint)
 }
 
 Model::Model(ModelConfig config, ModelWeights weights)
-    : config_(std::move(config)),
-      weights_(std::move(weights)),
-      inv_freq_(rope_inv_freq(config_)) {}
+    : config_(std::move(config)), weights_(std::move(weights)), inv_freq_(rope_inv_freq(config_)) {}
 
 Rows Model::cos_sin(Context& ctx, ArenaScope& scope, std::span<const int32_t> positions) const {
   const Rows out = scope.rows(static_cast<int64_t>(positions.size()), config_.rope_dim());

@@ -18,8 +18,8 @@ class Model {
   // Maps and validates everything, all or nothing; throws fathom::Error.
   static Model load(const std::filesystem::path& path);
   explicit Model(Checkpoint checkpoint);
-  // Of weights in memory (training): views into arrays that outlive the model and may change between
-  // calls. Generation in the absorbed form needs refresh_absorbed() after each change.
+  // Of weights in memory (training): views into arrays that outlive the model and may change
+  // between calls. Generation in the absorbed form needs refresh_absorbed() after each change.
   Model(ModelConfig config, ModelWeights weights);
 
   const ModelConfig& config() const { return config_; }

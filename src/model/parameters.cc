@@ -47,8 +47,7 @@ class Walker {
            ParameterKind::kMatrix);
   }
   bool has_mtp(int64_t) const { return true; }
-  void mtp_norm(const std::string& name, typename T::Vector& w, int64_t count,
-                typename T::Vector) {
+  void mtp_norm(const std::string& name, typename T::Vector& w, int64_t count, typename T::Vector) {
     vector(name, w, {count}, ParameterKind::kVector);
   }
   void mtp_copies(const std::string&) {}
@@ -222,8 +221,8 @@ void initialise(const ParameterTable& table, double initializer_range, uint64_t 
       }
       const RandomKey key{.seed = seed, .purpose = RandomPurpose::kInit, .sequence = name_key};
       for (int64_t i = 0; i < p.count; ++i) {
-        values[i] = static_cast<float>(initializer_range *
-                                       random_normal(key, static_cast<uint64_t>(i)));
+        values[i] =
+            static_cast<float>(initializer_range * random_normal(key, static_cast<uint64_t>(i)));
       }
     }
   }
@@ -231,9 +230,10 @@ void initialise(const ParameterTable& table, double initializer_range, uint64_t 
 
 void expect_declared_mtp(const ModelConfig& config, const ModelTensors<AsWeights>& weights) {
   if (config.num_nextn_predict_layers > 0 && !weights.mtp) {
-    fail("model: tensor model.layers.{}.eh_proj.weight: missing, expected the MTP layer that "
-         "num_nextn_predict_layers declares (set it to 0 to train without one)",
-         config.num_hidden_layers);
+    fail(
+        "model: tensor model.layers.{}.eh_proj.weight: missing, expected the MTP layer that "
+        "num_nextn_predict_layers declares (set it to 0 to train without one)",
+        config.num_hidden_layers);
   }
 }
 

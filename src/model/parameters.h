@@ -1,6 +1,7 @@
-// The trained numbers of a model as one flat arena: a table of names, shapes and places. Weights, gradients,
-// moments and their bf16 copies are arrays of the same layout, so optimiser, checkpoint, clipping and sharding
-// are loops over ranges. Names and order are those of the Hugging Face checkpoint.
+// The trained numbers of a model as one flat arena: a table of names, shapes and places. Weights,
+// gradients, moments and their bf16 copies are arrays of the same layout, so optimiser, checkpoint,
+// clipping and sharding are loops over ranges. Names and order are those of the Hugging Face
+// checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +50,8 @@ WeightView matrix_view(const Parameter& parameter, std::span<const float> master
 // Every tensor of the model that `config` describes, the MTP layer included.
 ParameterTable parameter_table(const ModelConfig& config);
 
-// Offset of the first parameter of the MTP layer, the last part of the table; table.total without one.
+// Offset of the first parameter of the MTP layer, the last part of the table; table.total without
+// one.
 int64_t first_mtp_offset(const ModelConfig& config, const ParameterTable& table);
 
 // Views of flat arrays with the table's layout. Matrices are read from `compute` (bf16) unless that
@@ -60,12 +62,13 @@ ModelWeights map_weights(const ModelConfig& config, const ParameterTable& table,
 ModelGradients map_gradients(const ModelConfig& config, const ParameterTable& table,
                              std::span<float> gradients);
 
-// Matrices, router and embeddings normal with standard deviation initializer_range (V3 §4.2: 0.006),
-// norms 1, biases 0. Keyed by (seed, name): a tensor's numbers do not depend on the others.
+// Matrices, router and embeddings normal with standard deviation initializer_range (V3 §4.2:
+// 0.006), norms 1, biases 0. Keyed by (seed, name): a tensor's numbers do not depend on the others.
 void initialise(const ParameterTable& table, double initializer_range, uint64_t seed,
                 std::span<float> master);
 
-// Throws if the files left out the MTP layer that their config declares: training needs one or the other.
+// Throws if the files left out the MTP layer that their config declares: training needs one or the
+// other.
 void expect_declared_mtp(const ModelConfig& config, const ModelTensors<AsWeights>& weights);
 
 // The numbers of a loaded checkpoint as f32. REQUIRES: `weights` has the tensors of the table

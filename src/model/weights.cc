@@ -258,7 +258,8 @@ void Loader::kv_b(const std::string& attn, int64_t layer, MlaWeights& w) {
   const bool keep = k_b.dtype == DType::kBF16 && v_b.dtype == DType::kBF16;
   const int64_t total = heads * (nope + v);
   WeightView& whole = w.kv_b_proj.weight;
-  whole = keep ? WeightView{DType::kBF16, total, rank, own(static_cast<size_t>(total * rank) * 2), nullptr, 0}
+  whole = keep ? WeightView{DType::kBF16, total, rank, own(static_cast<size_t>(total * rank) * 2),
+                            nullptr,      0}
                : own_f32(total, rank);
   auto* data = const_cast<std::byte*>(whole.data);
   const auto put = [&](int64_t r, int64_t column, float value) {
@@ -302,7 +303,9 @@ void absorb(const ModelConfig& c, MlaWeights& mla, ModelWeights& w) {
   if (!kv_b.lora_a.empty()) {
     if (fresh) mla.absorbed.merged = reinterpret_cast<float*>(own(source.rows * rank * 4));
     merge_lora(source, kv_b.lora_a, kv_b.lora_b, kv_b.lora_scale, up.merged);
-    source = {.dtype = DType::kF32, .rows = source.rows, .cols = rank,
+    source = {.dtype = DType::kF32,
+              .rows = source.rows,
+              .cols = rank,
               .data = reinterpret_cast<const std::byte*>(up.merged)};
   }
   const DType dtype = source.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;

@@ -11,8 +11,8 @@
 
 namespace fathom {
 
-// Instruction sets the kernels are compiled for, weakest first. kAvx512 means F, BW, DQ, VL and VNNI together (Zen 4 and later,
-// Cascade Lake and later); a CPU with part of them runs kAvx2.
+// Instruction sets the kernels are compiled for, weakest first. kAvx512 means F, BW, DQ, VL and
+// VNNI together (Zen 4 and later, Cascade Lake and later); a CPU with part of them runs kAvx2.
 enum class Isa { kPortable, kAvx2, kAvx512 };
 std::string_view isa_name(Isa isa);
 // The strongest set this CPU and operating system run (CPUID and XGETBV).
@@ -37,7 +37,8 @@ class Context {
   Arena& scratch() { return *scratch_; }
   // For the body of a parallel loop; worker in [0, pool().threads()).
   Arena& worker_scratch(int worker) { return *worker_scratch_[static_cast<size_t>(worker)]; }
-  // For the same: a context of one thread, to call a kernel from inside a loop over many small problems.
+  // For the same: a context of one thread, to call a kernel from inside a loop over many small
+  // problems.
   // Kernels give the same bits on it.
   Context& serial(int worker) { return *serial_[static_cast<size_t>(worker)]; }
 

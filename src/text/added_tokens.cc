@@ -38,18 +38,21 @@ size_t without_trailing_space(std::string_view text) {
 AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
   std::sort(tokens_.begin(), tokens_.end(),
             [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
-  for (const AddedToken& token : tokens_) begins_[static_cast<unsigned char>(token.content[0])] = true;
+  for (const AddedToken& token : tokens_)
+    begins_[static_cast<unsigned char>(token.content[0])] = true;
 }
 
 const AddedToken* AddedTokenMatcher::longest_at(std::string_view text) const {
-  // [low, high) are the tokens that agree with the first `depth` bytes; the one that is no longer than that
-  // comes first.
+  // [low, high) are the tokens that agree with the first `depth` bytes; the one that is no longer
+  // than that comes first.
   const AddedToken* longest = nullptr;
   auto low = tokens_.begin(), high = tokens_.end();
   for (size_t depth = 0; true; ++depth) {
     if (low != high && low->content.size() == depth) longest = &*low++;
     if (low == high || depth == text.size()) return longest;
-    const auto byte = [depth](const AddedToken& t) { return static_cast<unsigned char>(t.content[depth]); };
+    const auto byte = [depth](const AddedToken& t) {
+      return static_cast<unsigned char>(t.content[depth]);
+    };
     const auto wanted = static_cast<unsigned char>(text[depth]);
     low = std::partition_point(low, high, [&](const AddedToken& t) { return byte(t) < wanted; });
     high = std::partition_point(low, high, [&](const AddedToken& t) { return byte(t) == wanted; });
@@ -63,7 +66,8 @@ AddedTokenMatcher::Match AddedTokenMatcher::find(std::string_view text, size_t f
     if (token == nullptr) continue;
     size_t end = i + token->content.size();
     if (token->rstrip) end += leading_space(text.substr(end));
-    const size_t begin = token->lstrip ? from + without_trailing_space(text.substr(from, i - from)) : i;
+    const size_t begin =
+        token->lstrip ? from + without_trailing_space(text.substr(from, i - from)) : i;
     return {begin, end, token};
   }
   return {text.size(), text.size(), nullptr};

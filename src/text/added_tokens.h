@@ -1,5 +1,5 @@
-// Tokens that are cut out of the text as whole strings, before any merging: leftmost match first, the longest
-// among those.
+// Tokens that are cut out of the text as whole strings, before any merging: leftmost match first,
+// the longest among those.
 #pragma once
 
 #include <array>

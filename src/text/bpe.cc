@@ -17,7 +17,8 @@ Bpe::Bpe(const std::array<int32_t, 256>& byte_ids, size_t merges)
 size_t Bpe::slot_of(int32_t left, int32_t right) const {
   const size_t mask = slots_.size() - 1;
   size_t i = mix_bits(uint64_t(uint32_t(left)) << 32 | uint32_t(right)) & mask;
-  while (slots_[i].rank != kNoRank && (slots_[i].left != left || slots_[i].right != right)) i = (i + 1) & mask;
+  while (slots_[i].rank != kNoRank && (slots_[i].left != left || slots_[i].right != right))
+    i = (i + 1) & mask;
   return i;
 }
 
@@ -51,7 +52,8 @@ void Bpe::encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>&
   // Looks up the pair that begins at `i`, after one of its symbols changed.
   const auto update = [&](uint32_t i) {
     const uint32_t next = symbols[i].next;
-    symbols[i].rank = next < count ? slots_[slot_of(symbols[i].id, symbols[next].id)].rank : kNoRank;
+    symbols[i].rank =
+        next < count ? slots_[slot_of(symbols[i].id, symbols[next].id)].rank : kNoRank;
     if (symbols[i].rank != kNoRank) heap.push_back(uint64_t(symbols[i].rank) << 32 | i);
     return symbols[i].rank != kNoRank;
   };

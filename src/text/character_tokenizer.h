@@ -1,9 +1,11 @@
-// A tokenizer of single characters, for small models trained from nothing: DeepSeek's special tokens, printable ASCII and
-// the newline, one token each, as the two files that Hugging Face libraries and text/tokenizer.h read.
+// A tokenizer of single characters, for small models trained from nothing: DeepSeek's special
+// tokens, printable ASCII and the newline, one token each, as the two files that Hugging Face
+// libraries and text/tokenizer.h read.
 //
 //   ids   0 .. 6 special (tokenizer_writer.h)   7 newline   8 .. 102 the characters ' ' .. '~'   103 .. 105 the bytes of U+FFFD
 //
-// What has no token becomes U+FFFD when encoded: any input is accepted. The prompts are R1's (chat_template.h, deepseek-r1).
+// What has no token becomes U+FFFD when encoded: any input is accepted. The prompts are R1's
+// (chat_template.h, deepseek-r1).
 #pragma once
 
 #include <cstdint>

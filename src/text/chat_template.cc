@@ -1,5 +1,5 @@
-// Three families: turns named in plain text (V2), turns opened by tokens (V2.5 and later, the distills),
-// ChatML. What else differs is one row per format in kRules.
+// Three families: turns named in plain text (V2), turns opened by tokens (V2.5 and later, the
+// distills), ChatML. What else differs is one row per format in kRules.
 #include "text/chat_template.h"
 
 #include <algorithm>
@@ -21,9 +21,9 @@ constexpr std::string_view kThinkEnd = "</think>";
 enum class Family { kPlainTurns, kTokenTurns, kChatMl };
 enum class Thinking {
   kNone,
-  kByModel,    // the model opens its thought itself (R1-0528)
-  kForced,     // the prompt opens it, because the model sometimes skips it (R1)
-  kSwitched,   // the prompt ends in <think> or </think> (V3.1)
+  kByModel,   // the model opens its thought itself (R1-0528)
+  kForced,    // the prompt opens it, because the model sometimes skips it (R1)
+  kSwitched,  // the prompt ends in <think> or </think> (V3.1)
 };
 
 struct Rules {
@@ -46,7 +46,8 @@ constexpr std::array kRules = {
     Rules{ChatFormat::kChatMl, "chatml", Family::kChatMl},
     Rules{ChatFormat::kSmolLm2, "smollm2", Family::kChatMl, Thinking::kNone,
           "You are a helpful AI assistant named SmolLM, trained by Hugging Face"},
-    Rules{ChatFormat::kQwen2, "qwen2", Family::kChatMl, Thinking::kNone, "You are a helpful assistant."},
+    Rules{ChatFormat::kQwen2, "qwen2", Family::kChatMl, Thinking::kNone,
+          "You are a helpful assistant."},
 };
 
 const Rules& rules_of(ChatFormat format) {
@@ -63,10 +64,14 @@ std::string format_names() {
 
 std::string_view role_name(Role role) {
   switch (role) {
-    case Role::kSystem: return "system";
-    case Role::kUser: return "user";
-    case Role::kAssistant: return "assistant";
-    case Role::kTool: return "tool";
+    case Role::kSystem:
+      return "system";
+    case Role::kUser:
+      return "user";
+    case Role::kAssistant:
+      return "assistant";
+    case Role::kTool:
+      return "tool";
   }
   FATHOM_CHECK(false, static_cast<int>(role));
   return {};
@@ -82,12 +87,14 @@ void check_messages(const Rules& rules, std::span<const ChatMessage> messages) {
     }
     if (rules.family == Family::kTokenTurns) continue;
     if (message.role == Role::kTool) {
-      fail("message {}: role 'tool', expected system, user or assistant (format {} has no tool results)", i,
-           rules.name);
+      fail(
+          "message {}: role 'tool', expected system, user or assistant (format {} has no tool "
+          "results)",
+          i, rules.name);
     }
     if (calls) {
-      fail("message {}: {} tool calls, expected none (format {} has none)", i, message.tool_calls.size(),
-           rules.name);
+      fail("message {}: {} tool calls, expected none (format {} has none)", i,
+           message.tool_calls.size(), rules.name);
     }
   }
 }
@@ -106,19 +113,23 @@ class Prompt {
   std::vector<PromptPiece> pieces_;
 };
 
-void plain_turns(std::span<const ChatMessage> messages, const ChatOptions& options, Prompt& prompt) {
+void plain_turns(std::span<const ChatMessage> messages, const ChatOptions& options,
+                 Prompt& prompt) {
   prompt.token(kBos);
   for (const ChatMessage& message : messages) {
     if (message.role == Role::kUser) prompt.text("User: ");
     if (message.role == Role::kAssistant) prompt.text("Assistant: ");
     prompt.text(message.content);
-    if (message.role == Role::kAssistant) prompt.token(kEos);
-    else prompt.text("\n\n");
+    if (message.role == Role::kAssistant)
+      prompt.token(kEos);
+    else
+      prompt.text("\n\n");
   }
   if (options.add_generation_prompt) prompt.text("Assistant:");  // the model itself emits the space
 }
 
-// What the history keeps of an assistant turn. R1's own file cuts at the last end mark, V3.1's at the first.
+// What the history keeps of an assistant turn. R1's own file cuts at the last end mark, V3.1's at
+// the first.
 std::string_view without_thought(const Rules& rules, std::string_view content) {
   if (rules.thinking == Thinking::kNone) return content;
   const size_t end =
@@ -146,8 +157,8 @@ void tool_calls(const std::vector<ToolCall>& calls, bool fenced, Prompt& prompt)
   prompt.token("<｜tool▁calls▁end｜>");
 }
 
-void token_turns(const Rules& rules, std::span<const ChatMessage> messages, const ChatOptions& options,
-                 Prompt& prompt) {
+void token_turns(const Rules& rules, std::span<const ChatMessage> messages,
+                 const ChatOptions& options, Prompt& prompt) {
   // V3.1: calls and results without wrapping, a </think> before every past answer.
   const bool v31 = rules.thinking == Thinking::kSwitched;
   prompt.token(kBos);
@@ -158,7 +169,8 @@ void token_turns(const Rules& rules, std::span<const ChatMessage> messages, cons
     prompt.text(message.content);
     first_system = false;
   }
-  bool in_results = false;  // the assistant goes on right after tool results, without a mark of its own
+  // the assistant goes on right after tool results, without a mark of its own
+  bool in_results = false;
   const auto close_results = [&] {
     if (in_results && !v31) prompt.token("<｜tool▁outputs▁end｜>");
   };
@@ -220,8 +232,10 @@ std::string squeezed(std::string_view source) {
   std::string out;
   out.reserve(source.size());
   for (size_t i = 0; i < source.size(); ++i) {
-    if (source[i] == '\\' && i + 1 < source.size() && source[i + 1] == 'n') ++i;
-    else if (std::string_view(" \t\r\n").find(source[i]) == std::string_view::npos) out += source[i];
+    if (source[i] == '\\' && i + 1 < source.size() && source[i + 1] == 'n')
+      ++i;
+    else if (std::string_view(" \t\r\n").find(source[i]) == std::string_view::npos)
+      out += source[i];
   }
   return out;
 }
@@ -236,15 +250,22 @@ std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMess
   check_messages(rules, messages);
   Prompt prompt;
   switch (rules.family) {
-    case Family::kPlainTurns: plain_turns(messages, options, prompt); break;
-    case Family::kTokenTurns: token_turns(rules, messages, options, prompt); break;
-    case Family::kChatMl: chat_ml(rules, messages, options, prompt); break;
+    case Family::kPlainTurns:
+      plain_turns(messages, options, prompt);
+      break;
+    case Family::kTokenTurns:
+      token_turns(rules, messages, options, prompt);
+      break;
+    case Family::kChatMl:
+      chat_ml(rules, messages, options, prompt);
+      break;
   }
   return prompt.take();
 }
 
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format,
-                                 std::span<const ChatMessage> messages, const ChatOptions& options) {
+                                 std::span<const ChatMessage> messages,
+                                 const ChatOptions& options) {
   std::vector<int32_t> ids;
   for (const PromptPiece& piece : render_chat(format, messages, options)) {
     if (piece.special) {
@@ -268,7 +289,8 @@ std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions
   if (thinking == Thinking::kNone || (thinking == Thinking::kSwitched && !options.thinking)) {
     return std::nullopt;
   }
-  const bool opens = thinking != Thinking::kByModel && options.add_generation_prompt && !after_tool_result;
+  const bool opens =
+      thinking != Thinking::kByModel && options.add_generation_prompt && !after_tool_result;
   return ThinkingMarks{kThinkBegin, kThinkEnd, opens};
 }
 
@@ -276,7 +298,8 @@ std::string_view chat_format_name(ChatFormat format) { return rules_of(format).n
 
 ChatFormat chat_format_by_name(std::string_view name) {
   const auto found = std::ranges::find(kRules, name, &Rules::name);
-  if (found == kRules.end()) fail("chat format: {}, expected one of {}", quoted(name), format_names());
+  if (found == kRules.end())
+    fail("chat format: {}, expected one of {}", quoted(name), format_names());
   return found->format;
 }
 
@@ -287,7 +310,8 @@ std::optional<ChatFormat> detect_chat_format(std::string_view template_source,
   if (has("｜DSML｜")) return std::nullopt;  // V3.2 and V4: another format
   if (has("<｜User｜>") && has("<｜Assistant｜>")) {
     if (has("<｜Assistant｜></think>")) return ChatFormat::kDeepseekV31;
-    if (!has(kThinkEnd)) return bos_id == 100000 ? ChatFormat::kDeepseekV25 : ChatFormat::kDeepseekV3;
+    if (!has(kThinkEnd))
+      return bos_id == 100000 ? ChatFormat::kDeepseekV25 : ChatFormat::kDeepseekV3;
     if (has("is_last_user")) return ChatFormat::kDeepseekR10528;
     if (bos_id == 151646) return ChatFormat::kR1DistillQwen;
     return bos_id == 128000 ? ChatFormat::kR1DistillLlama : ChatFormat::kDeepseekR1;
@@ -295,12 +319,15 @@ std::optional<ChatFormat> detect_chat_format(std::string_view template_source,
   if (has("'User:'+message['content']+") && has("'Assistant:'+message['content']+eos_token")) {
     return ChatFormat::kDeepseekV2;
   }
-  if (!has("'<|im_start|>'+message['role']+''+message['content']+'<|im_end|>'")) return std::nullopt;
+  if (!has("'<|im_start|>'+message['role']+''+message['content']+'<|im_end|>'"))
+    return std::nullopt;
   for (const Rules& rules : kRules) {
     if (rules.default_system.empty()) continue;
-    if (has("<|im_start|>system" + squeezed(rules.default_system) + "<|im_end|>")) return rules.format;
+    if (has("<|im_start|>system" + squeezed(rules.default_system) + "<|im_end|>"))
+      return rules.format;
   }
-  if (has("system")) return std::nullopt;  // a default message, or a rule for it, that we do not know
+  // a default message, or a rule for it, that we do not know
+  if (has("system")) return std::nullopt;
   return ChatFormat::kChatMl;
 }
 
@@ -309,7 +336,8 @@ ChatFormat detect_chat_format(const Tokenizer& tokenizer) {
   const std::optional<ChatFormat> format = detect_chat_format(source, deepseek_bos(tokenizer));
   if (!format) {
     fail("chat template: {}, expected one of {} (choose with --template)",
-         source.empty() ? "the model carries none" : "the model's own is none that we know", format_names());
+         source.empty() ? "the model carries none" : "the model's own is none that we know",
+         format_names());
   }
   return *format;
 }

@@ -1,5 +1,5 @@
-// Token by token to text, for streaming: never half a character. Bytes that can still become a character are held back; bytes
-// that cannot become U+FFFD.
+// Token by token to text, for streaming: never half a character. Bytes that can still become a
+// character are held back; bytes that cannot become U+FFFD.
 #pragma once
 
 #include <string>

@@ -1,6 +1,6 @@
-// The expressions, and their matchers below in the same order. An alternative of an expression is one
-// paragraph of its matcher, with the regex in front; greedy and backtracking semantics are spelled out where
-// they matter.
+// The expressions, and their matchers below in the same order. An alternative of an expression is
+// one paragraph of its matcher, with the regex in front; greedy and backtracking semantics are
+// spelled out where they matter.
 #include "text/pretokenizer.h"
 
 #include <algorithm>
@@ -13,12 +13,18 @@
 namespace fathom {
 namespace {
 
-// Character classes. What NFC would turn into another character (U+1F7D, U+1FBE, U+1FD3, U+1FDB, U+2126,
-// U+212A) is escaped.
+// Character classes. What NFC would turn into another character (U+1F7D, U+1FBE, U+1FD3, U+1FDB,
+// U+2126, U+212A) is escaped.
 constexpr std::u32string_view kCasedClass =
-    U"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-"
+    U"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-"
+    U"ᴫᵫ-"
+    U"ᵷᵹ-"
+    U"ᶚḀ-ἕἘ-Ἕἠ-"
     U"ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌ"
-    U"ῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-"
+    U"ῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-"
+    U"ꝯꝱ-"
+    U"ꞇꞋ-"
+    U"ꞎꭰ-ꮿﬀ-ﬆﬓ-"
     U"ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃";
 constexpr std::u32string_view kPunctuationClass = U"!-/:-~！-／：-～‘-‟\u3000-。";
 constexpr std::u32string_view kCjkHangulClass = U"一-龥ࠀ-一가-\ud7ff";
@@ -49,7 +55,9 @@ bool is_letter(const Char& c) { return c.cls == CharClass::kLetter; }
 bool is_number(const Char& c) { return c.cls == CharClass::kNumber; }
 bool is_letter_or_mark(const Char& c) { return is_letter(c) || c.cls == CharClass::kMark; }
 bool is_punctuation(const Char& c) { return c.cls == CharClass::kPunctuation; }
-bool is_punctuation_or_symbol(const Char& c) { return is_punctuation(c) || c.cls == CharClass::kSymbol; }
+bool is_punctuation_or_symbol(const Char& c) {
+  return is_punctuation(c) || c.cls == CharClass::kSymbol;
+}
 bool is_line_break(const Char& c) { return c.code_point == '\r' || c.code_point == '\n'; }
 bool is_ascii_letter(const Char& c) { return c.code_point < 0x80 && is_letter(c); }
 
@@ -70,7 +78,8 @@ size_t match_contraction(Text t, size_t i, bool ignore_case) {
     if (k >= t.size()) return 0;
     const uint32_t c = t[k].code_point;
     if (!ignore_case) return c;
-    return c == 0x17f ? 's' : c >= 'A' && c <= 'Z' ? c + 0x20 : c;  // U+017F, the long s, folds to s
+    // U+017F, the long s, folds to s
+    return c == 0x17f ? 's' : c >= 'A' && c <= 'Z' ? c + 0x20 : c;
   };
   const uint32_t a = letter(i + 1), b = letter(i + 2);
   if (a == 's' || a == 't' || a == 'm' || a == 'd') return i + 2;
@@ -96,7 +105,9 @@ size_t match_gpt2(Text t, size_t i) {
   if (const size_t end = match_contraction(t, i, false); end > i) return end;
   //  ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+
   const size_t first = t[i].code_point == ' ' && i + 1 < t.size() ? i + 1 : i;
-  const auto kind = [](const Char& c) { return is_space(c) ? 0 : is_letter(c) ? 1 : is_number(c) ? 2 : 3; };
+  const auto kind = [](const Char& c) {
+    return is_space(c) ? 0 : is_letter(c) ? 1 : is_number(c) ? 2 : 3;
+  };
   if (const int wanted = kind(t[first]); wanted != 0) {
     return run(t, first, [&](const Char& c) { return kind(c) == wanted; });
   }
@@ -114,7 +125,9 @@ size_t match_llama3(Text t, size_t i) {
   if (is_number(t[i])) return run(t.first(std::min(t.size(), i + kDigits)), i, is_number);
   //  ?[^\s\p{L}\p{N}]+[\r\n]*
   const size_t first = i + (t[i].code_point == ' ');
-  const auto is_other = [](const Char& c) { return !is_space(c) && !is_letter(c) && !is_number(c); };
+  const auto is_other = [](const Char& c) {
+    return !is_space(c) && !is_letter(c) && !is_number(c);
+  };
   if (const size_t end = run(t, first, is_other); end > first) return run(t, end, is_line_break);
   return match_lines(t, i);
 }
@@ -125,7 +138,8 @@ size_t match_deepseek_v3(Text t, size_t i) {
     if (const size_t end = run(t, i + 1, is_ascii_letter); end > i + 1) return end;
   }
   // [^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+ (a mark in the first place belongs to the run as well)
-  const bool lead = !is_letter_or_mark(t[i]) && !is_punctuation_or_symbol(t[i]) && !is_line_break(t[i]);
+  const bool lead =
+      !is_letter_or_mark(t[i]) && !is_punctuation_or_symbol(t[i]) && !is_line_break(t[i]);
   if (const size_t end = run(t, i + lead, is_letter_or_mark); end > i + lead) return end;
   //  ?[\p{P}\p{S}]+[\r\n]*
   const size_t first = i + (t[i].code_point == ' ');
@@ -149,7 +163,8 @@ Match first_match(Text t, size_t from, MatchAt match_at) {
   return {t.size(), t.size()};
 }
 
-// \s+$ where $ is the end, or before any \n. Run by run: starting anew at each space would be quadratic.
+// \s+$ where $ is the end, or before any \n. Run by run: starting anew at each space would be
+// quadratic.
 Match first_trailing_space(Text t, size_t from) {
   for (size_t end = from; true; from = end) {
     const size_t begin = run(t, from, [](const Char& c) { return !is_space(c); });
@@ -179,20 +194,34 @@ Match first_match(Splitter splitter, Text t, size_t from) {
     });
   };
   switch (splitter) {
-    case Splitter::kGpt2: return first_match(t, from, match_gpt2);
-    case Splitter::kLlama3: return first_match(t, from, match_llama3<3>);
-    case Splitter::kQwen2: return first_match(t, from, match_llama3<1>);
-    case Splitter::kDigit: return upto(1, is_number);
-    case Splitter::kDigits3: return upto(3, is_number);
-    case Splitter::kLineBreak: return upto(1, is_line_break);
-    case Splitter::kLetters: return word(is_letter);
-    case Splitter::kPunctuation: return word(is_punctuation);
-    case Splitter::kCasedLetters: return word_of_class(kCasedClass);
-    case Splitter::kAsciiPunctuation: return word_of_class(kPunctuationClass);
-    case Splitter::kTrailingSpace: return first_trailing_space(t, from);
-    case Splitter::kCjkHangul: return of_class(kCjkHangulClass);
-    case Splitter::kCjkKana: return of_class(kCjkKanaClass);
-    case Splitter::kDeepseekV3: return first_match(t, from, match_deepseek_v3);
+    case Splitter::kGpt2:
+      return first_match(t, from, match_gpt2);
+    case Splitter::kLlama3:
+      return first_match(t, from, match_llama3<3>);
+    case Splitter::kQwen2:
+      return first_match(t, from, match_llama3<1>);
+    case Splitter::kDigit:
+      return upto(1, is_number);
+    case Splitter::kDigits3:
+      return upto(3, is_number);
+    case Splitter::kLineBreak:
+      return upto(1, is_line_break);
+    case Splitter::kLetters:
+      return word(is_letter);
+    case Splitter::kPunctuation:
+      return word(is_punctuation);
+    case Splitter::kCasedLetters:
+      return word_of_class(kCasedClass);
+    case Splitter::kAsciiPunctuation:
+      return word_of_class(kPunctuationClass);
+    case Splitter::kTrailingSpace:
+      return first_trailing_space(t, from);
+    case Splitter::kCjkHangul:
+      return of_class(kCjkHangulClass);
+    case Splitter::kCjkKana:
+      return of_class(kCjkKanaClass);
+    case Splitter::kDeepseekV3:
+      return first_match(t, from, match_deepseek_v3);
   }
   return {t.size(), t.size()};
 }
@@ -203,7 +232,8 @@ std::vector<std::pair<std::u32string, Splitter>> expressions() {
     return std::u32string(before).append(U"[").append(cls).append(U"]+");
   };
   const std::u32string llama3_head = U"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
-  const std::u32string llama3_tail = U"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+  const std::u32string llama3_tail =
+      U"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
   return {
       {U"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
        Splitter::kGpt2},
@@ -219,7 +249,8 @@ std::vector<std::pair<std::u32string, Splitter>> expressions() {
       {U"\\s+$", Splitter::kTrailingSpace},
       {repeated(U"", kCjkHangulClass), Splitter::kCjkHangul},
       {repeated(U"", kCjkKanaClass), Splitter::kCjkKana},
-      {U"[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
+      {U"[!\"#$%&'()*+,\\-./"
+       U":;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
        U" ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
        Splitter::kDeepseekV3},
   };
@@ -261,10 +292,13 @@ std::optional<std::vector<Splitter>> splitters_by_gguf_name(std::string_view nam
   if (name == "smollm") return std::vector{kDigit, kGpt2};
   if (name == "llama-bpe") return std::vector{kLlama3};
   if (name == "qwen2" || name == "deepseek-r1-qwen") return std::vector{kQwen2};
-  if (name == "deepseek-v3" || name == "joyai-llm") return std::vector{kDigits3, kCjkKana, kDeepseekV3};
-  if (name == "deepseek-coder") return std::vector{kLineBreak, kLetters, kPunctuation, kCjkHangul, kDigit};
+  if (name == "deepseek-v3" || name == "joyai-llm")
+    return std::vector{kDigits3, kCjkKana, kDeepseekV3};
+  if (name == "deepseek-coder")
+    return std::vector{kLineBreak, kLetters, kPunctuation, kCjkHangul, kDigit};
   if (name == "deepseek-llm") {
-    return std::vector{kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul, kDigit};
+    return std::vector{kLineBreak,     kCasedLetters, kAsciiPunctuation,
+                       kTrailingSpace, kCjkHangul,    kDigit};
   }
   return std::nullopt;
 }

@@ -1,10 +1,10 @@
 // Pre-tokenisers: cut text into the pieces inside which BPE may merge.
 //
-// A pre-tokeniser is a list of splitters. Each one refines every piece that the ones before it left: its
-// matches and the gaps between them become pieces (Hugging Face "Isolated"). A splitter is one published
-// regular expression, written out by hand: linear time and no regex engine on outside text. \s is Unicode
-// White_Space and \p{..} general categories, as in Oniguruma, which Hugging Face uses. Ill-formed bytes count
-// as U+FFFD (a symbol) and keep their bytes.
+// A pre-tokeniser is a list of splitters. Each one refines every piece that the ones before it
+// left: its matches and the gaps between them become pieces (Hugging Face "Isolated"). A splitter
+// is one published regular expression, written out by hand: linear time and no regex engine on
+// outside text. \s is Unicode White_Space and \p{..} general categories, as in Oniguruma, which
+// Hugging Face uses. Ill-formed bytes count as U+FFFD (a symbol) and keep their bytes.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,8 @@ enum class Splitter : uint8_t {
   kDeepseekV3,        // the last expression of V3
 };
 
-// The splitter with exactly this expression, as tokenizer.json spells it (CR and LF literal or escaped);
+// The splitter with exactly this expression, as tokenizer.json spells it (CR and LF literal or
+// escaped);
 // absent if unknown.
 std::optional<Splitter> splitter_by_regex(std::string_view regex);
 // The expression of a splitter, CR and LF escaped.

@@ -55,7 +55,8 @@ std::string StopStrings::finish() { return stopped_ ? std::string() : take(held_
 std::string StopStrings::take(size_t bytes) {
   std::string taken = held_.substr(begin_, bytes);
   begin_ += bytes;
-  if (begin_ > held_.size() / 2) {  // not each time: a long held suffix must not move for every byte before it
+  // not each time: a long held suffix must not move for every byte before it
+  if (begin_ > held_.size() / 2) {
     held_.erase(0, begin_);
     begin_ = 0;
   }

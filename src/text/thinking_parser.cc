@@ -22,8 +22,10 @@ void append(std::vector<OutputPart>& parts, bool thought, std::string_view text)
 }  // namespace
 
 ThinkingParser::ThinkingParser(std::optional<ThinkingMarks> marks)
-    : begin_(marks ? marks->begin : ""), end_(marks ? marks->end : ""),
-      at_start_(marks.has_value()), in_thought_(marks && marks->prompt_opens) {
+    : begin_(marks ? marks->begin : ""),
+      end_(marks ? marks->end : ""),
+      at_start_(marks.has_value()),
+      in_thought_(marks && marks->prompt_opens) {
   FATHOM_CHECK(!marks || (!begin_.empty() && !end_.empty()));
 }
 

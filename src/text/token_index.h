@@ -1,4 +1,5 @@
-// Texts of tokens to their ids: half a million look-ups while loading, one per piece with ignore_merges.
+// Texts of tokens to their ids: half a million look-ups while loading, one per piece with
+// ignore_merges.
 // Open addressing; the texts stay where they are.
 #pragma once
 
@@ -16,8 +17,8 @@ class TokenIndex {
   // Room for `capacity` texts.
   explicit TokenIndex(size_t capacity = 0) : slots_(std::bit_ceil(2 * capacity + 2)) {}
 
-  // False if the text is there already. REQUIRES: there is room; `text` outlives this and has less than 4
-  // GiB.
+  // False if the text is there already. REQUIRES: there is room; `text` outlives this and has less
+  // than 4 GiB.
   bool insert(std::string_view text, int32_t id) {
     const uint64_t hash = std::hash<std::string_view>()(text);
     Slot& slot = slots_[slot_of(text, hash)];
@@ -40,7 +41,8 @@ class TokenIndex {
     const size_t mask = slots_.size() - 1;
     for (size_t i = hash & mask;; i = (i + 1) & mask) {
       const Slot& slot = slots_[i];
-      if (slot.text == nullptr || (slot.hash == hash >> 32 && std::string_view(slot.text, slot.size) == text))
+      if (slot.text == nullptr ||
+          (slot.hash == hash >> 32 && std::string_view(slot.text, slot.size) == text))
         return i;
     }
   }

@@ -1,5 +1,5 @@
-// Three parts: the tables and encode/decode; reading tokenizer.json; reading GGUF. Both readers only gather
-// the same lists, one function checks them and builds the tables.
+// Three parts: the tables and encode/decode; reading tokenizer.json; reading GGUF. Both readers
+// only gather the same lists, one function checks them and builds the tables.
 #include "text/tokenizer.h"
 
 #include <fmt/format.h>
@@ -31,7 +31,8 @@ constexpr size_t kMaxTextBytes = Limits{}.text_bytes;
 bool append_bytes_of(std::string_view text, std::string& bytes) {
   while (!text.empty()) {
     const Utf8Char c = decode_utf8(text);
-    if (!c.valid || c.code_point >= kByteOfChar.size() || kByteOfChar[c.code_point] < 0) return false;
+    if (!c.valid || c.code_point >= kByteOfChar.size() || kByteOfChar[c.code_point] < 0)
+      return false;
     bytes += static_cast<char>(kByteOfChar[c.code_point]);
     text.remove_prefix(c.bytes);
   }
@@ -99,11 +100,13 @@ void Tokenizer::Impl::build(const Lists& lists) {
   int32_t last = -1;
   const auto check = [&](int32_t id, std::string_view text) {
     if (id < 0 || uint64_t(id) >= limits.vocabulary) {
-      fail("{}: token {}: id {}, expected one in [0, {})", place, quoted(text), id, limits.vocabulary);
+      fail("{}: token {}: id {}, expected one in [0, {})", place, quoted(text), id,
+           limits.vocabulary);
     }
     if (text.empty()) fail("{}: token {}: empty", place, id);
     if (text.size() > limits.gguf_token_bytes) {
-      fail("{}: token {}: {} bytes, expected at most {}", place, id, text.size(), limits.gguf_token_bytes);
+      fail("{}: token {}: {} bytes, expected at most {}", place, id, text.size(),
+           limits.gguf_token_bytes);
     }
     last = std::max(last, id);
   };
@@ -113,9 +116,11 @@ void Tokenizer::Impl::build(const Lists& lists) {
   bytes.resize(static_cast<size_t>(last + 1));
   special.resize(bytes.size());
 
-  TokenIndex by_text(lists.entries.size() + lists.added.size());  // everything, as the file spells it
+  // everything, as the file spells it
+  TokenIndex by_text(lists.entries.size() + lists.added.size());
   const auto claim = [&](int32_t id, std::string_view text) -> std::string& {
-    if (!bytes[id].empty()) fail("{}: token {}: id {} belongs to another token", place, quoted(text), id);
+    if (!bytes[id].empty())
+      fail("{}: token {}: id {} belongs to another token", place, quoted(text), id);
     if (!by_text.insert(text, id)) fail("{}: token {}: listed twice", place, quoted(text));
     return bytes[id];
   };
@@ -145,7 +150,8 @@ void Tokenizer::Impl::build(const Lists& lists) {
   std::array<int32_t, 256> byte_ids;
   byte_ids.fill(Bpe::kNoToken);
   for (const auto& [id, byte] : lists.byte_tokens) {
-    if (!bytes[id].empty()) fail("{}: byte token {}: id {} belongs to another token", place, byte, id);
+    if (!bytes[id].empty())
+      fail("{}: byte token {}: id {} belongs to another token", place, byte, id);
     bytes[id] = static_cast<char>(byte);
     byte_ids[byte] = id;
   }
@@ -158,8 +164,8 @@ void Tokenizer::Impl::build(const Lists& lists) {
   }
   for (const unsigned char byte : {0xef, 0xbf, 0xbd}) {
     if (byte_ids[byte] == Bpe::kNoToken) {
-      fail("{}: vocabulary: no token for byte {} (expected byte-level BPE, where bytes are tokens)", place,
-           byte);
+      fail("{}: vocabulary: no token for byte {} (expected byte-level BPE, where bytes are tokens)",
+           place, byte);
     }
   }
 
@@ -170,8 +176,8 @@ void Tokenizer::Impl::build(const Lists& lists) {
     const auto id_of = [&](std::string_view text) {
       const auto id = by_text.find(text);
       if (!id || !mergeable[*id]) {
-        fail("{}: merge {} of {} and {}: {} is no ordinary token", place, rank, quoted(left), quoted(right),
-             quoted(text));
+        fail("{}: merge {} of {} and {}: {} is no ordinary token", place, rank, quoted(left),
+             quoted(right), quoted(text));
       }
       return *id;
     };
@@ -200,7 +206,8 @@ std::optional<int32_t> Tokenizer::Impl::find(std::string_view token) const {
 }
 
 // The id of a token that a config names.
-int32_t Tokenizer::Impl::named(std::string_view token, std::string_view place, std::string_view key) const {
+int32_t Tokenizer::Impl::named(std::string_view token, std::string_view place,
+                               std::string_view key) const {
   if (const auto id = find(token)) return *id;
   fail("{}: {}: found {}, which is no token of this tokenizer", place, key, quoted(token));
 }
@@ -258,7 +265,9 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
 
 std::optional<int32_t> Tokenizer::find(std::string_view token) const { return impl_->find(token); }
 
-bool Tokenizer::is_special(int32_t id) const { return id >= 0 && id < vocab_size() && impl_->special[id]; }
+bool Tokenizer::is_special(int32_t id) const {
+  return id >= 0 && id < vocab_size() && impl_->special[id];
+}
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->bytes.size()); }
 std::optional<int32_t> Tokenizer::bos_id() const { return impl_->bos; }
 std::vector<int32_t> Tokenizer::eos_ids() const { return impl_->eos; }
@@ -267,9 +276,12 @@ const std::string& Tokenizer::chat_template_source() const { return impl_->chat_
 
 std::string_view Tokenizer::gguf_pre_tokenizer() const {
   if (impl_->bpe.merge_count() == 0) return "default";
-  for (const std::string_view name : {"deepseek-v3", "deepseek-llm", "deepseek-coder", "qwen2", "llama-bpe", "smollm", "gpt-2"}) {
+  for (const std::string_view name :
+       {"deepseek-v3", "deepseek-llm", "deepseek-coder", "qwen2", "llama-bpe", "smollm", "gpt-2"}) {
     const bool nfc = name == "qwen2", ignore_merges = name == "llama-bpe";
-    if (splitters_by_gguf_name(name) == impl_->splitters && nfc == impl_->nfc && ignore_merges == impl_->ignore_merges) return name;
+    if (splitters_by_gguf_name(name) == impl_->splitters && nfc == impl_->nfc &&
+        ignore_merges == impl_->ignore_merges)
+      return name;
   }
   fail("tokenizer: GGUF has no name for this way of splitting text");
 }
@@ -294,13 +306,15 @@ void only_fields(const json& object, const std::string& place,
   }
 }
 
-[[noreturn]] void refuse_type(const std::string& place, std::string_view type, std::string_view expected) {
+[[noreturn]] void refuse_type(const std::string& place, std::string_view type,
+                              std::string_view expected) {
   fail("{}: type: found {}, expected {}", place, quoted(type), expected);
 }
 
 const json& array_of(const JsonObject& object, std::string_view key) {
   const json& value = object.value(key);
-  if (!value.is_array()) fail("{}: {}: found {}, expected an array", object.place(), key, describe(value));
+  if (!value.is_array())
+    fail("{}: {}: found {}, expected an array", object.place(), key, describe(value));
   return value;
 }
 
@@ -374,7 +388,8 @@ std::optional<std::string> read_post_processor(const json& node, const std::stri
     if (type == "ByteLevel") continue;  // offsets only
     if (type != "TemplateProcessing") refuse_type(place, type, "ByteLevel or TemplateProcessing");
     const json& single = array_of(object, "single");
-    const bool prefixed = single.size() == 2 && single[0].is_object() && single[0].contains("SpecialToken");
+    const bool prefixed =
+        single.size() == 2 && single[0].is_object() && single[0].contains("SpecialToken");
     const size_t text_at = prefixed ? 1 : 0;
     if (single.size() != text_at + 1 || !single[text_at].is_object() ||
         !single[text_at].contains("Sequence")) {
@@ -410,8 +425,8 @@ void read_model(const json& model, const std::string& place, Lists& lists) {
   const JsonObject object(model, place);
   if (const std::string type = type_of(object); type != "BPE") refuse_type(place, type, "'BPE'");
   only_fields(model, place,
-              {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-               "byte_fallback", "ignore_merges", "vocab", "merges"});
+              {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+               "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
   if (object.optional_number("dropout").value_or(0) != 0)
     fail("{}: dropout: found a rate, expected none", place);
   for (const std::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -440,12 +455,14 @@ void read_model(const json& model, const std::string& place, Lists& lists) {
         lists.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
         continue;
       }
-    } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+    } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() &&
+               merge[1].is_string()) {
       lists.merges.emplace_back(merge[0].get_ref<const std::string&>(),
                                 merge[1].get_ref<const std::string&>());
       continue;
     }
-    fail("{}: merge {}: found {}, expected two tokens", place, lists.merges.size(), describe(merge));
+    fail("{}: merge {}: found {}, expected two tokens", place, lists.merges.size(),
+         describe(merge));
   }
 }
 
@@ -510,7 +527,8 @@ Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view
     const bool starts_with_bos =
         first && impl->bos && impl->named(*first, file, "post_processor") == impl->bos;
     impl->add_bos = config.optional_boolean("add_bos_token").value_or(starts_with_bos);
-    if (impl->add_bos && !impl->bos) fail("{}: add_bos_token: found true without a bos_token", config_place);
+    if (impl->add_bos && !impl->bos)
+      fail("{}: add_bos_token: found true without a bos_token", config_place);
     impl->chat_template = configured_template(config);
   }
   return Tokenizer(std::move(impl));
@@ -520,7 +538,8 @@ Tokenizer Tokenizer::from_checkpoint(const Checkpoint& checkpoint) {
   if (const Gguf* gguf = checkpoint.gguf()) return from_gguf(*gguf);
   const Limits limits;
   const bool is_file = checkpoint.kind() == Checkpoint::Kind::kSafetensors;
-  const std::filesystem::path folder = is_file ? checkpoint.path().parent_path() : checkpoint.path();
+  const std::filesystem::path folder =
+      is_file ? checkpoint.path().parent_path() : checkpoint.path();
   const auto text = checkpoint.side_file("tokenizer.json", limits.tokenizer_file_bytes);
   if (!text) fail("{}: no tokenizer.json", folder.string());
   const auto config = checkpoint.side_file("tokenizer_config.json", limits.config_file_bytes);
@@ -529,7 +548,8 @@ Tokenizer Tokenizer::from_checkpoint(const Checkpoint& checkpoint) {
     tokenizer.impl_->chat_template =
         checkpoint.side_file("chat_template.jinja", limits.config_file_bytes).value_or("");
   }
-  if (const auto generation = checkpoint.side_file("generation_config.json", limits.config_file_bytes)) {
+  if (const auto generation =
+          checkpoint.side_file("generation_config.json", limits.config_file_bytes)) {
     const std::string place = (folder / "generation_config.json").string();
     const json root = parse_json(*generation, place);
     const JsonObject object(root, place);
@@ -568,20 +588,25 @@ std::optional<uint8_t> byte_of(std::string_view text) {
 Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
   const std::string& place = gguf.path();
   if (const std::string& model = gguf.string("tokenizer.ggml.model"); model != "gpt2") {
-    fail("{}: tokenizer.ggml.model: found {}, expected 'gpt2' (byte-level BPE)", place, quoted(model));
+    fail("{}: tokenizer.ggml.model: found {}, expected 'gpt2' (byte-level BPE)", place,
+         quoted(model));
   }
   auto impl = std::make_unique<Impl>();
   const std::string& pre = gguf.string("tokenizer.ggml.pre");
   if (pre == "kimi-k2") {
-    fail("{}: tokenizer.ggml.pre: 'kimi-k2' is not supported (its splitter treats Han characters and word case "
-         "by rules that are not published as one expression)",
-         place);
+    fail(
+        "{}: tokenizer.ggml.pre: 'kimi-k2' is not supported (its splitter treats Han characters "
+        "and word case "
+        "by rules that are not published as one expression)",
+        place);
   }
   const auto splitters = splitters_by_gguf_name(pre);
   if (!splitters) {
-    fail("{}: tokenizer.ggml.pre: found {}, expected deepseek-llm, deepseek-coder, deepseek-v3, joyai-llm, "
-         "deepseek-r1-qwen, qwen2, llama-bpe, smollm, gpt-2 or default",
-         place, quoted(pre));
+    fail(
+        "{}: tokenizer.ggml.pre: found {}, expected deepseek-llm, deepseek-coder, deepseek-v3, "
+        "joyai-llm, "
+        "deepseek-r1-qwen, qwen2, llama-bpe, smollm, gpt-2 or default",
+        place, quoted(pre));
   }
   impl->splitters = *splitters;
   impl->nfc = pre == "qwen2" || pre == "deepseek-r1-qwen";
@@ -599,8 +624,8 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
   const auto types = gguf.optional_integers("tokenizer.ggml.token_type", kNormal, kByte)
                          .value_or(std::vector<int64_t>(tokens->size(), kNormal));
   if (types.size() != tokens->size()) {
-    fail("{}: tokenizer.ggml.token_type: {} types, expected {} (as many as tokens)", place, types.size(),
-         tokens->size());
+    fail("{}: tokenizer.ggml.token_type: {} types, expected {} (as many as tokens)", place,
+         types.size(), tokens->size());
   }
   Lists lists;
   lists.place = place;
@@ -612,7 +637,8 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
     } else if (types[i] == kByte) {
       const auto byte = byte_of(text);
       if (!byte)
-        fail("{}: byte token {}: found {}, expected <0x and two hex digits>", place, id, quoted(text));
+        fail("{}: byte token {}: found {}, expected <0x and two hex digits>", place, id,
+             quoted(text));
       lists.byte_tokens.emplace_back(id, *byte);
     } else if (types[i] != kUnused) {
       AddedToken& token = lists.added.emplace_back();
@@ -625,7 +651,8 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
   for (const std::string& merge : *merges) {
     const size_t space = merge.find(' ');
     if (space == merge.npos || merge.find(' ', space + 1) != merge.npos) {
-      fail("{}: merge {}: found {}, expected two tokens", place, lists.merges.size(), quoted(merge));
+      fail("{}: merge {}: found {}, expected two tokens", place, lists.merges.size(),
+           quoted(merge));
     }
     const std::string_view text = merge;
     lists.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
@@ -642,9 +669,10 @@ Tokenizer Tokenizer::from_gguf(const Gguf& gguf) {
     if (const auto end = id(name)) impl->add_eos(*end);
   }
   // Llama-3 files without the key mean yes, all others no.
-  impl->add_bos =
-      gguf.optional_boolean("tokenizer.ggml.add_bos_token").value_or(pre == "llama-bpe" && impl->bos);
-  if (impl->add_bos && !impl->bos) fail("{}: tokenizer.ggml.add_bos_token: true without bos_token_id", place);
+  impl->add_bos = gguf.optional_boolean("tokenizer.ggml.add_bos_token")
+                      .value_or(pre == "llama-bpe" && impl->bos);
+  if (impl->add_bos && !impl->bos)
+    fail("{}: tokenizer.ggml.add_bos_token: true without bos_token_id", place);
   if (const std::string* source = gguf.optional_string("tokenizer.chat_template"))
     impl->chat_template = *source;
   return Tokenizer(std::move(impl));

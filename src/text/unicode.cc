@@ -1,4 +1,5 @@
-// Lookups in the generated tables, and NFC after Unicode §3.11: decompose, order the marks, compose.
+// Lookups in the generated tables, and NFC after Unicode §3.11: decompose, order the marks,
+// compose.
 #include "text/unicode.h"
 
 #include <algorithm>
@@ -20,17 +21,21 @@ constexpr uint32_t kHangul = 0xac00, kLead = 0x1100, kVowel = 0x1161, kTail = 0x
 constexpr uint32_t kLeads = 19, kVowels = 21, kTails = 28;
 
 uint32_t value_at(std::span<const uint32_t> runs, uint32_t bits, uint32_t code_point) {
-  const uint32_t last = (code_point + 1) << bits;  // above every entry that starts at or before code_point
+  // above every entry that starts at or before code_point
+  const uint32_t last = (code_point + 1) << bits;
   return *(std::lower_bound(runs.begin(), runs.end(), last) - 1) & ((1u << bits) - 1);
 }
 
-uint32_t combining_class(uint32_t c) { return c < 0x300 ? 0 : value_at(unicode_tables::combining_runs, 8, c); }
+uint32_t combining_class(uint32_t c) {
+  return c < 0x300 ? 0 : value_at(unicode_tables::combining_runs, 8, c);
+}
 
 uint32_t composed(uint32_t a, uint32_t b) {  // 0 if the two do not compose
   if (a - kLead < kLeads && b - kVowel < kVowels) {
     return kHangul + ((a - kLead) * kVowels + (b - kVowel)) * kTails;
   }
-  if (a - kHangul < kLeads * kVowels * kTails && (a - kHangul) % kTails == 0 && b - kTail - 1 < kTails - 1) {
+  if (a - kHangul < kLeads * kVowels * kTails && (a - kHangul) % kTails == 0 &&
+      b - kTail - 1 < kTails - 1) {
     return a + (b - kTail);
   }
   const auto& table = unicode_tables::compositions;
@@ -63,18 +68,21 @@ void compose(std::vector<uint32_t>& chars, std::string& out) {
     uint32_t code_point, combining;
   };
   std::vector<Mark> marks(chars.size());
-  std::transform(chars.begin(), chars.end(), marks.begin(),
-                 [](uint32_t c) { return Mark{c, combining_class(c)}; });
+  std::transform(chars.begin(), chars.end(), marks.begin(), [](uint32_t c) {
+    return Mark{c, combining_class(c)};
+  });
   for (auto it = marks.begin(); it != marks.end();) {
     const auto end = std::find_if(it, marks.end(), [](const Mark& m) { return m.combining == 0; });
-    std::stable_sort(it, end, [](const Mark& a, const Mark& b) { return a.combining < b.combining; });
+    std::stable_sort(it, end,
+                     [](const Mark& a, const Mark& b) { return a.combining < b.combining; });
     it = end == marks.end() ? end : end + 1;
   }
   chars.clear();
   size_t starter = SIZE_MAX;
   uint32_t last = 0;  // combining class of the last mark kept behind the starter
   for (const Mark& m : marks) {
-    // A mark is blocked from the starter by one of the same or a higher class, a starter by anything between.
+    // A mark is blocked from the starter by one of the same or a higher class, a starter by
+    // anything between.
     const bool adjacent = starter + 1 == chars.size();
     const bool reaches = starter != SIZE_MAX && (adjacent || (last != 0 && last < m.combining));
     if (const uint32_t whole = reaches ? composed(chars[starter], m.code_point) : 0; whole != 0) {
@@ -94,7 +102,8 @@ void compose(std::vector<uint32_t>& chars, std::string& out) {
 CharClass char_class(uint32_t c) {
   static const std::array<CharClass, 0x80> ascii = [] {
     std::array<CharClass, 0x80> table{};
-    for (uint32_t i = 0; i < 0x80; ++i) table[i] = CharClass(value_at(unicode_tables::class_runs, 3, i));
+    for (uint32_t i = 0; i < 0x80; ++i)
+      table[i] = CharClass(value_at(unicode_tables::class_runs, 3, i));
     return table;
   }();
   return c < 0x80 ? ascii[c] : CharClass(value_at(unicode_tables::class_runs, 3, c));

@@ -7,8 +7,8 @@
 
 namespace fathom {
 
-// The classes that pre-tokenisers ask for: \s is White_Space, the others are general categories \p{L} \p{M}
-// \p{N} \p{P} \p{S}; no code point is in two of them.
+// The classes that pre-tokenisers ask for: \s is White_Space, the others are general categories
+// \p{L} \p{M} \p{N} \p{P} \p{S}; no code point is in two of them.
 enum class CharClass : uint8_t { kOther, kSpace, kLetter, kMark, kNumber, kPunctuation, kSymbol };
 CharClass char_class(uint32_t code_point);
 

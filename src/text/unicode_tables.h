@@ -1,4 +1,5 @@
-// The Unicode character database, as far as splitting and NFC need it. Data only; unicode.h has the meaning.
+// The Unicode character database, as far as splitting and NFC need it. Data only; unicode.h has the
+// meaning.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,8 @@ struct Triple {
   uint32_t key, first, second;
 };
 
-// Runs of equal value in code point order: first code point << 3 | CharClass, and << 8 | combining class.
+// Runs of equal value in code point order: first code point << 3 | CharClass, and << 8 | combining
+// class.
 extern const std::span<const uint32_t> class_runs;
 extern const std::span<const uint32_t> combining_runs;
 // {code point, first, second or 0}: one level of canonical decomposition, by code point.

@@ -7,8 +7,9 @@
 namespace fathom {
 namespace {
 
-// The sum of d digits modulo 10: chance is exactly one in ten, and a running total makes it easy. Nine texts in ten give the
-// answer at once, one shows the work, and only for up to 8 digits: the habit that reinforcement learning can amplify.
+// The sum of d digits modulo 10: chance is exactly one in ten, and a running total makes it easy.
+// Nine texts in ten give the answer at once, one shows the work, and only for up to 8 digits: the
+// habit that reinforcement learning can amplify.
 class DigitSum : public Task {
  public:
   std::string_view name() const override { return "digit_sum"; }
@@ -16,7 +17,9 @@ class DigitSum : public Task {
   Problem problem(uint64_t seed, uint64_t index, Split split) const override {
     return draw_in_split(name(), seed, index, split, [](Dice& dice) { return draw(dice, 2, 12); });
   }
-  Verdict verify(const Problem& p, std::string_view answer) const override { return verify_integer(p.target, answer); }
+  Verdict verify(const Problem& p, std::string_view answer) const override {
+    return verify_integer(p.target, answer);
+  }
 
   WorkedSolution solve(const Problem& p, uint64_t) const override {
     WorkedSolution s;
@@ -37,7 +40,8 @@ class DigitSum : public Task {
       const bool shows_work = dice.chance(0.12);
       const Problem p = draw_in_split(name(), seed, index * 4 + line, Split::kTrain,
                                       [&](Dice& d) { return draw(d, 2, shows_work ? 8 : 12); });
-      text += p.question + (shows_work ? "\n" + solve(p, 0).thought : std::string(" ")) + "=" + p.answer + "\n";
+      text += p.question + (shows_work ? "\n" + solve(p, 0).thought : std::string(" ")) + "=" +
+              p.answer + "\n";
     }
     return text;
   }
@@ -76,7 +80,9 @@ class Arithmetic : public Task {
       return p;
     });
   }
-  Verdict verify(const Problem& p, std::string_view answer) const override { return verify_integer(p.target, answer); }
+  Verdict verify(const Problem& p, std::string_view answer) const override {
+    return verify_integer(p.target, answer);
+  }
 
   // By place value: 345*67 = 345*60 + 345*7; 345+67 = 300+0, 40+60, 5+7.
   WorkedSolution solve(const Problem& p, uint64_t) const override {
@@ -88,7 +94,8 @@ class Arithmetic : public Task {
       if (op == 2 ? b_part == 0 : a_part == 0 && b_part == 0) continue;
       const int64_t value = op == 0 ? a_part + b_part : op == 1 ? a_part - b_part : a * b_part;
       total += value;
-      s.thought += fmt::format("{}{}{}={}, {}\n", op == 2 ? a : a_part, "+-*"[op], b_part, value, total);
+      s.thought +=
+          fmt::format("{}{}{}={}, {}\n", op == 2 ? a : a_part, "+-*"[op], b_part, value, total);
     }
     return s;
   }
@@ -127,7 +134,8 @@ class LinearEquation : public Task {
   }
   WorkedSolution solve(const Problem& p, uint64_t) const override {
     const int64_t a = p.numbers[0], b = p.numbers[1], x = p.numbers[2];
-    return {fmt::format("{}x={}{}{}={}\nx={}/{}={}\n", a, a * x + b, b < 0 ? "+" : "-", std::abs(b), a * x, a * x, a, x),
+    return {fmt::format("{}x={}{}{}={}\nx={}/{}={}\n", a, a * x + b, b < 0 ? "+" : "-", std::abs(b),
+                        a * x, a * x, a, x),
             p.answer};
   }
   std::string text(uint64_t seed, uint64_t index) const override {

@@ -32,7 +32,8 @@ std::vector<double> load_max_over_mean(std::span<const int64_t> expert_tokens,
   const auto experts = static_cast<size_t>(n_routed_experts);
   for (size_t first = 0; experts > 0 && first < expert_tokens.size(); first += experts) {
     const auto counts = expert_tokens.subspan(first, experts);
-    const auto total = static_cast<double>(std::accumulate(counts.begin(), counts.end(), int64_t{0}));
+    const auto total =
+        static_cast<double>(std::accumulate(counts.begin(), counts.end(), int64_t{0}));
     const auto most = static_cast<double>(*std::max_element(counts.begin(), counts.end()));
     loads.push_back(total == 0 ? 0 : most * static_cast<double>(n_routed_experts) / total);
   }

@@ -1,6 +1,6 @@
-// Load balancing without an auxiliary loss (V3 §2.1.2): after each step the bias that an expert's score
-// gets in the choice, and only there, moves by `rate`: down if the expert got more than the mean of
-// the whole step's tokens, up if less. In float: the bias is a small number of such steps.
+// Load balancing without an auxiliary loss (V3 §2.1.2): after each step the bias that an expert's
+// score gets in the choice, and only there, moves by `rate`: down if the expert got more than the
+// mean of the whole step's tokens, up if less. In float: the bias is a small number of such steps.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,9 @@
 // Countdown: reach a target from three numbers, each used once, with + - * and exact division.
 //
-// A try is two steps, written out, then the target again and whether it was met: "7*3=21, 21+25=46; 46 yes". With the target
-// beside it a model that sees characters compares neighbours; without, ten million characters were not enough to teach the
-// comparison across lines. A thought is a list of tries that ends at the first hit. Values past 999 are not tried: targets end
-// at 99.
+// A try is two steps, written out, then the target again and whether it was met: "7*3=21, 21+25=46;
+// 46 yes". With the target beside it a model that sees characters compares neighbours; without, ten
+// million characters were not enough to teach the comparison across lines. A thought is a list of
+// tries that ends at the first hit. Values past 999 are not tried: targets end at 99.
 #include <algorithm>
 #include <charconv>
 
@@ -36,7 +36,8 @@ struct Try {
   }
 };
 
-// The steps on two numbers: sums and products larger operand first or as given, differences not negative, exact quotients.
+// The steps on two numbers: sums and products larger operand first or as given, differences not
+// negative, exact quotients.
 std::vector<Step> steps(int64_t a, int64_t b) {
   std::vector<Step> list{{a, b, a + b, '+'}, {a, b, a * b, '*'}};
   if (a >= b) list.push_back({a, b, a - b, '-'});
@@ -64,7 +65,8 @@ std::vector<Try> all_tries(const std::vector<int64_t>& n) {
 }
 
 std::string question_of(const Problem& p) {
-  return fmt::format("Use {}, {} and {} to make {}.", p.numbers[0], p.numbers[1], p.numbers[2], p.target);
+  return fmt::format("Use {}, {} and {} to make {}.", p.numbers[0], p.numbers[1], p.numbers[2],
+                     p.target);
 }
 
 class Countdown : public Task {
@@ -76,7 +78,8 @@ class Countdown : public Task {
       Problem p;
       for (int i = 0; i < 3; ++i) p.numbers.push_back(dice.between(1, kLargestNumber));
       std::vector<Try> good = all_tries(p.numbers);
-      std::erase_if(good, [](const Try& t) { return t.second.value < 1 || t.second.value > kLargestTarget; });
+      std::erase_if(
+          good, [](const Try& t) { return t.second.value < 1 || t.second.value > kLargestTarget; });
       // Three numbers up to 30 always have a good one: their sum, at most 90.
       const Try& chosen = good[static_cast<size_t>(dice.below(static_cast<int64_t>(good.size())))];
       p.target = chosen.second.value;
@@ -94,7 +97,8 @@ class Countdown : public Task {
         continue;
       }
       int64_t number = 0;
-      const auto [end, error] = std::from_chars(question.data() + i, question.data() + question.size(), number);
+      const auto [end, error] =
+          std::from_chars(question.data() + i, question.data() + question.size(), number);
       if (error != std::errc{}) return std::nullopt;
       p.numbers.push_back(number);
       i = static_cast<size_t>(end - question.data());
@@ -107,7 +111,8 @@ class Countdown : public Task {
   }
 
   Verdict verify(const Problem& p, std::string_view answer) const override {
-    if (answer.empty() || answer == kGivenUp) return {VerdictKind::kNoAnswer, answer.empty() ? "" : "gave up"};
+    if (answer.empty() || answer == kGivenUp)
+      return {VerdictKind::kNoAnswer, answer.empty() ? "" : "gave up"};
     // "(7*3)+25 = 46" says what it makes; only the left side counts.
     const ExpressionResult result = evaluate_expression(answer.substr(0, answer.find('=')));
     if (!result.ok) return {VerdictKind::kMalformed, result.error};
@@ -124,13 +129,14 @@ class Countdown : public Task {
     return {VerdictKind::kCorrect, {}};
   }
 
-  // Tries in random order, none twice, until one hits or patience ends, which is short: a third of the thoughts succeed, and
-  // trying longer is what reinforcement learning can find.
+  // Tries in random order, none twice, until one hits or patience ends, which is short: a third of
+  // the thoughts succeed, and trying longer is what reinforcement learning can find.
   WorkedSolution solve(const Problem& p, uint64_t seed) const override {
     Dice dice(seed, 1);
     std::vector<Try> tries = all_tries(p.numbers);
     WorkedSolution s;
-    for (int64_t patience = dice.between(kFewestTries, kMostTries); patience > 0 && !tries.empty(); --patience) {
+    for (int64_t patience = dice.between(kFewestTries, kMostTries); patience > 0 && !tries.empty();
+         --patience) {
       const auto pick = static_cast<size_t>(dice.below(static_cast<int64_t>(tries.size())));
       const Try t = tries[pick];
       tries.erase(tries.begin() + static_cast<std::ptrdiff_t>(pick));
@@ -159,8 +165,11 @@ class Countdown : public Task {
       } else if (kind == 1 && dice.chance(0.5)) {
         text += fmt::format("{}={}\n", t.expression(), t.second.value);
       } else if (kind == 1) {
-        const int64_t said = dice.chance(0.5) ? t.second.value : std::max<int64_t>(0, t.second.value + dice.between(-10, 10));
-        text += fmt::format("is {} {}? {}\n", t.expression(), said, said == t.second.value ? "yes" : "no");
+        const int64_t said = dice.chance(0.5)
+                                 ? t.second.value
+                                 : std::max<int64_t>(0, t.second.value + dice.between(-10, 10));
+        text += fmt::format("is {} {}? {}\n", t.expression(), said,
+                            said == t.second.value ? "yes" : "no");
       } else {
         const WorkedSolution s = solve(p, seed ^ (index * 8 + static_cast<uint64_t>(line)));
         return p.question + "\n" + s.thought + s.answer + "\n";

@@ -55,7 +55,8 @@ class Mix {
 
 class TaskTexts : public DocumentSource {
  public:
-  TaskTexts(const Tokenizer& tokenizer, std::span<const std::pair<std::string, double>> tasks, uint64_t seed)
+  TaskTexts(const Tokenizer& tokenizer, std::span<const std::pair<std::string, double>> tasks,
+            uint64_t seed)
       : tokenizer_(tokenizer), mix_(tasks), seed_(seed) {}
   void document(uint64_t index, Document& out) const override {
     out = text_document(tokenizer_, mix_.pick(seed_, index).text(seed_, index));
@@ -69,13 +70,15 @@ class TaskTexts : public DocumentSource {
 
 class TaskConversations : public DocumentSource {
  public:
-  TaskConversations(const Tokenizer& tokenizer, ChatFormat format, std::span<const std::pair<std::string, double>> tasks,
-                    uint64_t seed, Split split)
+  TaskConversations(const Tokenizer& tokenizer, ChatFormat format,
+                    std::span<const std::pair<std::string, double>> tasks, uint64_t seed,
+                    Split split)
       : tokenizer_(tokenizer), format_(format), mix_(tasks), seed_(seed), split_(split) {}
   void document(uint64_t index, Document& out) const override {
     const Task& task = mix_.pick(seed_, index);
     const Problem problem = task.problem(seed_, index, split_);
-    out = conversation_document(tokenizer_, format_, problem.question, task.solve(problem, seed_ ^ mix_bits(index)));
+    out = conversation_document(tokenizer_, format_, problem.question,
+                                task.solve(problem, seed_ ^ mix_bits(index)));
   }
 
  private:
@@ -91,7 +94,8 @@ constexpr size_t kHoldOut = 20;  // one conversation of so many
 std::vector<ChatMessage> read_conversation(const JsonObject& object) {
   const std::string& place = object.place();
   const nlohmann::json& list = object.value("messages");
-  if (!list.is_array() || list.empty()) fail("{}: messages: expected an array of at least one message", place);
+  if (!list.is_array() || list.empty())
+    fail("{}: messages: expected an array of at least one message", place);
   std::vector<ChatMessage> messages;
   for (size_t i = 0; i < list.size(); ++i) {
     const JsonObject m(list[i], fmt::format("{}: messages[{}]", place, i));
@@ -117,7 +121,8 @@ std::vector<ChatMessage> read_conversation(const JsonObject& object) {
 
 class JsonlMessages : public DocumentSource {
  public:
-  JsonlMessages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path, uint64_t seed, std::optional<Split> split)
+  JsonlMessages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path,
+                uint64_t seed, std::optional<Split> split)
       : seed_(seed) {
     const std::string text = read_file(path, kLargestJsonl);
     fingerprint_ = hash_bytes(std::as_bytes(std::span(text)));
@@ -129,7 +134,8 @@ class JsonlMessages : public DocumentSource {
     });
     if (conversations == 0) fail("{}: no conversation, expected one JSON object a line", path);
     if (documents_.empty()) {
-      fail("{}: {} conversations, expected at least {}: every {}th is held out to validate with", path, conversations, kHoldOut, kHoldOut);
+      fail("{}: {} conversations, expected at least {}: every {}th is held out to validate with",
+           path, conversations, kHoldOut, kHoldOut);
     }
   }
 
@@ -139,16 +145,21 @@ class JsonlMessages : public DocumentSource {
   uint64_t fingerprint() const override { return fingerprint_; }
 
  private:
-  void render(const Tokenizer& tokenizer, ChatFormat format, const std::vector<ChatMessage>& messages) {
+  void render(const Tokenizer& tokenizer, ChatFormat format,
+              const std::vector<ChatMessage>& messages) {
     const std::optional<ThinkingMarks> marks = thinking_marks(format, {});
     Document d;
     for (size_t i = 0; i < messages.size(); ++i) {
       if (messages[i].role != ChatMessage::Role::kAssistant) continue;
-      const std::vector<int32_t> prompt = encode_chat(tokenizer, format, std::span(messages).first(i), {});
-      const bool goes_on = prompt.size() >= d.tokens.size() && std::equal(d.tokens.begin(), d.tokens.end(), prompt.begin());
+      const std::vector<int32_t> prompt =
+          encode_chat(tokenizer, format, std::span(messages).first(i), {});
+      const bool goes_on = prompt.size() >= d.tokens.size() &&
+                           std::equal(d.tokens.begin(), d.tokens.end(), prompt.begin());
       if (!goes_on) documents_.push_back(std::exchange(d, {}));
       append({prompt.begin() + std::ssize(d.tokens), prompt.end()}, false, d);
-      append(tokenizer.encode(completion(marks, {messages[i].reasoning, messages[i].content}), true), true, d);
+      append(
+          tokenizer.encode(completion(marks, {messages[i].reasoning, messages[i].content}), true),
+          true, d);
       append({end_of_sentence(tokenizer)}, true, d);
     }
     documents_.push_back(std::move(d));
@@ -170,7 +181,8 @@ uint64_t shuffled(uint64_t seed, uint64_t index, uint64_t n) {
   do {
     for (uint64_t round = 0; round < 4; ++round) {
       const uint64_t left = index >> half, right = index & mask;
-      const RandomKey key{.seed = seed, .purpose = RandomPurpose::kShuffle, .sequence = epoch * 4 + round};
+      const RandomKey key{
+          .seed = seed, .purpose = RandomPurpose::kShuffle, .sequence = epoch * 4 + round};
       index = right << half | (left ^ (random_bits(key, right) & mask));
     }
   } while (index >= n);
@@ -185,8 +197,8 @@ Document text_document(const Tokenizer& tokenizer, std::string_view text) {
   return d;
 }
 
-Document conversation_document(const Tokenizer& tokenizer, ChatFormat format, std::string_view question,
-                               const WorkedSolution& solution) {
+Document conversation_document(const Tokenizer& tokenizer, ChatFormat format,
+                               std::string_view question, const WorkedSolution& solution) {
   const ChatMessage user{ChatMessage::Role::kUser, std::string(question), {}, {}};
   Document d;
   append(encode_chat(tokenizer, format, {&user, 1}, {}), false, d);
@@ -196,18 +208,20 @@ Document conversation_document(const Tokenizer& tokenizer, ChatFormat format, st
 }
 
 std::unique_ptr<DocumentSource> task_texts(const Tokenizer& tokenizer,
-                                           std::span<const std::pair<std::string, double>> tasks, uint64_t seed) {
+                                           std::span<const std::pair<std::string, double>> tasks,
+                                           uint64_t seed) {
   return std::make_unique<TaskTexts>(tokenizer, tasks, seed);
 }
 
-std::unique_ptr<DocumentSource> task_conversations(const Tokenizer& tokenizer, ChatFormat format,
-                                                   std::span<const std::pair<std::string, double>> tasks, uint64_t seed,
-                                                   Split split) {
+std::unique_ptr<DocumentSource> task_conversations(
+    const Tokenizer& tokenizer, ChatFormat format,
+    std::span<const std::pair<std::string, double>> tasks, uint64_t seed, Split split) {
   return std::make_unique<TaskConversations>(tokenizer, format, tasks, seed, split);
 }
 
-std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path,
-                                               uint64_t seed, std::optional<Split> split) {
+std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format,
+                                               const std::string& path, uint64_t seed,
+                                               std::optional<Split> split) {
   return std::make_unique<JsonlMessages>(tokenizer, format, path, seed, split);
 }
 
@@ -217,7 +231,8 @@ void StepBatch::clear() {
   lengths_.clear();
 }
 
-void StepBatch::add(std::span<const int32_t> tokens, const std::vector<bool>& learned, size_t begin) {
+void StepBatch::add(std::span<const int32_t> tokens, const std::vector<bool>& learned,
+                    size_t begin) {
   lengths_.push_back(static_cast<int64_t>(tokens.size()));
   for (size_t t = 0; t < tokens.size(); ++t) {
     tokens_.push_back(tokens[t]);
@@ -236,7 +251,8 @@ std::span<const TrainBatch> StepBatch::micro_batches(int64_t micro_batch_tokens)
       tokens += lengths_[document + documents++];
     }
     const auto count = static_cast<size_t>(tokens);
-    parts_.push_back({std::span(tokens_).subspan(token, count), std::span(lengths_).subspan(document, documents),
+    parts_.push_back({std::span(tokens_).subspan(token, count),
+                      std::span(lengths_).subspan(document, documents),
                       std::span(targets_).subspan(token, count)});
     token += count;
     document += documents;
@@ -260,14 +276,16 @@ void Packer::next(int64_t tokens, StepBatch& batch) {
     if (length > sequence_length_ && !cut_) {
       ++counts_.dropped;
       if (++dropped > kMostDropped) {
-        fail("data: {} documents in a row are longer than sequence_length {}", dropped - 1, sequence_length_);
+        fail("data: {} documents in a row are longer than sequence_length {}", dropped - 1,
+             sequence_length_);
       }
     } else {
       if (batch.tokens() > 0 && batch.tokens() + length > tokens) return;
       if (length > sequence_length_) ++counts_.cut;
       for (int64_t begin = 0; begin < length; begin += sequence_length_) {
         const int64_t count = std::min(sequence_length_, length - begin);
-        batch.add(std::span(document_.tokens).subspan(static_cast<size_t>(begin), static_cast<size_t>(count)),
+        batch.add(std::span(document_.tokens)
+                      .subspan(static_cast<size_t>(begin), static_cast<size_t>(count)),
                   document_.learned, static_cast<size_t>(begin));
       }
       ++counts_.documents;

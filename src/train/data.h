@@ -1,8 +1,8 @@
 // Training data: documents of tokens from different sources, packed into the batches of a run.
 //
-// A source gives document i as a function of i alone. The packer takes them in order, so the whole state of a run's data is one
-// number: the next document. Nothing is shuffled twice and nothing is lost: what a document is cut to and how many were
-// dropped is counted.
+// A source gives document i as a function of i alone. The packer takes them in order, so the whole
+// state of a run's data is one number: the next document. Nothing is shuffled twice and nothing is
+// lost: what a document is cut to and how many were dropped is counted.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +21,15 @@ namespace fathom {
 
 struct Document {
   std::vector<int32_t> tokens;
-  std::vector<bool> learned;  // [tokens]: whether predicting this token counts; all true in pre-training
+  // [tokens]: whether predicting this token counts; all true in pre-training
+  std::vector<bool> learned;
 };
 
 class DocumentSource {
  public:
   virtual ~DocumentSource() = default;
-  // Replaces `out`. An endless source takes any index; a finite one repeats, in a new order each time.
+  // Replaces `out`. An endless source takes any index; a finite one repeats, in a new order each
+  // time.
   virtual void document(uint64_t index, Document& out) const = 0;
   // Of files that the documents come from: a resumed run must find the same.
   virtual uint64_t fingerprint() const { return 0; }
@@ -38,29 +40,34 @@ uint64_t shuffled(uint64_t seed, uint64_t index, uint64_t n);
 
 // BOS, the text, EOS; every token learned.
 Document text_document(const Tokenizer& tokenizer, std::string_view text);
-// The prompt as inference renders it (encode_chat with generation prompt), then thought and answer as the model shall write
-// them, and the end of sentence; learned is what the model writes.
-Document conversation_document(const Tokenizer& tokenizer, ChatFormat format, std::string_view question,
-                               const WorkedSolution& solution);
+// The prompt as inference renders it (encode_chat with generation prompt), then thought and answer
+// as the model shall write them, and the end of sentence; learned is what the model writes.
+Document conversation_document(const Tokenizer& tokenizer, ChatFormat format,
+                               std::string_view question, const WorkedSolution& solution);
 
 // Pre-training texts of tasks, mixed by weight.
 std::unique_ptr<DocumentSource> task_texts(const Tokenizer& tokenizer,
-                                           std::span<const std::pair<std::string, double>> tasks, uint64_t seed);
+                                           std::span<const std::pair<std::string, double>> tasks,
+                                           uint64_t seed);
 // Conversations about problems of one split.
-std::unique_ptr<DocumentSource> task_conversations(const Tokenizer& tokenizer, ChatFormat format,
-                                                   std::span<const std::pair<std::string, double>> tasks,
-                                                   uint64_t seed, Split split = Split::kTrain);
-// JSONL, one {"messages": [{"role", "content", "reasoning_content"?}, ...]} a line, the last one the assistant's. Each of the
-// assistant's turns is learned after exactly the tokens that inference would have before it: where a format drops old thoughts from
-// the history, each turn is a document of its own. Read whole; shuffled anew each epoch. split: every twentieth conversation is
+std::unique_ptr<DocumentSource> task_conversations(
+    const Tokenizer& tokenizer, ChatFormat format,
+    std::span<const std::pair<std::string, double>> tasks, uint64_t seed,
+    Split split = Split::kTrain);
+// JSONL, one {"messages": [{"role", "content", "reasoning_content"?}, ...]} a line, the last one
+// the assistant's. Each of the assistant's turns is learned after exactly the tokens that inference
+// would have before it: where a format drops old thoughts from the history, each turn is a document
+// of its own. Read whole; shuffled anew each epoch. split: every twentieth conversation is
 // held out for validation, and kTrain has the others; absent = all. Throws "FILE:LINE: ...".
-std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path,
-                                               uint64_t seed, std::optional<Split> split = std::nullopt);
+std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format,
+                                               const std::string& path, uint64_t seed,
+                                               std::optional<Split> split = std::nullopt);
 
 struct PackingCounts {
   int64_t documents = 0, tokens = 0;
-  int64_t dropped = 0;  // longer than the sequence length, in fine-tuning: half an answer teaches nothing
-  int64_t cut = 0;      // in pre-training such a document becomes several
+  // longer than the sequence length, in fine-tuning: half an answer teaches nothing
+  int64_t dropped = 0;
+  int64_t cut = 0;  // in pre-training such a document becomes several
 };
 
 // A step's documents, in memory of its own that is used again.
@@ -69,7 +76,8 @@ class StepBatch {
   void clear();
   void add(std::span<const int32_t> tokens, const std::vector<bool>& learned, size_t begin);
   int64_t tokens() const { return static_cast<int64_t>(tokens_.size()); }
-  // The documents in groups of at most `micro_batch_tokens` (at least one document each). Valid until clear().
+  // The documents in groups of at most `micro_batch_tokens` (at least one document each). Valid
+  // until clear().
   std::span<const TrainBatch> micro_batches(int64_t micro_batch_tokens);
 
  private:
@@ -96,7 +104,8 @@ class Packer {
   int64_t sequence_length_;
   bool cut_;
   uint64_t next_ = 0;
-  bool loaded_ = false;  // document_ is document next_, read for the batch before but without room there
+  // document_ is document next_, read for the batch before but without room there
+  bool loaded_ = false;
   Document document_;
   PackingCounts counts_;
 };

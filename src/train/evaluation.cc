@@ -23,13 +23,17 @@ struct Answer {
 
 std::string score_text(const EvaluationResult& r) {
   std::string text = fmt::format("{:.1f} % solved greedily", 100 * r.greedy);
-  if (r.samples > 0) text += fmt::format(", pass@1 {:.1f} ± {:.1f} %", 100 * r.pass_1, 100 * r.pass_1_error);
-  if (r.pass_k.size() > 1) text += fmt::format(", pass@{} {:.1f} %", r.pass_k.back().first, 100 * r.pass_k.back().second);
-  return text + fmt::format("; {:.0f} tokens an answer, {:.1f} % cut", r.mean_tokens, 100 * r.truncated);
+  if (r.samples > 0)
+    text += fmt::format(", pass@1 {:.1f} ± {:.1f} %", 100 * r.pass_1, 100 * r.pass_1_error);
+  if (r.pass_k.size() > 1)
+    text += fmt::format(", pass@{} {:.1f} %", r.pass_k.back().first, 100 * r.pass_k.back().second);
+  return text +
+         fmt::format("; {:.0f} tokens an answer, {:.1f} % cut", r.mean_tokens, 100 * r.truncated);
 }
 
-EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer, ChatFormat format, const Task& task,
-                               const EvaluationOptions& o, const std::function<bool()>& stop) {
+EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer,
+                               ChatFormat format, const Task& task, const EvaluationOptions& o,
+                               const std::function<bool()>& stop) {
   std::vector<Problem> problems;
   std::vector<std::vector<int32_t>> prompts;
   int64_t longest = 0;
@@ -78,10 +82,13 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
     if (answer.finish == FinishReason::kNone) continue;
     const std::string completion = tokenizer.decode(answer.tokens);
     std::string_view text = completion;
-    if (answer.finish == FinishReason::kStop) text.remove_suffix(tokenizer.token_bytes(answer.tokens.back()).size());
+    if (answer.finish == FinishReason::kStop)
+      text.remove_suffix(tokenizer.token_bytes(answer.tokens.back()).size());
     // A thought without an end is no answer.
-    const bool ended = !thinking_marks(format, {}) || text.find("</think>") != std::string_view::npos;
-    const Verdict verdict = task.verify(problems[answer.problem], ended ? answer_of(text) : std::string_view());
+    const bool ended =
+        !thinking_marks(format, {}) || text.find("</think>") != std::string_view::npos;
+    const Verdict verdict =
+        task.verify(problems[answer.problem], ended ? answer_of(text) : std::string_view());
     ++count;
     ++finished[answer.problem];
     total_tokens += static_cast<int64_t>(answer.tokens.size());

@@ -1,5 +1,6 @@
-// How well a model solves a task's held-out problems, judged by the task's own verifier: one greedy answer each, and n samples for
-// pass@1 and pass@k. All answers of all problems go through the engine together.
+// How well a model solves a task's held-out problems, judged by the task's own verifier: one greedy
+// answer each, and n samples for pass@1 and pass@k. All answers of all problems go through the
+// engine together.
 #pragma once
 
 #include <functional>
@@ -30,21 +31,23 @@ struct AnsweredProblem {
 
 struct EvaluationResult {
   int64_t problems = 0, samples = 0;
-  double greedy = 0;       // share solved
-  double pass_1 = 0;       // mean over samples; its standard error over problems
+  double greedy = 0;  // share solved
+  double pass_1 = 0;  // mean over samples; its standard error over problems
   double pass_1_error = 0;
   std::vector<std::pair<int64_t, double>> pass_k;  // k = 1, 2, 4, ... up to samples
-  double mean_tokens = 0;  // of an answer
-  double truncated = 0;    // share of answers cut by max_tokens
-  std::vector<AnsweredProblem> examples;  // greedy ones
+  double mean_tokens = 0;                          // of an answer
+  double truncated = 0;                            // share of answers cut by max_tokens
+  std::vector<AnsweredProblem> examples;           // greedy ones
 };
 
 // "13.5 % solved greedily, pass@1 22.8 ± 1.2 %, pass@16 84.5 %; 87 tokens an answer, 0.0 % cut"
 std::string score_text(const EvaluationResult& result);
 
-// Throws if prompt and max_tokens exceed the model's context. `stop` is asked between engine steps; true ends with what is
-// there (problems then counts only the finished).
-EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer, ChatFormat format, const Task& task,
-                               const EvaluationOptions& options, const std::function<bool()>& stop = {});
+// Throws if prompt and max_tokens exceed the model's context. `stop` is asked between engine steps;
+// true ends with what is there (problems then counts only the finished).
+EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer,
+                               ChatFormat format, const Task& task,
+                               const EvaluationOptions& options,
+                               const std::function<bool()>& stop = {});
 
 }  // namespace fathom

@@ -33,7 +33,8 @@ void put_rows(const WeightView& w, DType dtype, std::byte* out, From from) {
   }
 }
 
-// A visitor of tensor_walk.h over a loaded model: every tensor goes to the writer under its GGUF name.
+// A visitor of tensor_walk.h over a loaded model: every tensor goes to the writer under its GGUF
+// name.
 class Exporter {
  public:
   Exporter(const ModelConfig& config, const ExportOptions& options, GgufWriter& writer)
@@ -42,8 +43,10 @@ class Exporter {
   void matrix(const std::string& name, Linear& w, int64_t rows, int64_t cols, ParameterKind) {
     const WeightView view = w.weight;
     const DType dtype = type_for(cols);
-    // Llama's converters turn half-split heads into interleaved ones: row (i, j) of a head comes from (j, i).
-    const bool turned = c_.architecture == Architecture::kLlama && c_.rope.layout == RopeLayout::kHalfSplit &&
+    // Llama's converters turn half-split heads into interleaved ones: row (i, j) of a head comes
+    // from (j, i).
+    const bool turned = c_.architecture == Architecture::kLlama &&
+                        c_.rope.layout == RopeLayout::kHalfSplit &&
                         (name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight"));
     const int64_t dim = c_.head_dim;
     writer_.tensor(gguf_tensor_name(name), {rows, cols}, dtype, [=](std::byte* out) {
@@ -53,9 +56,11 @@ class Exporter {
     });
   }
 
-  void experts(const std::string& mlp, const std::string& part, Experts& w, int64_t rows, int64_t cols) {
+  void experts(const std::string& mlp, const std::string& part, Experts& w, int64_t rows,
+               int64_t cols) {
     const DType dtype = type_for(cols);
-    writer_.tensor(gguf_tensor_name(mlp + ".experts." + part + ".weight"), {std::ssize(w.weight), rows, cols}, dtype,
+    writer_.tensor(gguf_tensor_name(mlp + ".experts." + part + ".weight"),
+                   {std::ssize(w.weight), rows, cols}, dtype,
                    [dtype, views = w.weight](std::byte* out) {
                      for (const WeightView& view : views) {
                        put_rows(view, dtype, out, [](int64_t r) { return r; });
@@ -64,7 +69,8 @@ class Exporter {
                    });
   }
 
-  void vector(const std::string& name, std::span<const float>& w, const std::vector<int64_t>& shape, ParameterKind) {
+  void vector(const std::string& name, std::span<const float>& w, const std::vector<int64_t>& shape,
+              ParameterKind) {
     writer_.tensor(gguf_tensor_name(name), shape, DType::kF32, [values = w](std::byte* out) {
       quantize_row(DType::kF32, values.data(), std::ssize(values), out);
     });
@@ -77,23 +83,26 @@ class Exporter {
   }
 
   bool has_mtp(int64_t) const { return options_.mtp; }
-  void mtp_norm(const std::string& name, std::span<const float>& w, int64_t count, std::span<const float>) {
+  void mtp_norm(const std::string& name, std::span<const float>& w, int64_t count,
+                std::span<const float>) {
     vector(name, w, {count}, ParameterKind::kVector);
   }
   void mtp_copies(const std::string&) {}
 
  private:
   DType type_for(int64_t cols) const {
-    return cols % dtype_info(options_.matrices).block_elements == 0 ? options_.matrices : DType::kBF16;
+    return cols % dtype_info(options_.matrices).block_elements == 0 ? options_.matrices
+                                                                    : DType::kBF16;
   }
   void put_heads(const std::string& name, const std::vector<WeightView>& heads) {
     const DType dtype = type_for(heads[0].cols);
-    writer_.tensor(name, {std::ssize(heads), heads[0].rows, heads[0].cols}, dtype, [dtype, heads](std::byte* out) {
-      for (const WeightView& view : heads) {
-        put_rows(view, dtype, out, [](int64_t r) { return r; });
-        out += view.rows * row_bytes(dtype, view.cols);
-      }
-    });
+    writer_.tensor(name, {std::ssize(heads), heads[0].rows, heads[0].cols}, dtype,
+                   [dtype, heads](std::byte* out) {
+                     for (const WeightView& view : heads) {
+                       put_rows(view, dtype, out, [](int64_t r) { return r; });
+                       out += view.rows * row_bytes(dtype, view.cols);
+                     }
+                   });
   }
 
   const ModelConfig& c_;
@@ -102,14 +111,16 @@ class Exporter {
 };
 
 void put_mla_keys(const ModelConfig& c, const std::string& arch, GgufWriter& w) {
-  w.key(arch + ".attention.q_lora_rank", u32(c.q_lora_rank));  // 0: none. llama.cpp insists on the key
+  // 0: none. llama.cpp insists on the key
+  w.key(arch + ".attention.q_lora_rank", u32(c.q_lora_rank));
   w.key(arch + ".attention.kv_lora_rank", u32(c.kv_lora_rank));
   w.key(arch + ".attention.key_length", u32(c.kv_lora_rank + c.qk_rope_head_dim));
   w.key(arch + ".attention.value_length", u32(c.kv_lora_rank));
   w.key(arch + ".attention.key_length_mla", u32(c.qk_head_dim()));
   w.key(arch + ".attention.value_length_mla", u32(c.v_head_dim));
   if (c.n_routed_experts == 0) {
-    if (c.router.scoring_func == ScoringFunc::kSigmoid) w.key(arch + ".expert_gating_func", uint32_t{2});
+    if (c.router.scoring_func == ScoringFunc::kSigmoid)
+      w.key(arch + ".expert_gating_func", uint32_t{2});
     w.key(arch + ".leading_dense_block_count", u32(c.num_hidden_layers));
     return;
   }
@@ -122,7 +133,8 @@ void put_mla_keys(const ModelConfig& c, const std::string& arch, GgufWriter& w) 
   w.key(arch + ".expert_gating_func", uint32_t{r.scoring_func == ScoringFunc::kSigmoid ? 2u : 1u});
   w.key(arch + ".expert_weights_norm", r.norm_topk_prob);
   w.key(arch + ".expert_weights_scale", r.routed_scaling_factor);
-  if (r.n_group > 1 && r.topk_method != TopkMethod::kGreedy) {  // readers group wherever there are groups
+  // readers group wherever there are groups
+  if (r.n_group > 1 && r.topk_method != TopkMethod::kGreedy) {
     w.key(arch + ".expert_group_count", u32(r.n_group));
     w.key(arch + ".expert_group_used_count", u32(r.topk_group));
   }
@@ -130,15 +142,21 @@ void put_mla_keys(const ModelConfig& c, const std::string& arch, GgufWriter& w) 
 
 // GGUF has no key for these: leaving them out would make another model.
 void expect_expressible(const ModelConfig& c, const std::string& place) {
-  if (c.moe_layer_freq != 1) fail("{}: moe_layer_freq: found {}, expected 1 (GGUF has no key for it)", place, c.moe_layer_freq);
+  if (c.moe_layer_freq != 1)
+    fail("{}: moe_layer_freq: found {}, expected 1 (GGUF has no key for it)", place,
+         c.moe_layer_freq);
   if (c.rope.type == RopeScalingType::kYarn && c.rope.mscale != c.rope.mscale_all_dim) {
-    fail("{}: rope_scaling: mscale {} and mscale_all_dim {}, expected the same (GGUF has one key for both)", place, c.rope.mscale,
-         c.rope.mscale_all_dim);
+    fail(
+        "{}: rope_scaling: mscale {} and mscale_all_dim {}, expected the same (GGUF has one key "
+        "for both)",
+        place, c.rope.mscale, c.rope.mscale_all_dim);
   }
 }
 
 void put_config(const ModelConfig& c, bool mtp, const std::string& name, GgufWriter& w) {
-  const std::string arch = c.is_mla() ? "deepseek2" : c.architecture == Architecture::kQwen2 ? "qwen2" : "llama";
+  const std::string arch = c.is_mla()                               ? "deepseek2"
+                           : c.architecture == Architecture::kQwen2 ? "qwen2"
+                                                                    : "llama";
   w.key("general.architecture", arch);
   w.key("general.name", name);
   w.key("general.type", "model");
@@ -156,7 +174,8 @@ void put_config(const ModelConfig& c, bool mtp, const std::string& name, GgufWri
   if (c.rope.type == RopeScalingType::kYarn) {
     w.key(arch + ".rope.scaling.type", "yarn");
     w.key(arch + ".rope.scaling.factor", f32(c.rope.factor));
-    w.key(arch + ".rope.scaling.original_context_length", u32(static_cast<int64_t>(c.rope.original_max_position_embeddings)));
+    w.key(arch + ".rope.scaling.original_context_length",
+          u32(static_cast<int64_t>(c.rope.original_max_position_embeddings)));
     w.key(arch + ".rope.scaling.yarn_beta_fast", f32(c.rope.beta_fast));
     w.key(arch + ".rope.scaling.yarn_beta_slow", f32(c.rope.beta_slow));
     w.key(arch + ".rope.scaling.yarn_log_multiplier", f32(0.1 * c.rope.mscale_all_dim));
@@ -169,18 +188,22 @@ void put_config(const ModelConfig& c, bool mtp, const std::string& name, GgufWri
     const std::vector<double> scaled = rope_inv_freq(c);
     std::vector<float> divisors;
     for (size_t i = 0; i < scaled.size(); ++i) {
-      const double plain = std::pow(c.rope.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
+      const double plain = std::pow(
+          c.rope.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
       divisors.push_back(f32(plain / scaled[i]));
     }
-    w.tensor("rope_freqs.weight", {std::ssize(divisors)}, DType::kF32,
-             [divisors](std::byte* out) { quantize_row(DType::kF32, divisors.data(), std::ssize(divisors), out); });
+    w.tensor("rope_freqs.weight", {std::ssize(divisors)}, DType::kF32, [divisors](std::byte* out) {
+      quantize_row(DType::kF32, divisors.data(), std::ssize(divisors), out);
+    });
   }
 }
 
 // The tokenizer as its file has it; unused ids get a name of their own.
 void put_tokenizer(const Checkpoint& checkpoint, const ModelConfig& c, GgufWriter& w) {
   const auto text = checkpoint.side_file("tokenizer.json", Limits{}.tokenizer_file_bytes);
-  if (!text) fail("{}: tokenizer.json: missing, expected one to put into the file", checkpoint.path().string());
+  if (!text)
+    fail("{}: tokenizer.json: missing, expected one to put into the file",
+         checkpoint.path().string());
   const Tokenizer tokenizer = Tokenizer::from_checkpoint(checkpoint);
   const std::string place = (checkpoint.path() / "tokenizer.json").string();
   const nlohmann::json file = parse_json(*text, place);
@@ -192,25 +215,32 @@ void put_tokenizer(const Checkpoint& checkpoint, const ModelConfig& c, GgufWrite
   std::vector<int32_t> types(count, kUnused);
   for (size_t i = 0; i < count; ++i) tokens[i] = fmt::format("[PAD{}]", i);
   const auto put = [&](int64_t id, const std::string& token, int32_t type) {
-    if (id < 0 || id >= c.vocab_size) fail("{}: token {}: id {}, expected below vocab_size {}", place, quoted(token), id, c.vocab_size);
+    if (id < 0 || id >= c.vocab_size)
+      fail("{}: token {}: id {}, expected below vocab_size {}", place, quoted(token), id,
+           c.vocab_size);
     tokens[static_cast<size_t>(id)] = token;
     types[static_cast<size_t>(id)] = type;
   };
-  for (const auto& [token, id] : model.value("vocab").items()) put(id.get<int64_t>(), token, kNormal);
+  for (const auto& [token, id] : model.value("vocab").items())
+    put(id.get<int64_t>(), token, kNormal);
   const nlohmann::json none = nlohmann::json::array();
   for (const nlohmann::json& added : root.has("added_tokens") ? root.value("added_tokens") : none) {
     const JsonObject token(added, place + ": added_tokens");
-    put(token.integer("id", 0, c.vocab_size - 1), token.string("content"), token.optional_boolean("special").value_or(false) ? kControl : kUserDefined);
+    put(token.integer("id", 0, c.vocab_size - 1), token.string("content"),
+        token.optional_boolean("special").value_or(false) ? kControl : kUserDefined);
   }
   for (const nlohmann::json& merge : model.value("merges")) {
-    merges.push_back(merge.is_string() ? merge.get<std::string>() : merge.at(0).get<std::string>() + " " + merge.at(1).get<std::string>());
+    merges.push_back(merge.is_string()
+                         ? merge.get<std::string>()
+                         : merge.at(0).get<std::string>() + " " + merge.at(1).get<std::string>());
   }
   w.key("tokenizer.ggml.model", "gpt2");
   w.key("tokenizer.ggml.pre", tokenizer.gguf_pre_tokenizer());
   w.key("tokenizer.ggml.tokens", tokens);
   w.key("tokenizer.ggml.token_type", types);
   w.key("tokenizer.ggml.merges", merges);
-  // The reader of a GGUF takes the model's ids from these keys too, so config.json's count where the tokenizer names none.
+  // The reader of a GGUF takes the model's ids from these keys too, so config.json's count where
+  // the tokenizer names none.
   const int64_t bos = tokenizer.bos_id().value_or(static_cast<int32_t>(c.bos_token_id));
   if (bos >= 0) w.key("tokenizer.ggml.bos_token_id", u32(bos));
   std::vector<int64_t> ends;
@@ -219,18 +249,26 @@ void put_tokenizer(const Checkpoint& checkpoint, const ModelConfig& c, GgufWrite
     if (std::find(ends.begin(), ends.end(), id) == ends.end()) ends.push_back(id);
   }
   constexpr const char* kEnds[] = {"eos", "eot", "eom"};
-  if (ends.size() > std::size(kEnds)) fail("{}: {} end tokens, expected at most {} (GGUF has no more keys)", place, ends.size(), std::size(kEnds));
-  for (size_t i = 0; i < ends.size(); ++i) w.key(fmt::format("tokenizer.ggml.{}_token_id", kEnds[i]), u32(ends[i]));
+  if (ends.size() > std::size(kEnds))
+    fail("{}: {} end tokens, expected at most {} (GGUF has no more keys)", place, ends.size(),
+         std::size(kEnds));
+  for (size_t i = 0; i < ends.size(); ++i)
+    w.key(fmt::format("tokenizer.ggml.{}_token_id", kEnds[i]), u32(ends[i]));
   w.key("tokenizer.ggml.add_bos_token", tokenizer.add_bos());
-  if (!tokenizer.chat_template_source().empty()) w.key("tokenizer.chat_template", tokenizer.chat_template_source());
+  if (!tokenizer.chat_template_source().empty())
+    w.key("tokenizer.chat_template", tokenizer.chat_template_source());
 }
 
 }  // namespace
 
-void export_gguf(const Checkpoint& checkpoint, const std::filesystem::path& out, const ExportOptions& options) {
-  if (checkpoint.kind() != Checkpoint::Kind::kFolder) fail("{}: expected a Hugging Face folder to export", checkpoint.path().string());
+void export_gguf(const Checkpoint& checkpoint, const std::filesystem::path& out,
+                 const ExportOptions& options) {
+  if (checkpoint.kind() != Checkpoint::Kind::kFolder)
+    fail("{}: expected a Hugging Face folder to export", checkpoint.path().string());
   const DType type = options.matrices;
-  FATHOM_CHECK(type == DType::kF32 || type == DType::kF16 || type == DType::kBF16 || type == DType::kQ8_0, dtype_name(type));
+  FATHOM_CHECK(
+      type == DType::kF32 || type == DType::kF16 || type == DType::kBF16 || type == DType::kQ8_0,
+      dtype_name(type));
   const Model model(Checkpoint::open(checkpoint.path()));
   expect_expressible(model.config(), (checkpoint.path() / "config.json").string());
   GgufWriter writer;

@@ -14,7 +14,8 @@ namespace {
 
 constexpr int kIterations = 5;
 constexpr float kA = 3.4445f, kB = -4.7750f, kC = 2.0315f;
-// Against a momentum that fades: of an expert without tokens the direction would otherwise be followed for ever.
+// Against a momentum that fades: of an expert without tokens the direction would otherwise be
+// followed for ever.
 constexpr double kEps = 1e-7;
 constexpr double kUpdateScale = 0.2;
 
@@ -27,7 +28,10 @@ void for_ranges(Context& ctx, int64_t n, Body body) {
 }
 
 WeightView weight_of(Rows x) {
-  return {.dtype = DType::kF32, .rows = x.rows, .cols = x.cols, .data = reinterpret_cast<const std::byte*>(x.data)};
+  return {.dtype = DType::kF32,
+          .rows = x.rows,
+          .cols = x.cols,
+          .data = reinterpret_cast<const std::byte*>(x.data)};
 }
 
 }  // namespace
@@ -73,7 +77,8 @@ void muon(Context& ctx, const MuonStep& s, Rows w, std::span<float> gradient,
           std::span<float> momentum, std::span<bf16> compute) {
   const int64_t n = w.rows * w.cols;
   FATHOM_CHECK(w.stride == w.cols, w.stride, w.cols);
-  FATHOM_CHECK(std::ssize(gradient) == n && std::ssize(momentum) == n, gradient.size(), momentum.size(), n);
+  FATHOM_CHECK(std::ssize(gradient) == n && std::ssize(momentum) == n, gradient.size(),
+               momentum.size(), n);
   FATHOM_CHECK(compute.empty() || std::ssize(compute) == n, compute.size(), n);
   ArenaScope scope(ctx.scratch());
   const Rows update = scope.rows(w.rows, w.cols);
@@ -87,8 +92,8 @@ void muon(Context& ctx, const MuonStep& s, Rows w, std::span<float> gradient,
   });
   orthogonalise(ctx, update);
   const float keep = 1.0f - s.lr * s.weight_decay;
-  const auto rate = static_cast<float>(
-      s.lr * kUpdateScale * std::sqrt(static_cast<double>(std::max(w.rows, w.cols))));
+  const auto rate = static_cast<float>(s.lr * kUpdateScale *
+                                       std::sqrt(static_cast<double>(std::max(w.rows, w.cols))));
   for_ranges(ctx, n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) w.data[i] = keep * w.data[i] - rate * update.data[i];
     if (!compute.empty()) to_bf16(ctx.isa(), w.data + begin, end - begin, compute.data() + begin);

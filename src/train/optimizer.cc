@@ -10,7 +10,8 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kSmall = 1 << 18;  // elements of a matrix whose products have too few parts for many threads
+// elements of a matrix whose products have too few parts for many threads
+constexpr int64_t kSmall = 1 << 18;
 
 // Finds each parameter's group, and knows afterwards which parts of names were of no use.
 class Groups {
@@ -35,9 +36,11 @@ class Groups {
     for (size_t g = 0; g < groups_.size(); ++g) {
       for (size_t i = 0; i < groups_[g].match.size(); ++i) {
         if (used_[g][i]) continue;
-        fail("optimizer.groups: match {}: no parameter of this model that an earlier group leaves, expected a part of a "
-             "name such as 'mlp.experts'",
-             quoted(groups_[g].match[i]));
+        fail(
+            "optimizer.groups: match {}: no parameter of this model that an earlier group leaves, "
+            "expected a part of a "
+            "name such as 'mlp.experts'",
+            quoted(groups_[g].match[i]));
       }
     }
   }
@@ -49,7 +52,8 @@ class Groups {
 
 }  // namespace
 
-Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& options, int64_t first_mtp)
+Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& options,
+                     int64_t first_mtp)
     : options_(options),
       m_(static_cast<size_t>(table.total)),
       v_(static_cast<size_t>(table.total)) {
@@ -58,8 +62,8 @@ Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& option
     const Parameter& p = table.parameters[i];
     if (p.kind == ParameterKind::kBuffer) continue;
     const ParameterGroup group = groups.of(p);
-    const double decay = group.weight_decay.value_or(
-        p.kind == ParameterKind::kVector ? 0 : options.weight_decay);
+    const double decay =
+        group.weight_decay.value_or(p.kind == ParameterKind::kVector ? 0 : options.weight_decay);
     if (options.kind == OptimizerKind::kMuon && p.kind == ParameterKind::kMatrix) {
       (p.count <= kSmall ? small_ : ranges_)
           .push_back({p.offset, p.count, group.lr_scale, decay, p.shape[0]});
@@ -86,8 +90,8 @@ Optimizer::Result Optimizer::step(Context& ctx, double lr, int64_t end, std::spa
   for (const std::vector<Range>* ranges : {&ranges_, &small_}) {
     for (const Range& r : *ranges) {
       if (r.offset >= end) break;
-      squares += sum_of_squares(ctx, gradients.subspan(static_cast<size_t>(r.offset),
-                                                       static_cast<size_t>(r.count)));
+      squares += sum_of_squares(
+          ctx, gradients.subspan(static_cast<size_t>(r.offset), static_cast<size_t>(r.count)));
     }
   }
   Result result{std::sqrt(squares), !std::isfinite(squares)};

@@ -1,5 +1,6 @@
-// One update of all parameters from their gradients: clip by the global norm, then AdamW; or, for the matrices
-// of the layers, Muon (muon.h). Embedding, head, router, norms and biases are AdamW's always.
+// One update of all parameters from their gradients: clip by the global norm, then AdamW; or, for
+// the matrices of the layers, Muon (muon.h). Embedding, head, router, norms and biases are AdamW's
+// always.
 //
 //   coefficient = min(1, clip / (norm + 1e-6)),  norm = sqrt of the sum of all gradients' squares
 //
@@ -22,8 +23,8 @@ enum class OptimizerKind { kAdamW, kMuon };
 
 // Parameters that are treated in their own way.
 struct ParameterGroup {
-  std::vector<std::string> match;  // parts of names, or "all" (name_contains())
-  double lr_scale = 1;             // of the schedule's learning rate
+  std::vector<std::string> match;                     // parts of names, or "all" (name_contains())
+  double lr_scale = 1;                                // of the schedule's learning rate
   std::optional<double> weight_decay = std::nullopt;  // absent: as without the group
 };
 
@@ -38,8 +39,9 @@ struct OptimizerOptions {
 
 class Optimizer {
  public:
-  // Moments start at 0; their memory is state_bytes(table). first_mtp: offset of the first parameter
-  // of the MTP layer, or table.total. Throws if a part of a name in options.groups is in none.
+  // Moments start at 0; their memory is state_bytes(table). first_mtp: offset of the first
+  // parameter of the MTP layer, or table.total. Throws if a part of a name in options.groups is in
+  // none.
   Optimizer(const ParameterTable& table, const OptimizerOptions& options, int64_t first_mtp);
 
   struct Result {

@@ -20,13 +20,20 @@ constexpr uint64_t kLargestRecipe = 1 << 20;
 
 std::string_view kind_of(const toml::node& node) {
   switch (node.type()) {
-    case toml::node_type::table: return "a table";
-    case toml::node_type::array: return "an array";
-    case toml::node_type::string: return "a string";
-    case toml::node_type::integer: return "an integer";
-    case toml::node_type::floating_point: return "a number";
-    case toml::node_type::boolean: return "a boolean";
-    default: return "a date";
+    case toml::node_type::table:
+      return "a table";
+    case toml::node_type::array:
+      return "an array";
+    case toml::node_type::string:
+      return "a string";
+    case toml::node_type::integer:
+      return "an integer";
+    case toml::node_type::floating_point:
+      return "a number";
+    case toml::node_type::boolean:
+      return "a boolean";
+    default:
+      return "a date";
   }
 }
 
@@ -46,7 +53,8 @@ size_t distance(std::string_view a, std::string_view b) {
 }
 
 std::string toml_string(const std::string& text) {
-  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);  // JSON's escapes are TOML's
+  // JSON's escapes are TOML's
+  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string toml_number(double value) {
@@ -55,8 +63,8 @@ std::string toml_number(double value) {
   return text;
 }
 
-// One table of the recipe. Every key that is asked for is written down, with its value, for the resolved text; what was never
-// asked for is unknown.
+// One table of the recipe. Every key that is asked for is written down, with its value, for the
+// resolved text; what was never asked for is unknown.
 class Section {
  public:
   Section(const toml::table* table, std::string name, const std::string& place, std::string& text)
@@ -69,14 +77,16 @@ class Section {
     return table_ != nullptr && table_->contains(key);
   }
 
-  int64_t integer(std::string_view key, std::optional<int64_t> fallback, int64_t low, int64_t high) {
+  int64_t integer(std::string_view key, std::optional<int64_t> fallback, int64_t low,
+                  int64_t high) {
     const toml::node* node = find(key, fallback.has_value());
     int64_t value = fallback.value_or(0);
     if (node != nullptr) {
       if (!node->is_integer()) refuse(*node, key, kind_of(*node), "an integer");
       value = **node->as_integer();
     }
-    if (value < low || value > high) refuse(node, key, fmt::format("{}", value), fmt::format("{} to {}", low, high));
+    if (value < low || value > high)
+      refuse(node, key, fmt::format("{}", value), fmt::format("{} to {}", low, high));
     write(key, fmt::format("{}", value));
     return value;
   }
@@ -111,7 +121,8 @@ class Section {
     return value;
   }
 
-  size_t choice(std::string_view key, std::optional<std::string> fallback, std::span<const char* const> names) {
+  size_t choice(std::string_view key, std::optional<std::string> fallback,
+                std::span<const char* const> names) {
     const std::string value = string(key, std::move(fallback));
     for (size_t i = 0; i < names.size(); ++i) {
       if (value == names[i]) return i;
@@ -147,7 +158,9 @@ class Section {
     for (size_t begin = 0; begin <= value.size();) {
       const size_t end = std::min(value.find('|', begin), value.size());
       values.push_back(value.substr(begin, end - begin));
-      if (values.back().empty()) refuse(find(key, false), key, quoted(value), "parts of names such as 'embed_tokens|lm_head'");
+      if (values.back().empty())
+        refuse(find(key, false), key, quoted(value),
+               "parts of names such as 'embed_tokens|lm_head'");
       begin = end + 1;
     }
     return values;
@@ -157,7 +170,8 @@ class Section {
   template <class Read>
   void tables(std::string_view key, Read read) {
     const toml::node* node = find(key, true);
-    if (node != nullptr && !node->is_array()) refuse(*node, key, kind_of(*node), "an array of tables");
+    if (node != nullptr && !node->is_array())
+      refuse(*node, key, kind_of(*node), "an array of tables");
     std::string text;
     for (size_t i = 0; node != nullptr && i < node->as_array()->size(); ++i) {
       const toml::node& element = *node->as_array()->get(i);
@@ -168,7 +182,8 @@ class Section {
       read(section);
       section.expect_nothing_else();
       lines.pop_back();
-      for (size_t at = 0; (at = lines.find('\n', at)) != std::string::npos;) lines.replace(at, 1, ", ");
+      for (size_t at = 0; (at = lines.find('\n', at)) != std::string::npos;)
+        lines.replace(at, 1, ", ");
       text += (text.empty() ? "{ " : ", { ") + lines + " }";
     }
     write(key, "[" + text + "]");
@@ -177,7 +192,8 @@ class Section {
   // { name = weight, ... }
   std::vector<std::pair<std::string, double>> weights(std::string_view key) {
     const toml::node* node = find(key, false);
-    if (!node->is_table()) refuse(*node, key, kind_of(*node), "a table such as { countdown = 1.0 }");
+    if (!node->is_table())
+      refuse(*node, key, kind_of(*node), "a table such as { countdown = 1.0 }");
     std::vector<std::pair<std::string, double>> values;
     std::string text;
     for (const auto& [name, weight] : *node->as_table()) {
@@ -185,7 +201,8 @@ class Section {
       expect_task(weight, key, task);
       const auto value = weight.value<double>();
       if (!value || !(*value > 0) || !std::isfinite(*value)) {
-        refuse(weight, key, fmt::format("{} for {}", kind_of(weight), quoted(task)), "a weight above 0");
+        refuse(weight, key, fmt::format("{} for {}", kind_of(weight), quoted(task)),
+               "a weight above 0");
       }
       values.emplace_back(task, *value);
       text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", task, toml_number(*value));
@@ -201,7 +218,9 @@ class Section {
     const toml::node& node = *table_->get(key);
     const Json value = to_json(node, key);
     config[std::string(key)] = value;
-    write(key, node.is_table() ? inline_table(value) : node.is_floating_point() ? toml_number(**node.as_floating_point()) : value.dump());
+    write(key, node.is_table()            ? inline_table(value)
+               : node.is_floating_point() ? toml_number(**node.as_floating_point())
+                                          : value.dump());
   }
 
   // Anything that nobody asked for is a mistake of the writer's.
@@ -209,24 +228,31 @@ class Section {
     if (table_ == nullptr) return;
     for (const auto& [key, node] : *table_) {
       const std::string name(key.str());
-      if (known_.contains(name) || std::find(also.begin(), also.end(), name) != also.end()) continue;
+      if (known_.contains(name) || std::find(also.begin(), also.end(), name) != also.end())
+        continue;
       std::vector<std::string> names(known_.begin(), known_.end());
       names.insert(names.end(), also.begin(), also.end());
-      const auto nearest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
-        return distance(a, name) < distance(b, name);
-      });
+      const auto nearest = std::min_element(
+          names.begin(), names.end(),
+          [&](const auto& a, const auto& b) { return distance(a, name) < distance(b, name); });
       refuse(node, name, "a key that is not known",
-             nearest != names.end() && distance(*nearest, name) <= 3 ? fmt::format("perhaps {}", quoted(*nearest))
-                                                                    : fmt::format("one of {}", fmt::join(names, ", ")));
+             nearest != names.end() && distance(*nearest, name) <= 3
+                 ? fmt::format("perhaps {}", quoted(*nearest))
+                 : fmt::format("one of {}", fmt::join(names, ", ")));
     }
   }
 
-  [[noreturn]] void refuse(const toml::node& node, std::string_view key, std::string_view found, std::string_view expected) const {
+  [[noreturn]] void refuse(const toml::node& node, std::string_view key, std::string_view found,
+                           std::string_view expected) const {
     refuse(&node, key, fmt::format("{}", found), expected);
   }
   template <class Found>
-  [[noreturn]] void refuse(const toml::node* node, std::string_view key, const Found& found, std::string_view expected) const {
-    const std::string where = node == nullptr ? place_ : from_command_line(*node) ? "command line" : fmt::format("{}:{}", place_, node->source().begin.line);
+  [[noreturn]] void refuse(const toml::node* node, std::string_view key, const Found& found,
+                           std::string_view expected) const {
+    const std::string where = node == nullptr ? place_
+                              : from_command_line(*node)
+                                  ? "command line"
+                                  : fmt::format("{}:{}", place_, node->source().begin.line);
     fail("{}: {}: found {}, expected {}", where, full(key), found, expected);
   }
 
@@ -235,7 +261,8 @@ class Section {
   static bool from_command_line(const toml::node& node) { return node.source().begin.line == 0; }
   void expect_task(const toml::node& node, std::string_view key, const std::string& task) const {
     if (std::find(task_names().begin(), task_names().end(), task) != task_names().end()) return;
-    refuse(node, key, fmt::format("{}", quoted(task)), fmt::format("one of {}", fmt::join(task_names(), ", ")));
+    refuse(node, key, fmt::format("{}", quoted(task)),
+           fmt::format("one of {}", fmt::join(task_names(), ", ")));
   }
   std::string full(std::string_view key) const {
     return name_.empty() ? std::string(key) : fmt::format("{}.{}", name_, key);
@@ -245,7 +272,9 @@ class Section {
     if (!optional) fail("{}: {}: missing", place_, full(key));
     return nullptr;
   }
-  void write(std::string_view key, const std::string& value) { text_ += fmt::format("{} = {}\n", key, value); }
+  void write(std::string_view key, const std::string& value) {
+    text_ += fmt::format("{} = {}\n", key, value);
+  }
 
   Json to_json(const toml::node& node, std::string_view key) const {
     if (node.is_integer()) return **node.as_integer();
@@ -262,7 +291,8 @@ class Section {
   }
   static std::string inline_table(const Json& object) {
     std::string text;
-    for (const auto& [name, value] : object.items()) text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", name, value.dump());
+    for (const auto& [name, value] : object.items())
+      text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", name, value.dump());
     return "{ " + text + " }";
   }
 
@@ -302,13 +332,37 @@ toml::table parse_override(const std::string& text) {
   }
 }
 
-constexpr const char* kConfigKeys[] = {
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-    "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "attention_bias", "rope_theta",
-    "rope_scaling", "head_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-    "n_routed_experts", "n_shared_experts", "moe_intermediate_size", "first_k_dense_replace", "moe_layer_freq",
-    "num_experts_per_tok", "n_group", "topk_group", "topk_method", "scoring_func", "norm_topk_prob", "routed_scaling_factor",
-    "num_nextn_predict_layers"};
+constexpr const char* kConfigKeys[] = {"hidden_size",
+                                       "num_hidden_layers",
+                                       "num_attention_heads",
+                                       "num_key_value_heads",
+                                       "intermediate_size",
+                                       "max_position_embeddings",
+                                       "rms_norm_eps",
+                                       "initializer_range",
+                                       "tie_word_embeddings",
+                                       "attention_bias",
+                                       "rope_theta",
+                                       "rope_scaling",
+                                       "head_dim",
+                                       "q_lora_rank",
+                                       "kv_lora_rank",
+                                       "qk_nope_head_dim",
+                                       "qk_rope_head_dim",
+                                       "v_head_dim",
+                                       "n_routed_experts",
+                                       "n_shared_experts",
+                                       "moe_intermediate_size",
+                                       "first_k_dense_replace",
+                                       "moe_layer_freq",
+                                       "num_experts_per_tok",
+                                       "n_group",
+                                       "topk_group",
+                                       "topk_method",
+                                       "scoring_func",
+                                       "norm_topk_prob",
+                                       "routed_scaling_factor",
+                                       "num_nextn_predict_layers"};
 
 void read_model(Section& s, Recipe& r) {
   if (s.has("path")) {
@@ -316,7 +370,8 @@ void read_model(Section& s, Recipe& r) {
     return s.expect_nothing_else();
   }
   static constexpr const char* kNames[] = {"deepseek_v3", "deepseek_v2", "qwen2", "llama"};
-  static constexpr const char* kClasses[] = {"DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"};
+  static constexpr const char* kClasses[] = {"DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM",
+                                             "Qwen2ForCausalLM", "LlamaForCausalLM"};
   const size_t which = s.choice("architecture", std::nullopt, kNames);
   Json config;
   config["architectures"] = {kClasses[which]};
@@ -343,8 +398,10 @@ void read_data(Section& s, Recipe& r) {
 
 void read_train(Section& s, Recipe& r) {
   r.train.tokens = s.integer("tokens", std::nullopt, 1, int64_t{1} << 50);
-  r.train.tokens_per_step = s.integer("tokens_per_step", std::nullopt, r.data.sequence_length, 1 << 28);
-  r.train.micro_batch_tokens = s.integer("micro_batch_tokens", r.train.tokens_per_step, r.data.sequence_length, 1 << 28);
+  r.train.tokens_per_step =
+      s.integer("tokens_per_step", std::nullopt, r.data.sequence_length, 1 << 28);
+  r.train.micro_batch_tokens =
+      s.integer("micro_batch_tokens", r.train.tokens_per_step, r.data.sequence_length, 1 << 28);
   static constexpr const char* kPrecisions[] = {"bf16", "f32"};
   r.train.f32 = s.choice("precision", "bf16", kPrecisions) == 1;
   r.train.recompute = s.boolean("recompute", false);
@@ -396,15 +453,18 @@ Recipe read(const toml::table& root, const std::string& place) {
   Recipe r;
   const auto table = [&](const char* name) -> const toml::table* {
     const toml::node* node = root.get(name);
-    if (node != nullptr && !node->is_table()) fail("{}:{}: {}: found {}, expected a table", place, node->source().begin.line, name, kind_of(*node));
+    if (node != nullptr && !node->is_table())
+      fail("{}:{}: {}: found {}, expected a table", place, node->source().begin.line, name,
+           kind_of(*node));
     return node == nullptr ? nullptr : node->as_table();
   };
   Section top(&root, "", place, r.text);
   r.name = top.string("name", std::nullopt);
   r.seed = static_cast<uint64_t>(top.integer("seed", 1, 0, INT64_MAX));
   r.threads = static_cast<int>(top.integer("threads", 0, 0, 4096));
-  static constexpr const char* kSections[] = {"model", "tokenizer", "data", "train", "optimizer", "schedule",
-                                              "moe", "mtp", "lora", "evaluation", "checkpoint"};
+  static constexpr const char* kSections[] = {"model",     "tokenizer",  "data",      "train",
+                                              "optimizer", "schedule",   "moe",       "mtp",
+                                              "lora",      "evaluation", "checkpoint"};
   top.expect_nothing_else(kSections);
 
   Section model(table("model"), "model", place, r.text);
@@ -434,7 +494,8 @@ Recipe read(const toml::table& root, const std::string& place) {
   mtp.expect_nothing_else();
   if (table("lora") != nullptr) {
     Section s(table("lora"), "lora", place, r.text);
-    if (r.model_path.empty()) fail("{}: lora: found without model.path, expected a model to adapt", place);
+    if (r.model_path.empty())
+      fail("{}: lora: found without model.path, expected a model to adapt", place);
     r.lora.emplace();
     r.lora->rank = s.integer("rank", 16, 1, 4096);
     r.lora->alpha = s.number("alpha", 32, 1e-6, 1e6);
@@ -452,7 +513,8 @@ Recipe read(const toml::table& root, const std::string& place) {
 
 }  // namespace
 
-Recipe parse_recipe(std::string_view text, const std::string& place, std::span<const std::string> overrides) {
+Recipe parse_recipe(std::string_view text, const std::string& place,
+                    std::span<const std::string> overrides) {
   toml::table root;
   try {
     root = toml::parse(text, place);

@@ -1,8 +1,10 @@
-// A recipe: everything a training run depends on, as TOML. Nothing is guessed: an unknown key, a missing one, a wrong type or a value out
-// of range is refused with file, line and key. `key=value` overrides from the command line are the same keys
-// ("train.tokens=1000000"). toml++ is included in recipe.cc and nowhere else.
+// A recipe: everything a training run depends on, as TOML. Nothing is guessed: an unknown key, a
+// missing one, a wrong type or a value out
+// of range is refused with file, line and key. `key=value` overrides from the command line are the
+// same keys ("train.tokens=1000000"). toml++ is included in recipe.cc and nowhere else.
 //
-// docs/training.md lists the keys; Recipe::text is the recipe with every default filled in, and parses to itself.
+// docs/training.md lists the keys; Recipe::text is the recipe with every default filled in, and
+// parses to itself.
 #pragma once
 
 #include <cstdint>
@@ -31,12 +33,14 @@ struct Recipe {
   uint64_t seed = 1;
   int threads = 0;  // 0 = all cores
 
-  // [model]: a checkpoint to start from, or a new model as config.json text without vocab_size (which is the tokenizer's).
+  // [model]: a checkpoint to start from, or a new model as config.json text without vocab_size
+  // (which is the tokenizer's).
   std::string model_path;
   std::string config_json;
   int64_t vocab_size = 0;  // at least the tokenizer's; 0 = the tokenizer's
 
-  // [tokenizer]: "characters", or the folder of one. With model.path optional: empty = the checkpoint's own.
+  // [tokenizer]: "characters", or the folder of one. With model.path optional: empty = the
+  // checkpoint's own.
   std::string tokenizer;
 
   struct Data {
@@ -47,7 +51,7 @@ struct Recipe {
   } data;
 
   struct Train {
-    int64_t tokens = 0;           // of the whole run
+    int64_t tokens = 0;  // of the whole run
     int64_t tokens_per_step = 0;
     int64_t micro_batch_tokens = 0;  // 0 = tokens_per_step
     bool f32 = false;
@@ -57,9 +61,11 @@ struct Recipe {
 
   OptimizerOptions optimizer;
   Schedule schedule;
-  double bias_update_rate = 0.001, bias_update_until = 1;  // the bias rests after this share of the run
+  // the bias rests after this share of the run
+  double bias_update_rate = 0.001, bias_update_until = 1;
   double sequence_balance_alpha = 1e-4;
-  double mtp_loss_weight = 0.3, mtp_late_loss_weight = 0.3, mtp_late_from = 1;  // from this share of the run on
+  // from this share of the run on
+  double mtp_loss_weight = 0.3, mtp_late_loss_weight = 0.3, mtp_late_from = 1;
   std::optional<LoraOptions> lora;
 
   struct Evaluation {
@@ -78,7 +84,8 @@ struct Recipe {
 };
 
 // Throws Error "FILE:LINE: KEY: found X, expected Y".
-Recipe parse_recipe(std::string_view toml, const std::string& place, std::span<const std::string> overrides = {});
+Recipe parse_recipe(std::string_view toml, const std::string& place,
+                    std::span<const std::string> overrides = {});
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides = {});
 
 }  // namespace fathom

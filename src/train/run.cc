@@ -27,22 +27,28 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr int kMostSkipped = 5;        // gradients in a row that are not finite
-constexpr int kMostFailedSaves = 3;    // in a row
-constexpr uint64_t kValidationSeed = 0x76616c6964;  // validation texts are other draws than training's
+constexpr int kMostSkipped = 5;      // gradients in a row that are not finite
+constexpr int kMostFailedSaves = 3;  // in a row
+// validation texts are other draws than training's
+constexpr uint64_t kValidationSeed = 0x76616c6964;
 
 TokenizerFiles tokenizer_files(const Recipe& recipe) {
   if (recipe.tokenizer.empty() && fs::is_regular_file(recipe.model_path)) {
-    fail("{}: tokenizer.path: missing, expected the folder of tokenizer.json: model.path is one file", recipe.name);
+    fail(
+        "{}: tokenizer.path: missing, expected the folder of tokenizer.json: model.path is one "
+        "file",
+        recipe.name);
   }
-  return recipe.tokenizer.empty() ? read_tokenizer_folder(recipe.model_path) : read_tokenizer_files(recipe.tokenizer);
+  return recipe.tokenizer.empty() ? read_tokenizer_folder(recipe.model_path)
+                                  : read_tokenizer_files(recipe.tokenizer);
 }
 
 ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
   Json config = Json::parse(recipe.config_json);
   const int64_t vocab = recipe.vocab_size == 0 ? tokenizer.vocab_size() : recipe.vocab_size;
   if (vocab < tokenizer.vocab_size()) {
-    fail("{}: model.vocab_size: found {}, expected at least the tokenizer's {}", recipe.name, vocab, tokenizer.vocab_size());
+    fail("{}: model.vocab_size: found {}, expected at least the tokenizer's {}", recipe.name, vocab,
+         tokenizer.vocab_size());
   }
   config["vocab_size"] = vocab;
   if (const auto bos = tokenizer.bos_id()) config["bos_token_id"] = *bos;
@@ -54,19 +60,31 @@ struct Data {
   std::unique_ptr<DocumentSource> training, validation;
 };
 
-// Training's documents, and others to validate on: problems and conversations that are held out; of texts other draws.
+// Training's documents, and others to validate on: problems and conversations that are held out; of
+// texts other draws.
 Data open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t fingerprint) {
   const Recipe::Data& data = recipe.data;
-  const auto both = [&](const auto& open) { return Data{open(Split::kTrain, recipe.seed), open(Split::kValidation, recipe.seed ^ kValidationSeed)}; };
+  const auto both = [&](const auto& open) {
+    return Data{open(Split::kTrain, recipe.seed),
+                open(Split::kValidation, recipe.seed ^ kValidationSeed)};
+  };
   switch (data.kind) {
-    case DataKind::kTexts: return both([&](Split, uint64_t seed) { return task_texts(tokenizer, data.tasks, seed); });
+    case DataKind::kTexts:
+      return both([&](Split, uint64_t seed) { return task_texts(tokenizer, data.tasks, seed); });
     case DataKind::kConversations:
-      return both([&](Split split, uint64_t seed) { return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed, split); });
+      return both([&](Split split, uint64_t seed) {
+        return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed,
+                                  split);
+      });
     case DataKind::kMessages:
-      return both([&](Split split, uint64_t seed) { return jsonl_messages(tokenizer, detect_chat_format(tokenizer), data.path, seed, split); });
+      return both([&](Split split, uint64_t seed) {
+        return jsonl_messages(tokenizer, detect_chat_format(tokenizer), data.path, seed, split);
+      });
     case DataKind::kShards: {
       const auto shards = open_shards(data.path, fingerprint, tokenizer.vocab_size());
-      return both([&](Split split, uint64_t seed) { return shard_documents(shards, data.sequence_length, seed, split); });
+      return both([&](Split split, uint64_t seed) {
+        return shard_documents(shards, data.sequence_length, seed, split);
+      });
     }
   }
   return {};
@@ -88,11 +106,14 @@ class Run {
     if (!recipe.model_path.empty()) base_.emplace(Model::load(recipe.model_path));
     const ModelConfig config = base_ ? base_->config() : new_config(recipe, tokenizer_);
     if (recipe.data.sequence_length > config.max_position_embeddings) {
-      fail("{}: data.sequence_length: found {}, expected at most the model's max_position_embeddings {}", recipe.name,
-           recipe.data.sequence_length, config.max_position_embeddings);
+      fail(
+          "{}: data.sequence_length: found {}, expected at most the model's "
+          "max_position_embeddings {}",
+          recipe.name, recipe.data.sequence_length, config.max_position_embeddings);
     }
     if (tokenizer_.vocab_size() > config.vocab_size) {
-      fail("{}: tokenizer: {} tokens, expected at most the model's vocab_size {}", recipe.name, tokenizer_.vocab_size(), config.vocab_size);
+      fail("{}: tokenizer: {} tokens, expected at most the model's vocab_size {}", recipe.name,
+           tokenizer_.vocab_size(), config.vocab_size);
     }
     plan_memory(config);
     TrainerOptions trainer_options;
@@ -141,7 +162,10 @@ class Run {
       const int64_t done = step + 1;
       if (skipped == kMostSkipped) {
         save(done);
-        throw Error(ExitCode::kDiverged, fmt::format("step {}: {} gradients in a row are not finite (lower schedule.lr?); saved", done, skipped));
+        throw Error(
+            ExitCode::kDiverged,
+            fmt::format("step {}: {} gradients in a row are not finite (lower schedule.lr?); saved",
+                        done, skipped));
       }
       const bool last = done == steps();
       const bool best = is_due(recipe_.evaluation.every, done) && evaluate(done, last);
@@ -153,17 +177,24 @@ class Run {
 
  private:
   int64_t steps() const { return recipe_.train.steps(); }
-  bool is_due(int64_t every, int64_t done) const { return done == steps() || (every > 0 && done % every == 0); }
+  bool is_due(int64_t every, int64_t done) const {
+    return done == steps() || (every > 0 && done % every == 0);
+  }
 
   void plan_memory(const ModelConfig& config) {
-    const ParameterTable table = recipe_.lora ? lora_table(config, *recipe_.lora) : parameter_table(config);
+    const ParameterTable table =
+        recipe_.lora ? lora_table(config, *recipe_.lora) : parameter_table(config);
     facts_.state_bytes = static_cast<uint64_t>(Trainer::state_bytes(table, recipe_.train.f32));
-    facts_.step_bytes = activation_bytes(config, std::min(recipe_.train.micro_batch_tokens, recipe_.train.tokens_per_step), recipe_.train.recompute);
+    facts_.step_bytes = activation_bytes(
+        config, std::min(recipe_.train.micro_batch_tokens, recipe_.train.tokens_per_step),
+        recipe_.train.recompute);
     const auto available = available_memory();
     if (available && facts_.state_bytes + facts_.step_bytes > *available) {
-      fail_resource("{}: needs {} MB for weights, gradients and moments and {} MB for a micro-batch, {} MB are available (smaller "
-                    "train.micro_batch_tokens, or train.recompute = true)",
-                    recipe_.name, facts_.state_bytes >> 20, facts_.step_bytes >> 20, *available >> 20);
+      fail_resource(
+          "{}: needs {} MB for weights, gradients and moments and {} MB for a micro-batch, {} MB "
+          "are available (smaller "
+          "train.micro_batch_tokens, or train.recompute = true)",
+          recipe_.name, facts_.state_bytes >> 20, facts_.step_bytes >> 20, *available >> 20);
     }
   }
 
@@ -173,15 +204,18 @@ class Run {
     prune_checkpoints(options_.folder, INT32_MAX, std::nullopt);  // leftovers of killed saves
     const auto found = find_checkpoint(options_.folder);
     if (found && !options_.resume) {
-      fail("{}: holds a run already (step {}), expected a new folder, or --resume to go on", options_.folder.string(), found->step);
+      fail("{}: holds a run already (step {}), expected a new folder, or --resume to go on",
+           options_.folder.string(), found->step);
     }
     if (found) {
-      for (const std::string& damaged : found->damaged) observer_.note("skipped a damaged checkpoint: " + damaged);
+      for (const std::string& damaged : found->damaged)
+        observer_.note("skipped a damaged checkpoint: " + damaged);
       first = restore(*found);
     }
     if (options_.measure_roofs) roofs_ = measure_roofs(ctx_, 0.3);
     const ModelConfig& c = trainer_->config();
-    facts_.model = fmt::format("{}, {} layers, hidden {}", architecture_name(c.architecture), c.num_hidden_layers, c.hidden_size);
+    facts_.model = fmt::format("{}, {} layers, hidden {}", architecture_name(c.architecture),
+                               c.num_hidden_layers, c.hidden_size);
     facts_.steps = steps();
     facts_.first_step = first;
     facts_.parameters = parameter_count(trainer_->table());
@@ -196,16 +230,23 @@ class Run {
     const nlohmann::json value = parse_json(found.state_json, place);
     const JsonObject state(value, place);
     if (const std::string recipe = state.string("recipe"); recipe != recipe_.text) {
-      fail("{}: recipe: differs from the one given, expected the same (a changed recipe is a new run; first difference: {})", place,
-           first_difference(recipe, recipe_.text));
+      fail(
+          "{}: recipe: differs from the one given, expected the same (a changed recipe is a new "
+          "run; first difference: {})",
+          place, first_difference(recipe, recipe_.text));
     }
     expect_same_run(found, train_state(found.step));
     // Of runs before there were fingerprints: none.
-    if (const std::string here = hash_text(data_.training->fingerprint()), data = state.optional_string("data").value_or(hash_text(0)); data != here) {
-      fail("{}: data: found {}, the run's data now have {} (data.path has changed; changed data are a new run)", place, data, here);
+    if (const std::string here = hash_text(data_.training->fingerprint()),
+        data = state.optional_string("data").value_or(hash_text(0));
+        data != here) {
+      fail(
+          "{}: data: found {}, the run's data now have {} (data.path has changed; changed data are "
+          "a new run)",
+          place, data, here);
     }
-    load_optimizer(found.folder, trainer_->table(), trainer_->master(), trainer_->optimizer().first_moment(),
-                   trainer_->optimizer().second_moment());
+    load_optimizer(found.folder, trainer_->table(), trainer_->master(),
+                   trainer_->optimizer().first_moment(), trainer_->optimizer().second_moment());
     trainer_->optimizer().set_steps(state.integer("optimizer_steps", 0, INT64_MAX));
     trainer_->refresh();
     packer_.seek(static_cast<uint64_t>(state.integer("next_document", 0, INT64_MAX)));
@@ -214,15 +255,18 @@ class Run {
       best_step_ = state.integer("best_step", 0, INT64_MAX);
       best_score_ = state.number("best_score");
     }
-    observer_.note(fmt::format("resumed from {} at step {}", found.folder.filename().string(), found.step));
+    observer_.note(
+        fmt::format("resumed from {} at step {}", found.folder.filename().string(), found.step));
     return found.step;
   }
 
   static std::string first_difference(const std::string& a, const std::string& b) {
     size_t begin_a = 0, begin_b = 0;
     while (begin_a < a.size() && begin_b < b.size()) {
-      const size_t end_a = std::min(a.find('\n', begin_a), a.size()), end_b = std::min(b.find('\n', begin_b), b.size());
-      const std::string line_a = a.substr(begin_a, end_a - begin_a), line_b = b.substr(begin_b, end_b - begin_b);
+      const size_t end_a = std::min(a.find('\n', begin_a), a.size()),
+                   end_b = std::min(b.find('\n', begin_b), b.size());
+      const std::string line_a = a.substr(begin_a, end_a - begin_a),
+                        line_b = b.substr(begin_b, end_b - begin_b);
       if (line_a != line_b) return fmt::format("{} there, {} here", quoted(line_a), quoted(line_b));
       begin_a = end_a + 1, begin_b = end_b + 1;
     }
@@ -235,39 +279,59 @@ class Run {
     packer_.next(recipe_.train.tokens_per_step, batch_);
     const double lr = recipe_.schedule.lr_at(step, steps());
     const double share = static_cast<double>(step) / static_cast<double>(steps());
-    const double mtp_loss_weight = share < recipe_.mtp_late_from ? recipe_.mtp_loss_weight : recipe_.mtp_late_loss_weight;
-    const StepReport report = trainer_->step(batch_.micro_batches(recipe_.train.micro_batch_tokens),
-                                             {.lr = lr,
-                                              .mtp_loss_weight = mtp_loss_weight,
-                                              .sequence_balance_alpha = recipe_.sequence_balance_alpha,
-                                              .bias_update_rate = share < recipe_.bias_update_until ? recipe_.bias_update_rate : 0});
+    const double mtp_loss_weight =
+        share < recipe_.mtp_late_from ? recipe_.mtp_loss_weight : recipe_.mtp_late_loss_weight;
+    const StepReport report = trainer_->step(
+        batch_.micro_batches(recipe_.train.micro_batch_tokens),
+        {.lr = lr,
+         .mtp_loss_weight = mtp_loss_weight,
+         .sequence_balance_alpha = recipe_.sequence_balance_alpha,
+         .bias_update_rate = share < recipe_.bias_update_until ? recipe_.bias_update_rate : 0});
     tokens_ += report.tokens;
     const double seconds = seconds_now() - begin;
-    const double length = static_cast<double>(report.tokens) / static_cast<double>(std::max<int64_t>(1, report.documents));
-    const double flops = static_cast<double>(report.tokens) * (mtp_loss_weight != 0 ? mtp_flops_ : flops_).per_token(length);
+    const double length = static_cast<double>(report.tokens) /
+                          static_cast<double>(std::max<int64_t>(1, report.documents));
+    const double flops = static_cast<double>(report.tokens) *
+                         (mtp_loss_weight != 0 ? mtp_flops_ : flops_).per_token(length);
     const double roof = recipe_.train.f32 ? roofs_.f32_flops : roofs_.bf16_flops;
-    const std::vector<double> loads = load_max_over_mean(report.expert_tokens, trainer_->config().n_routed_experts);
+    const std::vector<double> loads =
+        load_max_over_mean(report.expert_tokens, trainer_->config().n_routed_experts);
     const double worst = loads.empty() ? 0 : *std::max_element(loads.begin(), loads.end());
-    const StepLine line{step + 1, steps(), report.loss, report.cross_entropy, report.mtp_cross_entropy, report.balance, lr,
-                        report.gradient_norm, tokens_, seconds, static_cast<double>(report.tokens) / seconds, flops / seconds,
-                        roof > 0 ? flops / seconds / roof : 0, worst, report.skipped};
+    const StepLine line{step + 1,
+                        steps(),
+                        report.loss,
+                        report.cross_entropy,
+                        report.mtp_cross_entropy,
+                        report.balance,
+                        lr,
+                        report.gradient_norm,
+                        tokens_,
+                        seconds,
+                        static_cast<double>(report.tokens) / seconds,
+                        flops / seconds,
+                        roof > 0 ? flops / seconds / roof : 0,
+                        worst,
+                        report.skipped};
     StepMetrics m;
     m.step = step + 1;
     m.tokens = tokens_;
-    m.loss = report.loss, m.cross_entropy = report.cross_entropy, m.mtp_cross_entropy = report.mtp_cross_entropy;
+    m.loss = report.loss, m.cross_entropy = report.cross_entropy,
+    m.mtp_cross_entropy = report.mtp_cross_entropy;
     m.balance_loss = report.balance;
     m.lr = lr, m.gradient_norm = report.gradient_norm, m.skipped = report.skipped;
-    m.seconds = seconds, m.tokens_per_second = line.tokens_per_second, m.flops_per_second = line.flops;
+    m.seconds = seconds, m.tokens_per_second = line.tokens_per_second,
+    m.flops_per_second = line.flops;
     m.memory_bytes = resident_bytes();
     m.expert_load = loads;
     metrics_->write(m);
     observer_.step(line);
-    if (report.skipped) observer_.note(fmt::format("step {}: the gradient is not finite; skipped", step + 1));
+    if (report.skipped)
+      observer_.note(fmt::format("step {}: the gradient is not finite; skipped", step + 1));
     return report.skipped;
   }
 
-  // True if this is the best so far: by the task's score if there is one, else by the validation loss. The last evaluation is on the
-  // test problems and chooses nothing.
+  // True if this is the best so far: by the task's score if there is one, else by the validation
+  // loss. The last evaluation is on the test problems and chooses nothing.
   bool evaluate(int64_t step, bool last) {
     Packer packer(*data_.validation, recipe_.data.sequence_length, cut_);
     StepBatch batch;
@@ -297,15 +361,17 @@ class Run {
     options.temperature = recipe_.evaluation.temperature;
     options.max_tokens = recipe_.evaluation.max_tokens;
     options.split = last ? Split::kTest : Split::kValidation;
-    const EvaluationResult r = evaluate_task(ctx_, trainer_->model(), tokenizer_, detect_chat_format(tokenizer_), *task, options,
-                                             [this] { return observer_.stop_requested(); });
+    const EvaluationResult r =
+        evaluate_task(ctx_, trainer_->model(), tokenizer_, detect_chat_format(tokenizer_), *task,
+                      options, [this] { return observer_.stop_requested(); });
     for (const AnsweredProblem& a : r.examples) {
       SampleMetrics sample;
       sample.step = step;
       sample.task = recipe_.evaluation.task;
       sample.prompt = a.question, sample.completion = a.completion;
       sample.correct = a.verdict.correct();
-      sample.verdict = fmt::format("{}{}{}", verdict_name(a.verdict.kind), a.verdict.reason.empty() ? "" : ": ", a.verdict.reason);
+      sample.verdict = fmt::format("{}{}{}", verdict_name(a.verdict.kind),
+                                   a.verdict.reason.empty() ? "" : ": ", a.verdict.reason);
       metrics_->write(sample);
     }
     observer_.evaluated(step, recipe_.evaluation.task, r);
@@ -318,17 +384,21 @@ class Run {
     return result;
   }
 
-  // RUN/model, which any engine loads: with LoRA the base with the adapter merged into it, and the adapter alone beside it.
+  // RUN/model, which any engine loads: with LoRA the base with the adapter merged into it, and the
+  // adapter alone beside it.
   void write_result(int64_t step) {
     TrainState state = train_state(step);
     if (!recipe_.lora) return write_model_folder(options_.folder / "model", state);
-    state.side_files.emplace_back("adapter_config.json", adapter_config_json(*recipe_.lora, trainer_->table(), recipe_.model_path));
+    state.side_files.emplace_back(
+        "adapter_config.json",
+        adapter_config_json(*recipe_.lora, trainer_->table(), recipe_.model_path));
     write_model_folder(options_.folder / "adapter", state);
     state.side_files.pop_back();
     const ModelConfig& config = trainer_->config();
     const ParameterTable full = parameter_table(config);
     std::vector<float> merged(static_cast<size_t>(full.total));
-    merge_weights(config, full, base_->weights(), *recipe_.lora, trainer_->table(), trainer_->master(), merged);
+    merge_weights(config, full, base_->weights(), *recipe_.lora, trainer_->table(),
+                  trainer_->master(), merged);
     state.table = &full;
     state.master = merged;
     state.adapter = false;
@@ -345,11 +415,17 @@ class Run {
     s.config = &trainer_->config();
     s.f32 = recipe_.train.f32;
     s.adapter = recipe_.lora.has_value();
-    Json json = {{"step", step}, {"tokens", tokens_}, {"next_document", packer_.position()},
-                 {"optimizer_steps", trainer_->optimizer().steps()}, {"data", hash_text(data_.training->fingerprint())}, {"recipe", recipe_.text}};
+    Json json = {{"step", step},
+                 {"tokens", tokens_},
+                 {"next_document", packer_.position()},
+                 {"optimizer_steps", trainer_->optimizer().steps()},
+                 {"data", hash_text(data_.training->fingerprint())},
+                 {"recipe", recipe_.text}};
     if (best_step_) json["best_step"] = *best_step_, json["best_score"] = best_score_;
     s.state_json = json.dump(2) + "\n";
-    s.side_files = {{"tokenizer.json", files_.json}, {"tokenizer_config.json", files_.config}, {"recipe.toml", recipe_.text}};
+    s.side_files = {{"tokenizer.json", files_.json},
+                    {"tokenizer_config.json", files_.config},
+                    {"recipe.toml", recipe_.text}};
     return s;
   }
 
@@ -391,12 +467,13 @@ class Run {
 }  // namespace
 
 uint64_t activation_bytes(const ModelConfig& c, int64_t tokens, bool recompute) {
-  // What block_activations() keeps, in floats per token, and as much again for the gradients of the widest block.
+  // What block_activations() keeps, in floats per token, and as much again for the gradients of the
+  // widest block.
   const auto block = [&](bool moe) {
     int64_t floats = 3 * c.hidden_size;
     const int64_t h = c.num_attention_heads;
-    floats += c.is_mla() ? 2 * c.q_lora_rank + h * c.qk_head_dim() + 2 * c.kv_lora_rank + c.qk_rope_head_dim +
-                               h * (c.qk_nope_head_dim + 2 * c.v_head_dim)
+    floats += c.is_mla() ? 2 * c.q_lora_rank + h * c.qk_head_dim() + 2 * c.kv_lora_rank +
+                               c.qk_rope_head_dim + h * (c.qk_nope_head_dim + 2 * c.v_head_dim)
                          : 2 * h * c.head_dim + 2 * c.num_key_value_heads * c.head_dim;
     if (!moe) return floats + 3 * c.intermediate_size;
     const int64_t k = c.router.num_experts_per_tok;
@@ -409,11 +486,14 @@ uint64_t activation_bytes(const ModelConfig& c, int64_t tokens, bool recompute) 
     kept += c.hidden_size + (recompute ? 0 : floats);
     widest = std::max(widest, floats);
   }
-  if (c.num_nextn_predict_layers > 0) widest += block(c.is_moe_layer(c.num_hidden_layers)) + 8 * c.hidden_size;
-  return static_cast<uint64_t>(tokens) * static_cast<uint64_t>(kept + 2 * widest + 6 * c.hidden_size) * sizeof(float);
+  if (c.num_nextn_predict_layers > 0)
+    widest += block(c.is_moe_layer(c.num_hidden_layers)) + 8 * c.hidden_size;
+  return static_cast<uint64_t>(tokens) *
+         static_cast<uint64_t>(kept + 2 * widest + 6 * c.hidden_size) * sizeof(float);
 }
 
-RunResult run_training(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer) {
+RunResult run_training(const Recipe& recipe, const TrainingOptions& options,
+                       RunObserver& observer) {
   return Run(recipe, options, observer).run();
 }
 

@@ -1,10 +1,14 @@
-// A training run from a recipe, start to end: pre-training and supervised fine-tuning are this loop over other data.
+// A training run from a recipe, start to end: pre-training and supervised fine-tuning are this loop
+// over other data.
 //
-//   model and tokenizer (new, or from a checkpoint), data, trainer; then for each step: pack a batch, Trainer::step(), write
-//   the metrics; now and then a validation loss, the task's score, a checkpoint. At the end RUN/model: the model as a folder
+//   model and tokenizer (new, or from a checkpoint), data, trainer; then for each step: pack a
+//   batch, Trainer::step(), write
+//   the metrics; now and then a validation loss, the task's score, a checkpoint. At the end
+//   RUN/model: the model as a folder
 //   that any engine loads.
 //
-// The same recipe gives the same bits with any number of threads, and however often the run was stopped and resumed.
+// The same recipe gives the same bits with any number of threads, and however often the run was
+// stopped and resumed.
 #pragma once
 
 #include <filesystem>
@@ -19,9 +23,9 @@ namespace fathom {
 
 struct TrainingOptions {
   std::filesystem::path folder;
-  bool resume = false;   // go on from the newest good checkpoint; without one, start
-  std::string command;   // how the run was started, for its record
-  std::string machine;   // in words, for its record
+  bool resume = false;        // go on from the newest good checkpoint; without one, start
+  std::string command;        // how the run was started, for its record
+  std::string machine;        // in words, for its record
   bool measure_roofs = true;  // takes a third of a second; without it shares of the roof are 0
 };
 
@@ -36,10 +40,10 @@ struct RunFacts {
 struct StepLine {
   int64_t step = 0, steps = 0;  // step counts from 1
   double loss = 0, cross_entropy = 0, mtp_cross_entropy = 0, balance = 0, lr = 0, gradient_norm = 0;
-  int64_t tokens = 0;           // of the whole run so far
-  double seconds = 0;           // of this step
+  int64_t tokens = 0;  // of the whole run so far
+  double seconds = 0;  // of this step
   double tokens_per_second = 0, flops = 0, share_of_roof = 0;
-  double load_worst = 0;        // of all MoE layers: the fullest expert's tokens over the mean
+  double load_worst = 0;  // of all MoE layers: the fullest expert's tokens over the mean
   bool skipped = false;
 };
 
@@ -61,7 +65,8 @@ struct RunResult {
   double validation = 0;  // last validation loss
 };
 
-// Throws Error: bad recipe, data or checkpoint (2), no memory or disk (3), diverged (4: five gradients in a row not finite).
+// Throws Error: bad recipe, data or checkpoint (2), no memory or disk (3), diverged (4: five
+// gradients in a row not finite).
 RunResult run_training(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer);
 
 // Activations of one micro-batch, forward and backward, from above. docs/numerics.md

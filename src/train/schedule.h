@@ -10,16 +10,18 @@ enum class ScheduleKind {
   kCosine,  // to final_lr_factor over all steps after warm-up
   kLinear,  // likewise
   kWsd,     // constant until (1 - decay_share) of all steps, then linear to final_lr_factor
-  kV3,      // constant until (1 - decay_share), then cosine to final_lr_factor (V3 §4.2, without its last two stages)
-  kV2,      // times 0.316 at 60 % and again at 90 % of all steps (V2 §3.1.2)
+  // constant until (1 - decay_share), then cosine to final_lr_factor (V3 §4.2, without its last two
+  // stages)
+  kV3,
+  kV2,  // times 0.316 at 60 % and again at 90 % of all steps (V2 §3.1.2)
 };
 
 struct Schedule {
   ScheduleKind kind = ScheduleKind::kCosine;
-  double lr = 1e-3;               // the highest
-  int64_t warmup_steps = 0;       // linear from lr / warmup_steps
-  double final_lr_factor = 0.1;   // of lr at the end
-  double decay_share = 0.2;       // of all steps (kWsd, kV3)
+  double lr = 1e-3;              // the highest
+  int64_t warmup_steps = 0;      // linear from lr / warmup_steps
+  double final_lr_factor = 0.1;  // of lr at the end
+  double decay_share = 0.2;      // of all steps (kWsd, kV3)
 
   // step in [0, steps).
   double lr_at(int64_t step, int64_t steps) const;

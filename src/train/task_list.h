@@ -14,9 +14,11 @@ std::unique_ptr<Task> make_linear_equation();
 enum class Language { kEnglish, kGerman, kChinese };
 std::unique_ptr<Task> make_word_problem(Language language);
 
-// Draws until `draw(dice)` gives a problem whose canonical form lies in the split; pure function of its arguments.
+// Draws until `draw(dice)` gives a problem whose canonical form lies in the split; pure function of
+// its arguments.
 template <class Draw>
-Problem draw_in_split(std::string_view name, uint64_t seed, uint64_t index, Split split, Draw draw) {
+Problem draw_in_split(std::string_view name, uint64_t seed, uint64_t index, Split split,
+                      Draw draw) {
   for (uint64_t attempt = 0;; ++attempt) {
     Dice dice(seed * 3 + static_cast<uint64_t>(split), index << 16 | attempt);
     Problem problem = draw(dice);

@@ -53,17 +53,23 @@ std::optional<Problem> Task::read(std::string_view) const { return std::nullopt;
 
 std::string_view verdict_name(VerdictKind kind) {
   switch (kind) {
-    case VerdictKind::kCorrect: return "correct";
-    case VerdictKind::kNoAnswer: return "no answer";
-    case VerdictKind::kMalformed: return "malformed";
-    case VerdictKind::kWrongNumbers: return "wrong numbers";
-    case VerdictKind::kWrongValue: return "wrong value";
+    case VerdictKind::kCorrect:
+      return "correct";
+    case VerdictKind::kNoAnswer:
+      return "no answer";
+    case VerdictKind::kMalformed:
+      return "malformed";
+    case VerdictKind::kWrongNumbers:
+      return "wrong numbers";
+    case VerdictKind::kWrongValue:
+      return "wrong value";
   }
   return "";
 }
 
 std::string_view answer_of(std::string_view text) {
-  if (const size_t end = text.rfind("</think>"); end != std::string_view::npos) text.remove_prefix(end + 8);
+  if (const size_t end = text.rfind("</think>"); end != std::string_view::npos)
+    text.remove_prefix(end + 8);
   if (const size_t open = text.rfind("<answer>"); open != std::string_view::npos) {
     text.remove_prefix(open + 8);
     text = text.substr(0, text.find("</answer>"));
@@ -74,19 +80,25 @@ std::string_view answer_of(std::string_view text) {
 }
 
 int64_t Dice::below(int64_t n) {
-  const uint64_t bits = random_bits({.seed = seed_, .purpose = RandomPurpose::kData, .sequence = stream_}, position_++);
-  return static_cast<int64_t>(bits % static_cast<uint64_t>(n));  // off by less than n / 2^64 from uniform
+  const uint64_t bits = random_bits(
+      {.seed = seed_, .purpose = RandomPurpose::kData, .sequence = stream_}, position_++);
+  // off by less than n / 2^64 from uniform
+  return static_cast<int64_t>(bits % static_cast<uint64_t>(n));
 }
 
 bool Dice::chance(double probability) {
-  return random_uniform({.seed = seed_, .purpose = RandomPurpose::kData, .sequence = stream_}, position_++) < probability;
+  return random_uniform({.seed = seed_, .purpose = RandomPurpose::kData, .sequence = stream_},
+                        position_++) < probability;
 }
 
 Split split_of(uint64_t hash) {
   switch (hash % 20) {
-    case 0: return Split::kTest;
-    case 1: return Split::kValidation;
-    default: return Split::kTrain;
+    case 0:
+      return Split::kTest;
+    case 1:
+      return Split::kValidation;
+    default:
+      return Split::kTrain;
   }
 }
 
@@ -101,7 +113,8 @@ uint64_t hash_numbers(std::string_view name, std::vector<int64_t> numbers) {
 double pass_at_k(int64_t n, int64_t c, int64_t k) {
   if (n - c < k) return 1;
   double all_wrong = 1;  // product of (n - c - i) / (n - i)
-  for (int64_t i = 0; i < k; ++i) all_wrong *= static_cast<double>(n - c - i) / static_cast<double>(n - i);
+  for (int64_t i = 0; i < k; ++i)
+    all_wrong *= static_cast<double>(n - c - i) / static_cast<double>(n - i);
   return 1 - all_wrong;
 }
 

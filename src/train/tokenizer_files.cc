@@ -20,7 +20,8 @@ TokenizerFiles read_tokenizer_files(const std::string& name) {
 
 TokenizerFiles read_tokenizer_folder(const std::filesystem::path& folder) {
   const Limits limits;
-  return {read_file(folder / "tokenizer.json", limits.tokenizer_file_bytes), read_file(folder / "tokenizer_config.json", limits.config_file_bytes)};
+  return {read_file(folder / "tokenizer.json", limits.tokenizer_file_bytes),
+          read_file(folder / "tokenizer_config.json", limits.config_file_bytes)};
 }
 
 }  // namespace fathom

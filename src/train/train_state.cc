@@ -38,7 +38,9 @@ std::optional<int64_t> step_of(const fs::path& path) {
   return step;
 }
 
-std::string hash_of(std::string_view text) { return hash_text(hash_bytes(std::as_bytes(std::span(text)))); }
+std::string hash_of(std::string_view text) {
+  return hash_text(hash_bytes(std::as_bytes(std::span(text))));
+}
 
 // What was written, by file name.
 using Digests = std::map<std::string, FileDigest>;
@@ -52,9 +54,11 @@ void expect_finite(const TrainState& s) {
   for (const Parameter& p : s.table->parameters) {
     const bool rounded = stored_type(p, s.f32) == DType::kBF16;
     for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
-      const float value = s.master[static_cast<size_t>(i)], stored = rounded ? bf16_to_f32(f32_to_bf16(value)) : value;
+      const float value = s.master[static_cast<size_t>(i)],
+                  stored = rounded ? bf16_to_f32(f32_to_bf16(value)) : value;
       if (!std::isfinite(stored)) {
-        throw Error(ExitCode::kDiverged, fmt::format("checkpoint: tensor {}: element {} is {}, expected finite weights (nothing was saved)",
+        throw Error(ExitCode::kDiverged, fmt::format("checkpoint: tensor {}: element {} is {}, "
+                                                     "expected finite weights (nothing was saved)",
                                                      p.name, i - p.offset, stored));
       }
     }
@@ -67,7 +71,8 @@ struct Stored {
   const Parameter* parameter;
 };
 
-// The table in its order; then, for a model with an MTP layer, V3's copies of embedding and head, named after that layer.
+// The table in its order; then, for a model with an MTP layer, V3's copies of embedding and head,
+// named after that layer.
 std::vector<Stored> stored_tensors(const ParameterTable& table) {
   std::vector<Stored> tensors;
   const Parameter* embedding = nullptr;
@@ -87,12 +92,15 @@ std::vector<Stored> stored_tensors(const ParameterTable& table) {
   return tensors;
 }
 
-const char* weights_name(bool adapter) { return adapter ? "adapter_model.safetensors" : "model.safetensors"; }
+const char* weights_name(bool adapter) {
+  return adapter ? "adapter_model.safetensors" : "model.safetensors";
+}
 
 FileDigest write_weights(const fs::path& path, const TrainState& s) {
   std::vector<TensorToWrite> tensors;
   for (const auto& [name, p] : stored_tensors(*s.table)) {
-    const auto values = s.master.subspan(static_cast<size_t>(p->offset), static_cast<size_t>(p->count));
+    const auto values =
+        s.master.subspan(static_cast<size_t>(p->offset), static_cast<size_t>(p->count));
     TensorToWrite& tensor = tensors.emplace_back();
     tensor.name = name;
     tensor.dtype = stored_type(*p, s.f32);
@@ -114,9 +122,10 @@ FileDigest write_weights(const fs::path& path, const TrainState& s) {
 
 FileDigest write_optimizer(const fs::path& path, const TrainState& s) {
   const auto total = static_cast<int64_t>(s.master.size());
-  const TensorToWrite arrays[] = {{"master", DType::kF32, {total}, std::as_bytes(s.master)},
-                                  {"first_moment", DType::kF32, {total}, std::as_bytes(s.first_moment)},
-                                  {"second_moment", DType::kF32, {total}, std::as_bytes(s.second_moment)}};
+  const TensorToWrite arrays[] = {
+      {"master", DType::kF32, {total}, std::as_bytes(s.master)},
+      {"first_moment", DType::kF32, {total}, std::as_bytes(s.first_moment)},
+      {"second_moment", DType::kF32, {total}, std::as_bytes(s.second_moment)}};
   return write_safetensors(path, arrays);
 }
 
@@ -135,7 +144,10 @@ void write_manifest(const fs::path& folder, int64_t step, const Digests& digests
   for (const auto& [name, digest] : digests) {
     files[name] = {{"bytes", digest.bytes}, {"xxh3_64", hash_text(digest.hash)}};
   }
-  const Json manifest = {{"format_version", kFormatVersion}, {"step", step}, {"files", files}, {"files_xxh3_64", hash_of(files.dump())}};
+  const Json manifest = {{"format_version", kFormatVersion},
+                         {"step", step},
+                         {"files", files},
+                         {"files_xxh3_64", hash_of(files.dump())}};
   write_file_atomically(folder / kManifest, manifest.dump(2) + "\n");
 }
 
@@ -143,18 +155,24 @@ void write_manifest(const fs::path& folder, int64_t step, const Digests& digests
 std::string fault_of(const fs::path& folder) {
   try {
     const std::string place = (folder / kManifest).string();
-    const nlohmann::json value = parse_json(read_file(folder / kManifest, kLargestSmallFile), place);
+    const nlohmann::json value =
+        parse_json(read_file(folder / kManifest, kLargestSmallFile), place);
     const JsonObject manifest(value, place);
     const std::string listed = manifest.value("files").dump();  // sorted by name, as it was written
-    if (hash_of(listed) != manifest.string("files_xxh3_64")) return place + ": checksum of its list differs";
-    if (manifest.integer("format_version", 0, 1 << 20) != kFormatVersion) return place + ": another format version";
+    if (hash_of(listed) != manifest.string("files_xxh3_64"))
+      return place + ": checksum of its list differs";
+    if (manifest.integer("format_version", 0, 1 << 20) != kFormatVersion)
+      return place + ": another format version";
     for (const auto& [name, entry] : manifest.value("files").items()) {
       if (name.find('/') != std::string::npos) return place + ": a file name with a slash";
       const JsonObject file(entry, place);
       const auto size = static_cast<uint64_t>(file.integer("bytes", 0, INT64_MAX));
       const FileDigest found = digest_file(folder / name);
-      if (found.bytes != size) return fmt::format("{}: {} bytes, expected {}", (folder / name).string(), found.bytes, size);
-      if (hash_text(found.hash) != file.string("xxh3_64")) return (folder / name).string() + ": checksum differs from the manifest's";
+      if (found.bytes != size)
+        return fmt::format("{}: {} bytes, expected {}", (folder / name).string(), found.bytes,
+                           size);
+      if (hash_text(found.hash) != file.string("xxh3_64"))
+        return (folder / name).string() + ": checksum differs from the manifest's";
     }
     if (!manifest.value("files").contains("state.json")) return place + ": no state.json";
     return "";
@@ -186,7 +204,8 @@ std::vector<std::pair<int64_t, fs::path>> checkpoints(const fs::path& run) {
 
 // config.json and what the trainer puts beside it: what the run is made of.
 std::vector<std::pair<std::string, std::string>> texts_of(const TrainState& s) {
-  std::vector<std::pair<std::string, std::string>> texts = {{"config.json", write_config(*s.config)}};
+  std::vector<std::pair<std::string, std::string>> texts = {
+      {"config.json", write_config(*s.config)}};
   texts.insert(texts.end(), s.side_files.begin(), s.side_files.end());
   return texts;
 }
@@ -194,36 +213,48 @@ std::vector<std::pair<std::string, std::string>> texts_of(const TrainState& s) {
 Digests write_files(const fs::path& folder, const TrainState& s) {
   Digests digests;
   digests[weights_name(s.adapter)] = write_weights(folder / weights_name(s.adapter), s);
-  digests["generation_config.json"] = write_file_atomically(folder / "generation_config.json", generation_config(*s.config));
-  for (const auto& [name, contents] : texts_of(s)) digests[name] = write_file_atomically(folder / name, contents);
+  digests["generation_config.json"] =
+      write_file_atomically(folder / "generation_config.json", generation_config(*s.config));
+  for (const auto& [name, contents] : texts_of(s))
+    digests[name] = write_file_atomically(folder / name, contents);
   return digests;
 }
 
 // What a save will write, and something for the small files and the folder.
 uint64_t bytes_to_write(const TrainState& s) {
-  uint64_t bytes = checkpoint_bytes(*s.table, s.f32) + (1 << 20) + s.table->parameters.size() * 512 + s.state_json.size();
+  uint64_t bytes = checkpoint_bytes(*s.table, s.f32) + (1 << 20) +
+                   s.table->parameters.size() * 512 + s.state_json.size();
   for (const auto& [name, contents] : s.side_files) bytes += contents.size();
   return bytes;
 }
 
 // "byte 17: 'here' there, 'other' here": around the first difference.
 std::string difference_of(std::string_view there, std::string_view here) {
-  const auto at = static_cast<size_t>(std::mismatch(there.begin(), there.end(), here.begin(), here.end()).first - there.begin());
+  const auto at = static_cast<size_t>(
+      std::mismatch(there.begin(), there.end(), here.begin(), here.end()).first - there.begin());
   const size_t begin = at - std::min<size_t>(at, 20);
-  return fmt::format("byte {}: {} there, {} here", at, quoted(there.substr(begin, 60)), quoted(here.substr(begin, 60)));
+  return fmt::format("byte {}: {} there, {} here", at, quoted(there.substr(begin, 60)),
+                     quoted(here.substr(begin, 60)));
 }
 
 // The weights' file lists the tensors as the table does, and nothing else but V3's copies.
 void expect_same_tensors(const fs::path& checkpoint, const ParameterTable& table) {
   std::error_code error;
-  const fs::path path = checkpoint / weights_name(fs::exists(checkpoint / weights_name(true), error));
+  const fs::path path =
+      checkpoint / weights_name(fs::exists(checkpoint / weights_name(true), error));
   const Safetensors file = Safetensors::open(path);
   const std::vector<Stored> expected = stored_tensors(table);
   for (size_t i = 0; i < std::max(expected.size(), file.tensors().size()); ++i) {
-    const auto text = [](const std::string& name, const std::vector<int64_t>& shape) { return quoted(name) + " " + shape_text(shape); };
-    const std::string found = i < file.tensors().size() ? text(file.tensors()[i].name, file.tensors()[i].shape) : "none";
-    const std::string wanted = i < expected.size() ? text(expected[i].name, expected[i].parameter->shape) : "none";
-    if (found != wanted) fail("{}: tensor {}: found {}, expected {} (the checkpoint of another model)", path.string(), i, found, wanted);
+    const auto text = [](const std::string& name, const std::vector<int64_t>& shape) {
+      return quoted(name) + " " + shape_text(shape);
+    };
+    const std::string found =
+        i < file.tensors().size() ? text(file.tensors()[i].name, file.tensors()[i].shape) : "none";
+    const std::string wanted =
+        i < expected.size() ? text(expected[i].name, expected[i].parameter->shape) : "none";
+    if (found != wanted)
+      fail("{}: tensor {}: found {}, expected {} (the checkpoint of another model)", path.string(),
+           i, found, wanted);
   }
 }
 
@@ -232,7 +263,8 @@ void expect_same_tensors(const fs::path& checkpoint, const ParameterTable& table
 uint64_t checkpoint_bytes(const ParameterTable& table, bool f32) {
   uint64_t bytes = static_cast<uint64_t>(table.total) * 3 * sizeof(float);  // optimizer.safetensors
   for (const Stored& tensor : stored_tensors(table)) {
-    bytes += static_cast<uint64_t>(row_bytes(stored_type(*tensor.parameter, f32), tensor.parameter->count));
+    bytes += static_cast<uint64_t>(
+        row_bytes(stored_type(*tensor.parameter, f32), tensor.parameter->count));
   }
   return bytes;
 }
@@ -250,7 +282,8 @@ void save_checkpoint(const fs::path& run, const TrainState& s) {
   const uint64_t need = bytes_to_write(s);
   const fs::space_info space = fs::space(run, error);
   if (!error && space.available < need) {
-    fail_resource("{}: {} MB free, expected at least {} MB for a checkpoint", run.string(), space.available >> 20, need >> 20);
+    fail_resource("{}: {} MB free, expected at least {} MB for a checkpoint", run.string(),
+                  space.available >> 20, need >> 20);
   }
   const fs::path final = run / folder_name(s.step), temporary = final.string() + ".tmp";
   // A resumed run comes by a step that was saved before: the same bits, if they are good.
@@ -317,21 +350,25 @@ void expect_same_run(const FoundCheckpoint& found, const TrainState& state) {
     const fs::path path = found.folder / name;
     const std::string there = read_file(path, kLargestSideFile);
     if (there != here) {
-      fail("{}: differs from this run's at {} (another {} is another run)", path.string(), difference_of(there, here), name);
+      fail("{}: differs from this run's at {} (another {} is another run)", path.string(),
+           difference_of(there, here), name);
     }
   }
 }
 
-void load_optimizer(const fs::path& checkpoint, const ParameterTable& table, std::span<float> master,
-                    std::span<float> first_moment, std::span<float> second_moment) {
+void load_optimizer(const fs::path& checkpoint, const ParameterTable& table,
+                    std::span<float> master, std::span<float> first_moment,
+                    std::span<float> second_moment) {
   expect_same_tensors(checkpoint, table);
   const fs::path path = checkpoint / "optimizer.safetensors";
   const Safetensors file = Safetensors::open(path);
   const auto read = [&](const char* name, std::span<float> out) {
     const TensorInfo* tensor = file.find(name);
-    if (tensor == nullptr || tensor->dtype != DType::kF32 || tensor->shape != std::vector<int64_t>{table.total}) {
-      fail("{}: tensor {}: found {}, expected F32 [{}] (the checkpoint of another model or recipe)", path.string(), quoted(name),
-           tensor == nullptr ? "none" : shape_text(tensor->shape), table.total);
+    if (tensor == nullptr || tensor->dtype != DType::kF32 ||
+        tensor->shape != std::vector<int64_t>{table.total}) {
+      fail("{}: tensor {}: found {}, expected F32 [{}] (the checkpoint of another model or recipe)",
+           path.string(), quoted(name), tensor == nullptr ? "none" : shape_text(tensor->shape),
+           table.total);
     }
     FATHOM_CHECK(std::ssize(out) == table.total, out.size());
     std::memcpy(out.data(), tensor->data, tensor->bytes);

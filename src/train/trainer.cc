@@ -55,8 +55,8 @@ void Trainer::refresh() {
   if (!compute_.empty()) {
     to_bf16(ctx_.isa(), master_.data(), static_cast<int64_t>(master_.size()), compute_.data());
   }
-  losses_.expert_tokens.assign(
-      static_cast<size_t>(moe_layers(*model_) * config().n_routed_experts), 0);
+  losses_.expert_tokens.assign(static_cast<size_t>(moe_layers(*model_) * config().n_routed_experts),
+                               0);
   absorbed_fresh_ = false;
 }
 
@@ -85,8 +85,7 @@ StepReport Trainer::step(std::span<const TrainBatch> micro_batches, const StepSe
     add_gradients(ctx_, *model_, batch, objective, &views_, losses_);
   }
 
-  const int64_t trained =
-      settings.mtp_loss_weight == 0 ? first_mtp_ : table_.total;
+  const int64_t trained = settings.mtp_loss_weight == 0 ? first_mtp_ : table_.total;
   const Optimizer::Result update =
       optimizer_.step(ctx_, settings.lr, trained, master_, gradients_, compute_);
   if (!update.skipped && settings.bias_update_rate != 0) {
@@ -95,7 +94,8 @@ StepReport Trainer::step(std::span<const TrainBatch> micro_batches, const StepSe
   absorbed_fresh_ = false;
 
   report.loss = losses_.total(objective);
-  report.cross_entropy = losses_.cross_entropy / static_cast<double>(std::max<int64_t>(1, losses_.targets));
+  report.cross_entropy =
+      losses_.cross_entropy / static_cast<double>(std::max<int64_t>(1, losses_.targets));
   report.mtp_cross_entropy =
       losses_.mtp_cross_entropy / static_cast<double>(std::max<int64_t>(1, losses_.mtp_targets));
   report.balance = losses_.balance;

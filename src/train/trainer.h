@@ -1,6 +1,6 @@
-// One training step, from micro-batches to new weights; what pre-training, fine-tuning and reinforcement
-// learning share. The numbers live in flat arrays of one layout (model/parameters.h): f32 master
-// weights, gradients and two moments, and the bf16 copy that the model computes with.
+// One training step, from micro-batches to new weights; what pre-training, fine-tuning and
+// reinforcement learning share. The numbers live in flat arrays of one layout (model/parameters.h):
+// f32 master weights, gradients and two moments, and the bf16 copy that the model computes with.
 //
 // step(): forward and backward of each micro-batch (model/gradient.h), clip and update
 // (optimizer.h), move the router bias (balance.h). After the first step of a size it allocates
@@ -21,8 +21,8 @@ namespace fathom {
 
 struct TrainerOptions {
   OptimizerOptions optimizer;
-  bool f32 = false;        // compute with f32 weights and activations instead of bf16
-  bool recompute = false;  // see Objective
+  bool f32 = false;                 // compute with f32 weights and activations instead of bf16
+  bool recompute = false;           // see Objective
   std::optional<LoraOptions> lora;  // train adapters beside a frozen model
 };
 
@@ -41,7 +41,7 @@ struct StepReport {
   double balance = 0;
   int64_t tokens = 0, targets = 0, documents = 0;
   double gradient_norm = 0;
-  bool skipped = false;  // the gradient was not finite; nothing changed
+  bool skipped = false;                    // the gradient was not finite; nothing changed
   std::span<const int64_t> expert_tokens;  // [MoE layers, n_routed_experts]; until the next step
 };
 
@@ -49,7 +49,8 @@ class Trainer {
  public:
   // A fresh model: initialise() with this seed.
   Trainer(Context& ctx, const ModelConfig& config, const TrainerOptions& options, uint64_t seed);
-  // From a loaded model: its numbers as f32 master weights, or, with LoRA, itself as the frozen base;
+  // From a loaded model: its numbers as f32 master weights, or, with LoRA, itself as the frozen
+  // base;
   // `base` outlives the trainer then.
   Trainer(Context& ctx, const Model& base, const TrainerOptions& options, uint64_t seed);
   Trainer(const Trainer&) = delete;

@@ -1,4 +1,5 @@
-// Counts what this program allocates. Include it in one file of a test program: it replaces the allocation functions.
+// Counts what this program allocates. Include it in one file of a test program: it replaces the
+// allocation functions.
 #pragma once
 
 #include <atomic>
@@ -10,8 +11,8 @@ namespace fathom {
 inline std::atomic<int64_t> allocations = 0;
 }
 
-// All forms that occur, so that none meets a sanitizer's own other half; not inline, or the compiler
-// sees free() meet new.
+// All forms that occur, so that none meets a sanitizer's own other half; not inline, or the
+// compiler sees free() meet new.
 [[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
   ++fathom::allocations;
   return std::malloc(bytes);

@@ -10,7 +10,8 @@ namespace fathom {
 namespace {
 
 TEST(Error, FailFormatsItsTextAndMeansBadInput) {
-  EXPECT_EQ(error_of([] { fail("{}: found {}, expected {}", "a.json", 3, 4); }), "a.json: found 3, expected 4");
+  EXPECT_EQ(error_of([] { fail("{}: found {}, expected {}", "a.json", 3, 4); }),
+            "a.json: found 3, expected 4");
 }
 
 TEST(Error, FailResourceMeansNoResources) {

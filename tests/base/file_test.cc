@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
-#include <string>
 #include <span>
+#include <string>
 #include <utility>
 
 #include "tests/base/test_files.h"
@@ -41,13 +41,16 @@ TEST(ReadFile, ReturnsAllBytesUpToTheLimitAndRefusesOneMore) {
 TEST(ReadFile, RefusesWhatIsNotARegularFileByPathAndKind) {
   const TempDir dir;
   const std::string missing = (dir / "missing").string();
-  EXPECT_EQ(error_of([&] { read_file(missing, 9); }), missing + ": cannot open: No such file or directory");
-  EXPECT_EQ(error_of([&] { read_file(dir.path(), 9); }), dir.path().string() + ": is a folder, expected a file");
+  EXPECT_EQ(error_of([&] { read_file(missing, 9); }),
+            missing + ": cannot open: No such file or directory");
+  EXPECT_EQ(error_of([&] { read_file(dir.path(), 9); }),
+            dir.path().string() + ": is a folder, expected a file");
   const std::string fifo = (dir / "fifo").string();
   ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);  // must not wait for a writer
   EXPECT_EQ(error_of([&] { read_file(fifo, 9); }), fifo + ": not a regular file");
   EXPECT_EQ(error_of([&] { MappedFile file(fifo); }), fifo + ": not a regular file");
-  EXPECT_EQ(error_of([&] { MappedFile file(dir.path()); }), dir.path().string() + ": is a folder, expected a file");
+  EXPECT_EQ(error_of([&] { MappedFile file(dir.path()); }),
+            dir.path().string() + ": is a folder, expected a file");
 }
 
 TEST(MappedFile, ShowsTheBytesAndKeepsThemWhenMoved) {
@@ -84,7 +87,8 @@ TEST(MappedFile, NoticesThatTheFileChangedWhileInUse) {
   fs::last_write_time(path, time);
   EXPECT_EQ(error_of([&] { file.check_unchanged(); }), path.string() + ": changed while in use");
   fs::remove(path);
-  EXPECT_EQ(error_of([&] { file.check_unchanged(); }), path.string() + ": cannot stat: No such file or directory");
+  EXPECT_EQ(error_of([&] { file.check_unchanged(); }),
+            path.string() + ": cannot stat: No such file or directory");
 }
 
 TEST(WriteFileAtomically, CreatesReplacesAndLeavesNothingBeside) {
@@ -132,7 +136,8 @@ TEST(Hash, IsXxh3AndDoesNotDependOnThePieces) {
   const std::span bytes = std::as_bytes(std::span(text));
   for (const size_t piece : {1u, 7u, 240u, 256u, 4999u, 5000u}) {
     Hasher hasher;
-    for (size_t i = 0; i < bytes.size(); i += piece) hasher.add(bytes.subspan(i, std::min(piece, bytes.size() - i)));
+    for (size_t i = 0; i < bytes.size(); i += piece)
+      hasher.add(bytes.subspan(i, std::min(piece, bytes.size() - i)));
     EXPECT_EQ(hasher.value(), hash_bytes(bytes)) << piece;
   }
   EXPECT_NE(hash_bytes(bytes), hash_bytes(bytes.first(4999)));
@@ -153,8 +158,10 @@ TEST(AtomicFile, TellsTheDigestOfWhatItWasGiven) {
   dir.write("f", damaged);
   EXPECT_NE(digest_file(dir / "f").hash, given.hash);
   const std::string missing = (dir / "missing").string();
-  EXPECT_EQ(error_of([&] { digest_file(missing); }), missing + ": cannot open: No such file or directory");
-  EXPECT_EQ(error_of([&] { digest_file(dir.path()); }), dir.path().string() + ": is a folder, expected a file");
+  EXPECT_EQ(error_of([&] { digest_file(missing); }),
+            missing + ": cannot open: No such file or directory");
+  EXPECT_EQ(error_of([&] { digest_file(dir.path()); }),
+            dir.path().string() + ": is a folder, expected a file");
 }
 
 TEST(AtomicFile, ALinkPlantedUnderTheTemporaryNameIsNotFollowed) {
@@ -174,7 +181,8 @@ TEST(AtomicFile, EveryFailureBeginsWithThePathAndLeavesNothing) {
             in_missing + ": cannot create: No such file or directory");
   const std::string folder = (dir / "folder").string();
   fs::create_directories(folder + "/full");
-  EXPECT_EQ(error_of([&] { write_file_atomically(folder, "x"); }), folder + ": cannot rename to: Is a directory");
+  EXPECT_EQ(error_of([&] { write_file_atomically(folder, "x"); }),
+            folder + ": cannot rename to: Is a directory");
   EXPECT_EQ(files_in(dir.path()), 1);
 }
 
@@ -186,8 +194,8 @@ TEST(AtomicFile, AWriteThatTheSystemRefusesKeepsTheOldFile) {
   const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
   const rlimit small{1000, before.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
-  const std::string text = error_of([&] { write_file_atomically(dir / "f", std::string(2000, 'n')); },
-                                    ExitCode::kNoResources);
+  const std::string text = error_of(
+      [&] { write_file_atomically(dir / "f", std::string(2000, 'n')); }, ExitCode::kNoResources);
   ::setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, old_handler);
   EXPECT_EQ(text, (dir / "f").string() + ": cannot write: File too large");

@@ -14,9 +14,11 @@ namespace fs = std::filesystem;
 // A made-up machine with 8 GiB available.
 class Machine {
  public:
-  Machine() : root_(fs::temp_directory_path() / ("fathom_memory_test_" + std::to_string(getpid()))) {
+  Machine()
+      : root_(fs::temp_directory_path() / ("fathom_memory_test_" + std::to_string(getpid()))) {
     write("proc/meminfo",
-          "MemTotal:       16777216 kB\nMemFree:         1024 kB\nMemAvailable:    8388608 kB\nBuffers: 7 "
+          "MemTotal:       16777216 kB\nMemFree:         1024 kB\nMemAvailable:    8388608 "
+          "kB\nBuffers: 7 "
           "kB\n");
   }
   ~Machine() { fs::remove_all(root_); }
@@ -52,9 +54,9 @@ TEST(AvailableMemory, StopsAtTheTightestGroupAbove) {
   machine.write("sys/fs/cgroup/a/memory.current", std::to_string(400 << 20) + "\n");
   EXPECT_EQ(machine.available_mib(), 600u);
   // Page cache of the group can be dropped, shared memory and anonymous pages cannot.
-  machine.write("sys/fs/cgroup/a/memory.stat", "anon 1\nfile 9\ninactive_file " + std::to_string(100 << 20) +
-                                                   "\nactive_file " + std::to_string(50 << 20) +
-                                                   "\nshmem 7\n");
+  machine.write("sys/fs/cgroup/a/memory.stat", "anon 1\nfile 9\ninactive_file " +
+                                                   std::to_string(100 << 20) + "\nactive_file " +
+                                                   std::to_string(50 << 20) + "\nshmem 7\n");
   EXPECT_EQ(machine.available_mib(), 750u);
   machine.write("sys/fs/cgroup/a/memory.current", std::to_string(1400u << 20) + "\n");
   EXPECT_EQ(machine.available_mib(), 0u);

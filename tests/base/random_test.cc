@@ -9,7 +9,8 @@ namespace fathom {
 namespace {
 
 TEST(Random, MixIsTheSplitMix64Generator) {
-  // Published first outputs of SplitMix64 seeded with 1234567: state advances by the constant that mix_bits adds.
+  // Published first outputs of SplitMix64 seeded with 1234567: state advances by the constant that
+  // mix_bits adds.
   EXPECT_EQ(mix_bits(1234567), 6457827717110365317u);
   EXPECT_EQ(mix_bits(1234567 + 0x9e3779b97f4a7c15), 3203168211198807973u);
   EXPECT_EQ(mix_bits(1234567 + 2 * 0x9e3779b97f4a7c15), 9817491932198370423u);
@@ -36,7 +37,8 @@ TEST(Random, UniformFillsTheUnitIntervalEvenly) {
   double chi_squared = 0;
   const double expected = double{kCount} / kBins;
   for (const int n : bins) chi_squared += (n - expected) * (n - expected) / expected;
-  EXPECT_LT(chi_squared, 43.8);  // 19 degrees of freedom: exceeded once in 1000 seeds, and the seed is fixed
+  // 19 degrees of freedom: exceeded once in 1000 seeds, and the seed is fixed
+  EXPECT_LT(chi_squared, 43.8);
 }
 
 TEST(Random, NormalHasTheMomentsOfTheStandardNormal) {

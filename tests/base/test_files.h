@@ -1,4 +1,5 @@
-// For tests that touch files or expect errors: a folder that removes itself, and the text of a thrown fathom::Error.
+// For tests that touch files or expect errors: a folder that removes itself, and the text of a
+// thrown fathom::Error.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -36,7 +37,8 @@ class TempDir {
   std::filesystem::path path_;
 };
 
-// The text of the fathom::Error that `body` throws with exit code `code`; a test failure and "" if it throws none.
+// The text of the fathom::Error that `body` throws with exit code `code`; a test failure and "" if
+// it throws none.
 template <class Body>
 std::string error_of(Body&& body, ExitCode code = ExitCode::kBadInput) {
   try {

@@ -23,7 +23,8 @@ TEST(Utf8, EveryScalarValueSurvivesEncodeAndDecode) {
     const Utf8Char decoded = decode_utf8(text);
     ASSERT_TRUE(decoded.valid && decoded.code_point == c && decoded.bytes == text.size()) << c;
     ASSERT_EQ(text.size(), c < 0x80 ? 1u : c < 0x800 ? 2u : c < 0x10000 ? 3u : 4u) << c;
-    for (size_t cut = 1; cut < text.size(); ++cut) {  // every proper prefix could still become a character
+    // every proper prefix could still become a character
+    for (size_t cut = 1; cut < text.size(); ++cut) {
       ASSERT_TRUE(decode_utf8(text.substr(0, cut)).incomplete) << c;
     }
   }
@@ -51,7 +52,11 @@ TEST(Utf8, AnIllFormedPrefixIsMaximal) {
 
 TEST(Utf8, ReplacementFollowsTheUnicodeExample) {
   // Unicode §3.9, table 3-8: one U+FFFD per maximal ill-formed prefix.
-  EXPECT_EQ(replace_invalid_utf8("a\xf1\x80\x80\xe1\x80\xc2" "b\x80" "c\x80\xbf" "d"), "a���b�c��d");
+  EXPECT_EQ(replace_invalid_utf8("a\xf1\x80\x80\xe1\x80\xc2"
+                                 "b\x80"
+                                 "c\x80\xbf"
+                                 "d"),
+            "a���b�c��d");
   EXPECT_EQ(replace_invalid_utf8("plain é"), "plain é");
   EXPECT_EQ(replace_invalid_utf8(""), "");
 }

@@ -46,7 +46,9 @@ std::vector<json> json_lines(const std::string& text) {
   return objects;
 }
 
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 void expect_error(const Finished& run, int code, const std::string& part) {
   EXPECT_EQ(run.code, code) << run.err;
@@ -55,9 +57,12 @@ void expect_error(const Finished& run, int code, const std::string& part) {
   EXPECT_TRUE(has(run.err, part)) << run.err;
 }
 
-const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";  // many tokens are likely; id 67 is "A"
-const std::vector<std::string> kCommands = {"run", "show", "estimate", "tokenize", "eval", "bench", "logits", "selftest", "doctor", "completion",
-                                            "pretrain", "sft", "train-tokenizer", "prepare", "report", "export"};
+// many tokens are likely; id 67 is "A"
+const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";
+const std::vector<std::string> kCommands = {
+    "run",      "show",   "estimate",   "tokenize", "eval", "bench",           "logits",
+    "selftest", "doctor", "completion", "pretrain", "sft",  "train-tokenizer", "prepare",
+    "report",   "export"};
 
 TEST(Cli, AloneSaysWhatTheMachineHasAndWhatToTypeNext) {
   const TemporaryFolder folder;
@@ -77,27 +82,35 @@ const std::string kBundled = std::string(FATHOM_SOURCE_DIR) + "/bundled/countdow
 
 // Held-out problem: its three numbers occur in no training text.
 TEST(Cli, TheBundledModelSolvesAProblemAndItsCheckerSaysSo) {
-  const TemporaryFolder folder;  // no ./models: the bundled model is found from where the program lies
-  const Finished solved = run_fathom({"run", "Use 27, 7 and 12 to make 22.", "--check", "countdown", "--temp", "1", "--tries", "200"}, "", {}, folder.string());
+  // no ./models: the bundled model is found from where the program lies
+  const TemporaryFolder folder;
+  const Finished solved = run_fathom({"run", "Use 27, 7 and 12 to make 22.", "--check", "countdown",
+                                      "--temp", "1", "--tries", "200"},
+                                     "", {}, folder.string());
   EXPECT_EQ(solved.code, 0) << solved.err;
   EXPECT_TRUE(has(solved.err, "checked by the countdown verifier: correct")) << solved.err;
   EXPECT_TRUE(has(solved.out, "27") && has(solved.out, "12") && has(solved.out, "7")) << solved.out;
-  const Finished wrong = run_fathom({"run", kBundled, "Use 3, 7 and 25 to make 46.", "--check", "countdown", "--temp", "0"});
+  const Finished wrong = run_fathom(
+      {"run", kBundled, "Use 3, 7 and 25 to make 46.", "--check", "countdown", "--temp", "0"});
   EXPECT_EQ(wrong.code, 1) << wrong.out;
   EXPECT_TRUE(has(wrong.err, "answer 1 of at most 1")) << wrong.err;
-  expect_error(run_fathom({"run", kBundled, "Hello", "--check", "countdown"}), 2, "--check countdown: 'Hello': no problem of this task");
-  expect_error(run_fathom({"run", kBundled, "Hello", "--check", "chess"}), 2, "task 'chess': unknown, expected one of countdown");
+  expect_error(run_fathom({"run", kBundled, "Hello", "--check", "countdown"}), 2,
+               "--check countdown: 'Hello': no problem of this task");
+  expect_error(run_fathom({"run", kBundled, "Hello", "--check", "chess"}), 2,
+               "task 'chess': unknown, expected one of countdown");
 }
 
 TEST(Cli, EvalScoresATask) {
-  const Finished run = run_fathom({"eval", kBundled, "--task", "countdown", "--problems", "10", "--samples", "4", "--json", "-q"});
+  const Finished run = run_fathom({"eval", kBundled, "--task", "countdown", "--problems", "10",
+                                   "--samples", "4", "--json", "-q"});
   EXPECT_EQ(run.code, 0) << run.err;
   const json score = json::parse(run.out);
   EXPECT_EQ(score["problems"], 10);
   EXPECT_GE(score["pass_at_4"].get<double>(), score["pass_1"].get<double>());
   EXPECT_GT(score["pass_at_4"].get<double>(), 0);
   expect_error(run_fathom({"eval", kBundled}), 2, "expected --task NAME or --perplexity FILE");
-  expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "--perplexity", "x"}), 2, "one of the two");
+  expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "--perplexity", "x"}), 2,
+               "one of the two");
 }
 
 TEST(Cli, HelpOfEachCommandBeginsWithTwoExamples) {
@@ -108,7 +121,9 @@ TEST(Cli, HelpOfEachCommandBeginsWithTwoExamples) {
     const std::string begin = "Examples:\n  fathom " + command;
     EXPECT_TRUE(help.out.starts_with("Examples:\n")) << help.out;
     size_t examples = 0;
-    for (size_t at = help.out.find("fathom " + command); at < help.out.find("\n\n"); at = help.out.find("fathom " + command, at + 1)) ++examples;
+    for (size_t at = help.out.find("fathom " + command); at < help.out.find("\n\n");
+         at = help.out.find("fathom " + command, at + 1))
+      ++examples;
     EXPECT_GE(examples, 2u) << help.out;
   }
 }
@@ -136,7 +151,8 @@ TEST(Cli, AnAnswerIsAllThatStdoutHolds) {
   EXPECT_TRUE(has(run.err, "prompt 3 tokens")) << run.err;
   EXPECT_TRUE(has(run.err, "generated 8 tokens")) << run.err;
   EXPECT_EQ(run.err.find('\x1b'), std::string::npos);
-  const Finished quiet = run_fathom({"run", kTinyModel, "abc", "-n", "8", "--temp", "0", "--quiet"});
+  const Finished quiet =
+      run_fathom({"run", kTinyModel, "abc", "-n", "8", "--temp", "0", "--quiet"});
   EXPECT_EQ(quiet.out, run.out);
   EXPECT_EQ(quiet.err, "");
 }
@@ -161,7 +177,9 @@ TEST(Cli, ThePromptComesFromArgumentFileAndStdin) {
   EXPECT_EQ(prompt_tokens(run_fathom(with({"-f", file}))), 6);
   EXPECT_EQ(prompt_tokens(run_fathom(with({"zz", "-f", file}), "zzz")), 2 + 2 + 6 + 2 + 3);
   EXPECT_EQ(prompt_tokens(run_fathom({"run", "-m", kTinyModel, "zzz", "-n", "1", "--json"})), 3);
-  EXPECT_EQ(prompt_tokens(run_fathom({"run", "z zz", "-n", "1", "--json"}, "", {{"FATHOM_MODEL", kTinyModel}})), 4);
+  EXPECT_EQ(prompt_tokens(run_fathom({"run", "z zz", "-n", "1", "--json"}, "",
+                                     {{"FATHOM_MODEL", kTinyModel}})),
+            4);
 }
 
 TEST(Cli, AnEmptyPromptAndALongOneAreRefused) {
@@ -179,14 +197,17 @@ TEST(Cli, AnEmptyPromptAndALongOneAreRefused) {
 
 TEST(Cli, EqualSeedsGiveEqualAnswersAndOthersDiffer) {
   const auto answer = [](const std::string& seed, const std::string& threads) {
-    return run_fathom({"run", kSoftModel, "abc", "-n", "40", "--temp", "1", "--top-p", "1", "--seed", seed, "-t", threads, "--quiet"}).out;
+    return run_fathom({"run", kSoftModel, "abc", "-n", "40", "--temp", "1", "--top-p", "1",
+                       "--seed", seed, "-t", threads, "--quiet"})
+        .out;
   };
   EXPECT_EQ(answer("1", "1"), answer("1", "3"));
   EXPECT_NE(answer("1", "1"), answer("2", "1"));
 }
 
 TEST(Cli, JsonHoldsTheAnswerAndLogprobsThatAddUp) {
-  const Finished run = run_fathom({"run", kSoftModel, "abc", "-n", "3", "--temp", "0", "--json", "--logprobs", "20", "--logit-bias", "67=100"});
+  const Finished run = run_fathom({"run", kSoftModel, "abc", "-n", "3", "--temp", "0", "--json",
+                                   "--logprobs", "20", "--logit-bias", "67=100"});
   const auto objects = json_lines(run.out);
   ASSERT_EQ(objects.size(), 1u) << run.err;
   EXPECT_EQ(objects[0]["answer"], "AAA");
@@ -203,7 +224,8 @@ TEST(Cli, JsonHoldsTheAnswerAndLogprobsThatAddUp) {
 
 TEST(Cli, StopTextsEndTheAnswerBeforeThem) {
   const auto answer = [](std::vector<std::string> more) {
-    more.insert(more.begin(), {"run", kSoftModel, "abc", "-n", "10", "--temp", "0", "--quiet", "--logit-bias", "67=100", "--json"});
+    more.insert(more.begin(), {"run", kSoftModel, "abc", "-n", "10", "--temp", "0", "--quiet",
+                               "--logit-bias", "67=100", "--json"});
     return json_lines(run_fathom(more).out).at(0);
   };
   EXPECT_EQ(answer({})["answer"], "AAAAAAAAAA");
@@ -212,29 +234,34 @@ TEST(Cli, StopTextsEndTheAnswerBeforeThem) {
   EXPECT_EQ(stopped["answer"], "");
   EXPECT_EQ(stopped["finish"], "stop");
   EXPECT_EQ(stopped["tokens"], 3);
-  EXPECT_EQ(answer({"--stop", "AAB"})["answer"], "AAAAAAAAAA");  // what was held back comes out at the end
+  // what was held back comes out at the end
+  EXPECT_EQ(answer({"--stop", "AAB"})["answer"], "AAAAAAAAAA");
 }
 
 TEST(Cli, SamplingOutOfRangeIsRefused) {
   expect_error(run_fathom({"run", kTinyModel, "x", "--temp", "-1", "--quiet"}), 2, "temperature");
   expect_error(run_fathom({"run", kTinyModel, "x", "--top-p", "1.5", "--quiet"}), 2, "top_p");
   expect_error(run_fathom({"run", kTinyModel, "x", "--logit-bias", "12", "--quiet"}), 2, "ID=BIAS");
-  expect_error(run_fathom({"run", kTinyModel, "x", "--logit-bias", "99999=1", "--quiet"}), 2, "99999");
+  expect_error(run_fathom({"run", kTinyModel, "x", "--logit-bias", "99999=1", "--quiet"}), 2,
+               "99999");
   expect_error(run_fathom({"run", kTinyModel, "x", "--cache", "f16", "--quiet"}), 2, "f32 or bf16");
-  expect_error(run_fathom({"run", kTinyModel, "x", "--template", "nosuch", "--quiet"}), 2, "chatml");
+  expect_error(run_fathom({"run", kTinyModel, "x", "--template", "nosuch", "--quiet"}), 2,
+               "chatml");
   expect_error(run_fathom({"run", kTinyModel, "x", "--think=maybe", "--quiet"}), 2, "maybe");
   expect_error(run_fathom({"run", kTinyModel, "x", "-n", "-1", "--quiet"}), 2, "--max-tokens");
 }
 
 TEST(Cli, AModelThatIsNotThereIsNamedWithWhatToDo) {
   const TemporaryFolder folder;
-  expect_error(run_fathom({"run", "nosuch.gguf", "hi"}, "", {}, folder.string()), 2, "'nosuch.gguf': no such file or folder");
+  expect_error(run_fathom({"run", "nosuch.gguf", "hi"}, "", {}, folder.string()), 2,
+               "'nosuch.gguf': no such file or folder");
   expect_error(run_fathom({"show"}, "", {}, folder.string()), 2, "FATHOM_MODEL");
   folder.write("models/one.gguf", "");
   folder.write("models/two.gguf", "");
   expect_error(run_fathom({"show"}, "", {}, folder.string()), 2, "models/two.gguf");
   expect_error(run_fathom({"show", "evil\x1b[31m"}, "", {}, folder.string()), 2, "\\x1b");
-  EXPECT_EQ(run_fathom({"show", "one"}, "", {}, folder.string()).code, 2);  // found by name, and refused as damaged
+  // found by name, and refused as damaged
+  EXPECT_EQ(run_fathom({"show", "one"}, "", {}, folder.string()).code, 2);
 }
 
 TEST(Cli, TheOnlyModelIsTheDefault) {
@@ -254,16 +281,21 @@ TEST(Cli, ADamagedModelIsRefusedWithTwo) {
 }
 
 TEST(Cli, WeightsAndCacheThatDoNotFitAreRefusedWithThree) {
-  // A sparse file of 2 TiB whose one tensor is the embedding: headers are valid, memory cannot suffice.
+  // A sparse file of 2 TiB whose one tensor is the embedding: headers are valid, memory cannot
+  // suffice.
   const TemporaryFolder folder;
-  const std::string config = R"({"architectures":["LlamaForCausalLM"],"vocab_size":1048576,"hidden_size":1048576,"num_hidden_layers":1,
+  const std::string config =
+      R"({"architectures":["LlamaForCausalLM"],"vocab_size":1048576,"hidden_size":1048576,"num_hidden_layers":1,
     "num_attention_heads":16,"num_key_value_heads":1,"intermediate_size":64,"max_position_embeddings":512,"rms_norm_eps":1e-6})";
   folder.write("config.json", config);
   const uint64_t tensor_bytes = uint64_t{1} << 41;
-  std::string header = R"({"model.embed_tokens.weight":{"dtype":"BF16","shape":[1048576,1048576],"data_offsets":[0,)" + std::to_string(tensor_bytes) + "]}}";
+  std::string header =
+      R"({"model.embed_tokens.weight":{"dtype":"BF16","shape":[1048576,1048576],"data_offsets":[0,)" +
+      std::to_string(tensor_bytes) + "]}}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
   const uint64_t size = header.size();
-  const fs::path file = folder.write("model.safetensors", std::string(reinterpret_cast<const char*>(&size), 8) + header);
+  const fs::path file = folder.write("model.safetensors",
+                                     std::string(reinterpret_cast<const char*>(&size), 8) + header);
   std::error_code error;
   fs::resize_file(file, 8 + header.size() + tensor_bytes, error);
   if (error) GTEST_SKIP() << "this file system has no sparse files of 2 TiB";
@@ -296,9 +328,11 @@ TEST(Cli, AFullDiskIsAnError) {
 TEST(Cli, ControlCEndsAnAnswerWith130AndKeepsWhatWasSaid) {
   signal(SIGPIPE, SIG_IGN);
   Child child({"run", kTinyModel, "abc", "--temp", "1", "--stop", "never"});
-  // The pipe is all but full, so the child cannot run to the end of its answer before the signal arrives.
+  // The pipe is all but full, so the child cannot run to the end of its answer before the signal
+  // arrives.
   ASSERT_EQ(fcntl(child.out(), F_SETPIPE_SZ, 4096), 4096);
-  const int write_end = open(("/proc/self/fd/" + std::to_string(child.out())).c_str(), O_WRONLY | O_CLOEXEC);
+  const int write_end =
+      open(("/proc/self/fd/" + std::to_string(child.out())).c_str(), O_WRONLY | O_CLOEXEC);
   ASSERT_GE(write_end, 0);
   const std::string filler(4080, '.');
   ASSERT_EQ(::write(write_end, filler.data(), filler.size()), 4080);
@@ -321,15 +355,19 @@ TEST(Cli, ControlCEndsAnAnswerWith130AndKeepsWhatWasSaid) {
 TEST(Cli, ShowTellsWhatIsInside) {
   const Finished people = run_fathom({"show", kGoldenGguf + "v2-lite-256-Q4_K_M.gguf"});
   EXPECT_EQ(people.code, 0) << people.err;
-  for (const char* part : {"DeepSeek-V2 architecture", "active per token", "MLA", "4, 2 per token, 2 shared", "Q4_K", "experts", "norms and router"}) {
+  for (const char* part : {"DeepSeek-V2 architecture", "active per token", "MLA",
+                           "4, 2 per token, 2 shared", "Q4_K", "experts", "norms and router"}) {
     EXPECT_TRUE(has(people.out, part)) << part << "\n" << people.out;
   }
-  const auto objects = json_lines(run_fathom({"show", kGoldenGguf + "v2-lite-256-Q4_K_M.gguf", "--json", "--tensors"}).out);
+  const auto objects = json_lines(
+      run_fathom({"show", kGoldenGguf + "v2-lite-256-Q4_K_M.gguf", "--json", "--tensors"}).out);
   ASSERT_GT(objects.size(), 2u);
   EXPECT_EQ(objects[0]["tensors"], objects.size() - 1);
   uint64_t by_kind = 0, by_dtype = 0, by_tensor = 0;
-  for (const auto& [kind, bytes] : objects[0]["bytes_by_kind"].items()) by_kind += bytes.get<uint64_t>();
-  for (const auto& [dtype, bytes] : objects[0]["bytes_by_dtype"].items()) by_dtype += bytes.get<uint64_t>();
+  for (const auto& [kind, bytes] : objects[0]["bytes_by_kind"].items())
+    by_kind += bytes.get<uint64_t>();
+  for (const auto& [dtype, bytes] : objects[0]["bytes_by_dtype"].items())
+    by_dtype += bytes.get<uint64_t>();
   for (size_t i = 1; i < objects.size(); ++i) by_tensor += objects[i]["bytes"].get<uint64_t>();
   EXPECT_EQ(by_kind, objects[0]["bytes"].get<uint64_t>());
   EXPECT_EQ(by_dtype, objects[0]["bytes"].get<uint64_t>());
@@ -339,28 +377,39 @@ TEST(Cli, ShowTellsWhatIsInside) {
 TEST(Cli, ShowAndEstimateCountTheMtpLayerOnlyIfTheFilesHaveIt) {
   const TemporaryFolder folder;
   const fs::path golden = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/models/";
-  const auto config_of = [](const fs::path& model) { return json::parse(std::ifstream(model / "config.json")); };
+  const auto config_of = [](const fs::path& model) {
+    return json::parse(std::ifstream(model / "config.json"));
+  };
   fs::copy(golden / "v2-lite", folder / "without");
   json config = config_of(golden / "v2-lite");
   config["num_nextn_predict_layers"] = 1;
   std::ofstream(folder / "without/config.json") << config.dump();
-  for (const auto& [model, mtp] : {std::pair<fs::path, int>{golden / "v3", 1}, {folder / "without", 0}}) {
+  for (const auto& [model, mtp] :
+       {std::pair<fs::path, int>{golden / "v3", 1}, {folder / "without", 0}}) {
     const json shown = json_lines(run_fathom({"show", model, "--json"}).out).at(0);
     EXPECT_EQ(shown["num_nextn_predict_layers"], 1) << model;
     EXPECT_EQ(shown["mtp_in_files"], mtp == 1) << model;
     const json c = config_of(model);
     const int per_layer = 4 * (c["kv_lora_rank"].get<int>() + c["qk_rope_head_dim"].get<int>());
-    EXPECT_EQ(shown["cache_bytes_per_token"]["f32"], per_layer * (c["num_hidden_layers"].get<int>() + mtp)) << model;
-    const json estimate = json_lines(run_fathom({"estimate", model, "-c", "10", "--cache", "f32", "--json"}).out).at(0);
-    EXPECT_EQ(estimate["cache_bytes"], 10 * shown["cache_bytes_per_token"]["f32"].get<int>()) << model;
+    EXPECT_EQ(shown["cache_bytes_per_token"]["f32"],
+              per_layer * (c["num_hidden_layers"].get<int>() + mtp))
+        << model;
+    const json estimate =
+        json_lines(run_fathom({"estimate", model, "-c", "10", "--cache", "f32", "--json"}).out)
+            .at(0);
+    EXPECT_EQ(estimate["cache_bytes"], 10 * shown["cache_bytes_per_token"]["f32"].get<int>())
+        << model;
   }
-  EXPECT_TRUE(has(run_fathom({"show", folder / "without"}).out, "one more is declared, for multi-token prediction: not in the files"));
+  EXPECT_TRUE(has(run_fathom({"show", folder / "without"}).out,
+                  "one more is declared, for multi-token prediction: not in the files"));
 }
 
 TEST(Cli, ShowListsABareSafetensorsAndFindsNaN) {
   const TemporaryFolder folder;
   const std::vector<float> values = {1, 2, std::numeric_limits<float>::quiet_NaN(), 4};
-  write_safetensors(folder / "bare.safetensors", std::vector<TensorToWrite>{{"some.weight", DType::kF32, {2, 2}, std::as_bytes(std::span(values))}});
+  write_safetensors(folder / "bare.safetensors",
+                    std::vector<TensorToWrite>{
+                        {"some.weight", DType::kF32, {2, 2}, std::as_bytes(std::span(values))}});
   const Finished show = run_fathom({"show", "--tensors", folder / "bare.safetensors"});
   EXPECT_EQ(show.code, 0) << show.err;
   EXPECT_TRUE(has(show.out, "some.weight")) << show.out;
@@ -381,10 +430,12 @@ TEST(Cli, TokenizeAndDecodeGiveTheTextBack) {
   EXPECT_EQ(run_fathom({"tokenize", kTinyModel, "--decode", ids}).out, text);
   EXPECT_EQ(run_fathom({"tokenize", kTinyModel, "--decode", "-"}, ids).out, text);
   const auto plain = json_lines(run_fathom({"tokenize", kTinyModel, "<bos>", "--json"}).out);
-  const auto special = json_lines(run_fathom({"tokenize", kTinyModel, "<bos>", "--json", "--special"}).out);
+  const auto special =
+      json_lines(run_fathom({"tokenize", kTinyModel, "<bos>", "--json", "--special"}).out);
   EXPECT_GT(plain[0]["ids"].size(), 1u);
   EXPECT_EQ(special[0]["ids"], json({0}));
-  const auto lines = json_lines(run_fathom({"tokenize", kTinyModel, "--json", "--lines"}, "\"a\\nb\"\n\"\"\n\"c\"\n").out);
+  const auto lines = json_lines(
+      run_fathom({"tokenize", kTinyModel, "--json", "--lines"}, "\"a\\nb\"\n\"\"\n\"c\"\n").out);
   ASSERT_EQ(lines.size(), 3u);
   EXPECT_EQ(lines[0]["ids"].size(), 3u);
   EXPECT_EQ(lines[1]["ids"].size(), 0u);
@@ -397,12 +448,14 @@ TEST(Cli, PrepareMakesShardsOfFilesFoldersAndJsonl) {
   const TemporaryFolder folder;
   folder.write("notes/a.txt", "one");
   folder.write("notes/deep/b.txt", "two");
-  const fs::path lines = folder.write("c.jsonl", "{\"text\": \"three\", \"from\": 3}\n\n{\"text\": \"four\"}\n");
+  const fs::path lines =
+      folder.write("c.jsonl", "{\"text\": \"three\", \"from\": 3}\n\n{\"text\": \"four\"}\n");
   const std::string out = folder / "shards";
   const Finished done = run_fathom({"prepare", folder / "notes", lines, "-o", out});
   EXPECT_EQ(done.code, 0) << done.err;
   EXPECT_EQ(done.out, "");
-  EXPECT_NE(done.err.find("4 documents, 23 tokens"), std::string::npos) << done.err;  // 15 characters, each text between BOS and EOS
+  // 15 characters, each text between BOS and EOS
+  EXPECT_NE(done.err.find("4 documents, 23 tokens"), std::string::npos) << done.err;
   const json manifest = json::parse(std::ifstream(out + "/shards.json"));
   EXPECT_EQ(manifest["documents"], 4);
 
@@ -417,21 +470,25 @@ TEST(Cli, ATokenizerIsTrainedWrittenAndReadBack) {
   const TemporaryFolder folder;
   std::string text;
   for (int i = 0; i < 200; ++i) text += "the cat sat on the mat, 猫坐在垫子上。\n";
-  const fs::path first = folder.write("first.txt", text), second = folder.write("second.txt", "\xff\xfe the end");
+  const fs::path first = folder.write("first.txt", text),
+                 second = folder.write("second.txt", "\xff\xfe the end");
   const std::string out = folder / "new/tokenizer";
   const Finished run = run_fathom({"train-tokenizer", first, second, "--vocab", "275", "-o", out});
   EXPECT_EQ(run.code, 0) << run.err;
   EXPECT_TRUE(run.out.starts_with("vocabulary 275, 12 merges, ")) << run.out;
   EXPECT_TRUE(run.out.ends_with(" bytes per token\n")) << run.out;
   EXPECT_EQ(run.err, "");
-  const auto tokenizer = Tokenizer::from_json(read_file(out + "/tokenizer.json", 1 << 20), "tokenizer.json",
-                                              read_file(out + "/tokenizer_config.json", 1 << 20));
+  const auto tokenizer =
+      Tokenizer::from_json(read_file(out + "/tokenizer.json", 1 << 20), "tokenizer.json",
+                           read_file(out + "/tokenizer_config.json", 1 << 20));
   EXPECT_EQ(tokenizer.vocab_size(), 275);
   EXPECT_EQ(detect_chat_format(tokenizer), ChatFormat::kDeepseekR1);
 
   json line;
   line["text"] = text;
-  const Finished same = run_fathom({"train-tokenizer", folder.write("first.jsonl", line.dump() + "\n"), second, "--vocab", "275", "-o", folder / "other"});
+  const Finished same =
+      run_fathom({"train-tokenizer", folder.write("first.jsonl", line.dump() + "\n"), second,
+                  "--vocab", "275", "-o", folder / "other"});
   EXPECT_EQ(same.out, run.out) << same.err;
 
   const Finished rare = run_fathom({"train-tokenizer", second, "-o", out});
@@ -441,8 +498,10 @@ TEST(Cli, ATokenizerIsTrainedWrittenAndReadBack) {
 
   expect_error(run_fathom({"train-tokenizer", "-o", out}), 2, "FILE");
   expect_error(run_fathom({"train-tokenizer", first}), 2, "--out");
-  expect_error(run_fathom({"train-tokenizer", first, "--vocab", "262", "-o", out}), 2, "found 262 tokens, expected 263");
-  expect_error(run_fathom({"train-tokenizer", first, "--vocab", "1000001", "-o", out}), 2, "to 1000000");
+  expect_error(run_fathom({"train-tokenizer", first, "--vocab", "262", "-o", out}), 2,
+               "found 262 tokens, expected 263");
+  expect_error(run_fathom({"train-tokenizer", first, "--vocab", "1000001", "-o", out}), 2,
+               "to 1000000");
   expect_error(run_fathom({"train-tokenizer", folder / "none.txt", "-o", out}), 2, "none.txt");
   expect_error(run_fathom({"train-tokenizer", folder.write("empty", ""), "-o", out}), 2, "0 bytes");
   expect_error(run_fathom({"train-tokenizer", first, "-o", second}), 2, "second.txt");
@@ -452,7 +511,8 @@ TEST(Cli, LogitsOfAnyChunkAndThreadsAreTheSameFile) {
   const TemporaryFolder folder;
   const fs::path ids = folder.write("ids", "10 11 12, 13\n14 15 16 17 18");
   const auto logits = [&](const std::string& name, std::vector<std::string> more) {
-    more.insert(more.begin(), {"logits", kGoldenGguf + "v2-lite-256-Q4_K_M.gguf", "--ids", ids, "-o", folder / name});
+    more.insert(more.begin(), {"logits", kGoldenGguf + "v2-lite-256-Q4_K_M.gguf", "--ids", ids,
+                               "-o", folder / name});
     const Finished run = run_fathom(more);
     EXPECT_EQ(run.code, 0) << run.err;
     std::ifstream in(folder / name, std::ios::binary);
@@ -463,24 +523,44 @@ TEST(Cli, LogitsOfAnyChunkAndThreadsAreTheSameFile) {
   EXPECT_EQ(whole, logits("b.safetensors", {"--chunk", "2", "--threads", "3"}));
   EXPECT_NE(whole, logits("c.safetensors", {"--form", "expanded"}));  // other rounding
   folder.write("json", "[10, 11, 12, 13, 14, 15, 16, 17, 18]");
-  EXPECT_EQ(run_fathom({"logits", kTinyModel, "--ids", folder / "json", "-o", folder / "d.safetensors"}).code, 0);
-  EXPECT_EQ(run_fathom({"logits", kTinyModel, "--ids", folder / "d.safetensors", "-o", folder / "e.safetensors"}).code, 0);
-  expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", "1 2 300"), "-o", folder / "f"}), 2, "300");
-  expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", "1 -2"), "-o", folder / "f"}), 2, "-2");
-  expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", ""), "-o", folder / "f"}), 2, "no token ids");
-  expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder / "f", "--form", "folded"}), 2, "folded");
-  expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder / "none/f"}), 2, "none/f: cannot create");
-  expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder.string()}), 2, "is a folder");
+  EXPECT_EQ(
+      run_fathom({"logits", kTinyModel, "--ids", folder / "json", "-o", folder / "d.safetensors"})
+          .code,
+      0);
+  EXPECT_EQ(run_fathom({"logits", kTinyModel, "--ids", folder / "d.safetensors", "-o",
+                        folder / "e.safetensors"})
+                .code,
+            0);
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", "1 2 300"), "-o",
+                           folder / "f"}),
+               2, "300");
+  expect_error(
+      run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", "1 -2"), "-o", folder / "f"}),
+      2, "-2");
+  expect_error(
+      run_fathom({"logits", kTinyModel, "--ids", folder.write("bad", ""), "-o", folder / "f"}), 2,
+      "no token ids");
+  expect_error(
+      run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder / "f", "--form", "folded"}), 2,
+      "folded");
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder / "none/f"}), 2,
+               "none/f: cannot create");
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", ids, "-o", folder.string()}), 2,
+               "is a folder");
   std::string many;
   for (int i = 0; i < 513; ++i) many += "1 ";
-  expect_error(run_fathom({"logits", kTinyModel, "--ids", folder.write("many", many), "-o", folder / "f"}), 2, "513 token ids, expected at most 512");
+  expect_error(
+      run_fathom({"logits", kTinyModel, "--ids", folder.write("many", many), "-o", folder / "f"}),
+      2, "513 token ids, expected at most 512");
   EXPECT_FALSE(fs::exists(folder / "f"));
   EXPECT_FALSE(fs::exists(folder / "f"));
 }
 
 TEST(Cli, EvalScoresEveryTokenWhateverTheThreadsAndWindows) {
   const TemporaryFolder folder;
-  const fs::path text = folder.write("text", std::string(300, 'z') + " some text that is longer than a window of the model, several times over, to cross borders");
+  const fs::path text = folder.write("text", std::string(300, 'z') +
+                                                 " some text that is longer than a window of the "
+                                                 "model, several times over, to cross borders");
   const auto eval = [&](std::vector<std::string> more) {
     more.insert(more.begin(), {"eval", kTinyModel, "--perplexity", text, "--json", "--quiet"});
     const Finished run = run_fathom(more);
@@ -488,23 +568,31 @@ TEST(Cli, EvalScoresEveryTokenWhateverTheThreadsAndWindows) {
     return run.out;
   };
   EXPECT_EQ(eval({"-t", "1", "-c", "64"}), eval({"-t", "3", "-c", "64"}));
-  const json whole = json_lines(eval({"-c", "512"})).at(0), windows = json_lines(eval({"-c", "64", "--stride", "16"})).at(0);
-  EXPECT_EQ(whole["tokens"], windows["tokens"]);  // every token but the first, once, whatever the windows
+  const json whole = json_lines(eval({"-c", "512"})).at(0),
+             windows = json_lines(eval({"-c", "64", "--stride", "16"})).at(0);
+  // every token but the first, once, whatever the windows
+  EXPECT_EQ(whole["tokens"], windows["tokens"]);
   EXPECT_EQ(whole["windows"], 1);
   EXPECT_GT(windows["windows"], 10);
   expect_error(run_fathom({"eval", kTinyModel, "--perplexity", text, "-c", "513"}), 2, "512");
-  expect_error(run_fathom({"eval", kTinyModel, "--perplexity", text, "-c", "64", "--stride", "65"}), 2, "65");
-  expect_error(run_fathom({"eval", kTinyModel, "--perplexity", folder.write("empty", "")}), 2, "0 tokens");
+  expect_error(run_fathom({"eval", kTinyModel, "--perplexity", text, "-c", "64", "--stride", "65"}),
+               2, "65");
+  expect_error(run_fathom({"eval", kTinyModel, "--perplexity", folder.write("empty", "")}), 2,
+               "0 tokens");
 }
 
 TEST(Cli, EstimateAddsUp) {
-  const auto objects = json_lines(run_fathom({"estimate", kTinyModel, "-c", "100", "-c", "200", "--json"}).out);
+  const auto objects =
+      json_lines(run_fathom({"estimate", kTinyModel, "-c", "100", "-c", "200", "--json"}).out);
   ASSERT_EQ(objects.size(), 4u);
   for (const json& o : objects) {
-    EXPECT_EQ(o["total_bytes"], o["weight_bytes"].get<uint64_t>() + o["rebuilt_bytes"].get<uint64_t>() + o["work_bytes"].get<uint64_t>() + o["cache_bytes"].get<uint64_t>());
+    EXPECT_EQ(o["total_bytes"],
+              o["weight_bytes"].get<uint64_t>() + o["rebuilt_bytes"].get<uint64_t>() +
+                  o["work_bytes"].get<uint64_t>() + o["cache_bytes"].get<uint64_t>());
     EXPECT_EQ(o["fits"], true);
   }
-  EXPECT_EQ(objects[2]["cache_bytes"].get<uint64_t>(), 2 * objects[0]["cache_bytes"].get<uint64_t>());
+  EXPECT_EQ(objects[2]["cache_bytes"].get<uint64_t>(),
+            2 * objects[0]["cache_bytes"].get<uint64_t>());
   expect_error(run_fathom({"estimate", kTinyModel, "-c", "513"}), 2, "512");
 }
 
@@ -512,14 +600,18 @@ TEST(Cli, DoctorPrintsTheLimits) {
   const Finished limits = run_fathom({"doctor", "--print-limits"});
   EXPECT_EQ(limits.code, 0);
   EXPECT_TRUE(has(limits.out, "json_depth                 64\n")) << limits.out;
-  const auto objects = json_lines(run_fathom({"doctor", "--json", "--seconds", "0.2", "-t", "1"}).out);
+  const auto objects =
+      json_lines(run_fathom({"doctor", "--json", "--seconds", "0.2", "-t", "1"}).out);
   ASSERT_EQ(objects.size(), 1u);
   EXPECT_GT(objects[0]["f32_flops"].get<double>(), 1e8);
   EXPECT_GT(objects[0]["read_bytes_per_second"].get<double>(), 1e7);
 }
 
 TEST(Cli, BenchGivesAShareOfTheRoofForEachLine) {
-  const auto objects = json_lines(run_fathom({"bench", kTinyModel, "--json", "--prefill", "16,64", "--at", "0,32", "--generate", "4", "--repeat", "2", "-t", "1"}).out);
+  const auto objects =
+      json_lines(run_fathom({"bench", kTinyModel, "--json", "--prefill", "16,64", "--at", "0,32",
+                             "--generate", "4", "--repeat", "2", "-t", "1"})
+                     .out);
   ASSERT_EQ(objects.size(), 4u);
   for (const json& o : objects) {
     EXPECT_GT(o["tokens_per_second"].get<double>(), 0);
@@ -527,10 +619,13 @@ TEST(Cli, BenchGivesAShareOfTheRoofForEachLine) {
     EXPECT_LE(o["seconds"]["p10"].get<double>(), o["seconds"]["p90"].get<double>());
   }
   EXPECT_EQ(objects[3]["context"], 32);
-  const Finished start = run_fathom({"bench", kTinyModel, "--json", "--prefill", "16,512", "--at", "0,509", "--generate", "3", "--repeat", "1", "-t", "1"});
+  const Finished start = run_fathom({"bench", kTinyModel, "--json", "--prefill", "16,512", "--at",
+                                     "0,509", "--generate", "3", "--repeat", "1", "-t", "1"});
   EXPECT_EQ(start.code, 0) << start.err;
   EXPECT_EQ(json_lines(start.out).size(), 2u) << start.out;
-  EXPECT_TRUE(has(start.err, "--prefill 512: left out: takes 513 tokens, the model's context is 512")) << start.err;
+  EXPECT_TRUE(
+      has(start.err, "--prefill 512: left out: takes 513 tokens, the model's context is 512"))
+      << start.err;
   EXPECT_TRUE(has(start.err, "--at 509: left out: takes 513 tokens")) << start.err;
 }
 
@@ -549,7 +644,10 @@ TEST(Cli, TheBashCompletionIsAScript) {
   EXPECT_EQ(script.code, 0);
   EXPECT_TRUE(has(script.out, "--hide-thinking")) << script.out;
   const fs::path file = folder.write("completion.bash", script.out);
-  const std::string command = "bash -c 'source " + file.string() + "; COMP_WORDS=(fathom run --top); COMP_CWORD=2; _fathom; echo \"${COMPREPLY[@]}\"' > " + (folder / "result").string();
+  const std::string command =
+      "bash -c 'source " + file.string() +
+      "; COMP_WORDS=(fathom run --top); COMP_CWORD=2; _fathom; echo \"${COMPREPLY[@]}\"' > " +
+      (folder / "result").string();
   ASSERT_EQ(std::system(command.c_str()), 0);
   std::ifstream in(folder / "result");
   std::string line;
@@ -600,7 +698,10 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
   chat.type("/set max_tokens 0\r/set\r");
   ASSERT_TRUE(chat.wait_for("what the context leaves"));
   ASSERT_TRUE(chat.wait_for("Type a message"));
-  chat.type("/load " + home.write("question.json", R"({"messages":[{"role":"user","content":"four"}]})").string() + "\r");
+  chat.type(
+      "/load " +
+      home.write("question.json", R"({"messages":[{"role":"user","content":"four"}]})").string() +
+      "\r");
   ASSERT_TRUE(chat.wait_for("user: four"));
   ASSERT_TRUE(chat.wait_for("Type a message"));
   chat.type("/ctx\r");
@@ -612,7 +713,8 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
   chat.type("\x04");
   EXPECT_EQ(chat.finish(), 0);
   for (const char* kept : {".local/state/fathom/history", ".local/state/fathom/chats/test.json"}) {
-    EXPECT_EQ(fs::status(home / kept).permissions(), fs::perms::owner_read | fs::perms::owner_write) << kept;
+    EXPECT_EQ(fs::status(home / kept).permissions(), fs::perms::owner_read | fs::perms::owner_write)
+        << kept;
   }
   EXPECT_TRUE(has(chat.screen(), "\x1b[?2004l"));  // bracketed paste is off again
   std::ifstream history(home / ".local/state/fathom/history");
@@ -626,9 +728,11 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
 TEST(Terminal, ControlCStopsTheAnswerAndTheTalkGoesOn) {
   TerminalChild chat({"run", kSoftModel, "--temp", "1", "--no-history"});
   ASSERT_TRUE(chat.wait_for("Type a message"));
-  for (int i = 0; i < 20 && !has(chat.screen(), "interrupted"); ++i) {  // the tiny model may be done before the key arrives
+  // the tiny model may be done before the key arrives
+  for (int i = 0; i < 20 && !has(chat.screen(), "interrupted"); ++i) {
     chat.type("go\r");
-    ASSERT_TRUE(chat.wait_for("[?2004l"));  // the editor has let go of the terminal: the key is a signal now
+    // the editor has let go of the terminal: the key is a signal now
+    ASSERT_TRUE(chat.wait_for("[?2004l"));
     chat.type("\x03");
     ASSERT_TRUE(chat.wait_for("Type a message"));
     chat.type("/clear\r");
@@ -640,7 +744,9 @@ TEST(Terminal, ControlCStopsTheAnswerAndTheTalkGoesOn) {
 }
 
 TEST(Terminal, ColoursKeepAwayFromThoseWhoDoNotWantThem) {
-  for (const auto& [flags, environment] : {std::pair<std::vector<std::string>, Environment>{{"--no-color"}, {}}, {{}, {{"NO_COLOR", "1"}}}}) {
+  for (const auto& [flags, environment] :
+       {std::pair<std::vector<std::string>, Environment>{{"--no-color"}, {}},
+        {{}, {{"NO_COLOR", "1"}}}}) {
     std::vector<std::string> arguments = {"run", kTinyModel, "abc", "-n", "4"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     TerminalChild plain(arguments, environment);
@@ -655,7 +761,8 @@ TEST(Terminal, ColoursKeepAwayFromThoseWhoDoNotWantThem) {
 }
 
 TEST(Terminal, ATerminatedChatLeavesTheTerminalAsItWas) {
-  for (const auto& [signal, code] : {std::pair{SIGTERM, 128 + SIGTERM}, {SIGBUS, 2}, {SIGABRT, 1000 + SIGABRT}}) {
+  for (const auto& [signal, code] :
+       {std::pair{SIGTERM, 128 + SIGTERM}, {SIGBUS, 2}, {SIGABRT, 1000 + SIGABRT}}) {
     TerminalChild chat({"run", kTinyModel, "--no-history"});
     ASSERT_TRUE(chat.wait_for("Type a message"));
     kill(chat.pid(), signal);

@@ -11,13 +11,17 @@
 namespace fathom {
 namespace {
 
-// A terminal in memory: keys from a string, and a little screen that understands what the editor writes.
+// A terminal in memory: keys from a string, and a little screen that understands what the editor
+// writes.
 class MemoryTerminal : public EditorTerminal {
  public:
-  explicit MemoryTerminal(std::string keys, int columns = 40, int rows = 10) : keys_(std::move(keys)), columns_(columns), rows_(rows) {
+  explicit MemoryTerminal(std::string keys, int columns = 40, int rows = 10)
+      : keys_(std::move(keys)), columns_(columns), rows_(rows) {
     lines_.resize(1);
   }
-  std::optional<char> read() override { return at_ < keys_.size() ? std::optional(keys_[at_++]) : std::nullopt; }
+  std::optional<char> read() override {
+    return at_ < keys_.size() ? std::optional(keys_[at_++]) : std::nullopt;
+  }
   void suspend() override { ++suspended; }
   int columns() const override { return columns_; }
   int rows() const override { return rows_; }
@@ -81,18 +85,24 @@ std::string typed(const std::string& keys) {
 
 TEST(LineEditor, KeysEditTheLine) {
   EXPECT_EQ(typed("hello\r"), "hello");
-  EXPECT_EQ(typed("helo\x1b[Dl\r"), "hello");                    // left
-  EXPECT_EQ(typed("ello\x01h\x05!\r"), "hello!");                // Ctrl-A, Ctrl-E
-  EXPECT_EQ(typed("ello\x1b[Hh\x1b[F!\r"), "hello!");            // Home, End
+  EXPECT_EQ(typed("helo\x1b[Dl\r"), "hello");          // left
+  EXPECT_EQ(typed("ello\x01h\x05!\r"), "hello!");      // Ctrl-A, Ctrl-E
+  EXPECT_EQ(typed("ello\x1b[Hh\x1b[F!\r"), "hello!");  // Home, End
   EXPECT_EQ(typed("ello\x1bOHh\x1bOF!\r"), "hello!");
   EXPECT_EQ(typed("ello\x1b[1~h\x1b[4~!\r"), "hello!");
-  EXPECT_EQ(typed("hellx\x7fo\r"), "hello");                     // backspace
-  EXPECT_EQ(typed("xhello\x01\x1b[3~\r"), "hello");              // delete
-  EXPECT_EQ(typed("xhello\x01\x04\r"), "hello");                 // Ctrl-D deletes on a line with text
-  EXPECT_EQ(typed("hello world\x01\x1b[C\x1b[C\x0b\r"), "he");   // Ctrl-K
-  EXPECT_EQ(typed("hello world\x1b[D\x15\r"), "d");              // Ctrl-U
+  EXPECT_EQ(typed("hellx\x7fo\r"), "hello");         // backspace
+  EXPECT_EQ(typed("xhello\x01\x1b[3~\r"), "hello");  // delete
+  // Ctrl-D deletes on a line with text
+  EXPECT_EQ(typed("xhello\x01\x04\r"), "hello");
+  EXPECT_EQ(typed("hello world\x01\x1b[C\x1b[C\x0b\r"), "he");      // Ctrl-K
+  EXPECT_EQ(typed("hello world\x1b[D\x15\r"), "d");                 // Ctrl-U
   EXPECT_EQ(typed("hello brave world\x17\x17new\r"), "hello new");  // Ctrl-W
-  EXPECT_EQ(typed("one two\x1b" "b\x1b" "b" "X\x1b" "fY\r"), "XoneY two");  // words
+  EXPECT_EQ(typed("one two\x1b"
+                  "b\x1b"
+                  "b"
+                  "X\x1b"
+                  "fY\r"),
+            "XoneY two");  // words
 }
 
 TEST(LineEditor, CharactersMoveAndVanishWhole) {
@@ -100,23 +110,28 @@ TEST(LineEditor, CharactersMoveAndVanishWhole) {
   EXPECT_EQ(typed("日本\x1b[D\x1b[Dx\r"), "x日本");
   EXPECT_EQ(typed("e\u0301x\x1b[D\x1b[D|\r"), "|e\u0301x");  // a mark goes with its letter
   EXPECT_EQ(typed("e\u0301\x7f\r"), "");
-  EXPECT_EQ(typed("a\xff" "b\r"), "a\uFFFDb");  // not UTF-8
+  EXPECT_EQ(typed("a\xff"
+                  "b\r"),
+            "a\uFFFDb");  // not UTF-8
 }
 
 TEST(LineEditor, UnknownSequencesAndControlsAreSwallowed) {
   EXPECT_EQ(typed("a\x1b[15~b\x1b[1;2Pc\x1b[?1;2cd\x1bzd\r"), "abcdd");
-  EXPECT_EQ(typed(std::string("a\0b", 3) + "\x1c" "c\r"), "abc");
+  EXPECT_EQ(typed(std::string("a\0b", 3) + "\x1c"
+                                           "c\r"),
+            "abc");
 }
 
 TEST(LineEditor, APastedTextIsInsertedAndNotSent) {
   EXPECT_EQ(typed("say: \x1b[200~one\rtwo\r\nthree\x1b[201~ end\r"), "say: one\ntwo\nthree end");
-  EXPECT_EQ(typed("\x1b[200~a\x1b[31mred\x07\x1b[201~\r"), "a[31mred");  // no control character gets in
+  // no control character gets in
+  EXPECT_EQ(typed("\x1b[200~a\x1b[31mred\x07\x1b[201~\r"), "a[31mred");
 }
 
 TEST(LineEditor, TripleQuotesHoldSeveralLines) {
   EXPECT_EQ(typed("\"\"\"\rone\rtwo\"\"\"\r"), "one\ntwo");
   EXPECT_EQ(typed("\"\"\"one\"\"\"\r"), "one");
-  EXPECT_EQ(typed("a\x1b\rb\r"), "a\nb");  // Alt-Enter
+  EXPECT_EQ(typed("a\x1b\rb\r"), "a\nb");          // Alt-Enter
   EXPECT_EQ(typed("say \"\"\"\r"), "say \"\"\"");  // only at the beginning
 }
 
@@ -135,17 +150,23 @@ TEST(LineEditor, ArrowsWalkTheHistoryAndKeepTheDraft) {
   edit("second\r", history);  // not twice
   ASSERT_EQ(history.entries().size(), 2u);
   EXPECT_EQ(edit("\x1b[A\x1b[A\r", history).text, "first");
-  EXPECT_EQ(edit("dra\x1b[A\x1b[A\x1b[B\x1b[B\x1b[B" "ft\r", history).text, "draft");
+  EXPECT_EQ(edit("dra\x1b[A\x1b[A\x1b[B\x1b[B\x1b[B"
+                 "ft\r",
+                 history)
+                .text,
+            "draft");
   EXPECT_EQ(edit("\x1b[A\x1b[A\x1b[A\x1b[A!\r", history).text, "first!");  // the oldest is the end
 }
 
 TEST(LineEditor, ArrowsMoveBetweenLinesFirst) {
-  EXPECT_EQ(typed("\x1b[200~abc\ndef\nghi\x1b[201~\x1b[AX\x1b[AY\x1b[B\x1b[BZ\r"), "abcY\ndefX\nghiZ");
+  EXPECT_EQ(typed("\x1b[200~abc\ndef\nghi\x1b[201~\x1b[AX\x1b[AY\x1b[B\x1b[BZ\r"),
+            "abcY\ndefX\nghiZ");
   EXPECT_EQ(typed("\x1b[200~abc\nde\x1b[201~\x01X\x0b\x1b[A|\r"), "a|bc\nX");
 }
 
 TEST(History, IsKeptInAFileWithLineBreaks) {
-  const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("fathom_history_" + std::to_string(getpid()));
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("fathom_history_" + std::to_string(getpid()));
   const std::filesystem::path file = folder / "deep" / "history";
   {
     History history(file);
@@ -161,7 +182,8 @@ TEST(History, IsKeptInAFileWithLineBreaks) {
   }
   std::filesystem::permissions(file, std::filesystem::perms(0644));
   EXPECT_EQ(History(file).entries().size(), History::kMaxEntries);
-  EXPECT_EQ(std::filesystem::status(file).permissions(), std::filesystem::perms(0600));  // shortened by a file of its own
+  // shortened by a file of its own
+  EXPECT_EQ(std::filesystem::status(file).permissions(), std::filesystem::perms(0600));
   EXPECT_EQ(History(file).entries().front(), "entry 5");
   std::filesystem::remove_all(folder);
   History("/proc/nowhere/history").add("lost without a word");
@@ -191,7 +213,8 @@ TEST(LineEditor, ATextTallerThanTheScreenShowsThePartAroundTheCursor) {
 }
 
 TEST(Layout, WideCharactersBreakBeforeTheEdge) {
-  const Layout layout = lay_out("> ", ". ", "日本語日本語", 6, 10);  // nine columns: prompt and three of two columns
+  // nine columns: prompt and three of two columns
+  const Layout layout = lay_out("> ", ". ", "日本語日本語", 6, 10);
   ASSERT_EQ(layout.rows.size(), 2u);
   EXPECT_EQ(layout.rows[0], "> 日本語");
   EXPECT_EQ(layout.rows[1], "日本語");
@@ -200,7 +223,8 @@ TEST(Layout, WideCharactersBreakBeforeTheEdge) {
   const Layout end = lay_out("> ", ". ", "日本語日本語", 9, 10);
   EXPECT_EQ(end.cursor_row, 1u);
   EXPECT_EQ(end.cursor_column, 0);
-  EXPECT_EQ(lay_out("> ", ". ", "a\nb\n", 4, 80).rows, (std::vector<std::string>{"> a", ". b", ". "}));
+  EXPECT_EQ(lay_out("> ", ". ", "a\nb\n", 4, 80).rows,
+            (std::vector<std::string>{"> a", ". b", ". "}));
 }
 
 TEST(TextWidth, KnowsNarrowWideAndZero) {

@@ -20,19 +20,24 @@
 namespace fathom {
 
 inline const std::string kGoldenGguf = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/";
-inline const std::string kTinyModel = kGoldenGguf + "qwen2-256-Q4_K_M.gguf";  // byte tokenizer, no template, context 512
+// byte tokenizer, no template, context 512
+inline const std::string kTinyModel = kGoldenGguf + "qwen2-256-Q4_K_M.gguf";
 
 struct Finished {
   int code = -1;  // exit code, or 1000 + signal
   std::string out, err;
 };
 
-inline int exit_code(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status); }
+inline int exit_code(int status) {
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
 
 using Environment = std::map<std::string, std::string>;
 
-// In the child: never returns. HOME is an empty folder, so that no test reads or writes the user's own files.
-[[noreturn]] inline void exec_fathom(const std::vector<std::string>& arguments, const Environment& environment, const std::string& folder) {
+// In the child: never returns. HOME is an empty folder, so that no test reads or writes the user's
+// own files.
+[[noreturn]] inline void exec_fathom(const std::vector<std::string>& arguments,
+                                     const Environment& environment, const std::string& folder) {
   unsetenv("FATHOM_MODEL");
   unsetenv("NO_COLOR");
   unsetenv("XDG_STATE_HOME");
@@ -49,7 +54,8 @@ using Environment = std::map<std::string, std::string>;
 // A child whose stdin, stdout and stderr are pipes.
 class Child {
  public:
-  explicit Child(const std::vector<std::string>& arguments, const Environment& environment = {}, const std::string& folder = "") {
+  explicit Child(const std::vector<std::string>& arguments, const Environment& environment = {},
+                 const std::string& folder = "") {
     int in[2], out[2], err[2];
     EXPECT_EQ(pipe2(in, O_CLOEXEC) | pipe2(out, O_CLOEXEC) | pipe2(err, O_CLOEXEC), 0);
     pid_ = fork();
@@ -120,8 +126,8 @@ class Child {
   int in_ = -1, out_ = -1, err_ = -1;
 };
 
-inline Finished run_fathom(const std::vector<std::string>& arguments, const std::string& input = "", const Environment& environment = {},
-                           const std::string& folder = "") {
+inline Finished run_fathom(const std::vector<std::string>& arguments, const std::string& input = "",
+                           const Environment& environment = {}, const std::string& folder = "") {
   signal(SIGPIPE, SIG_IGN);
   return Child(arguments, environment, folder).finish(input);
 }
@@ -129,7 +135,8 @@ inline Finished run_fathom(const std::vector<std::string>& arguments, const std:
 // A child on a terminal of `columns` x 24.
 class TerminalChild {
  public:
-  explicit TerminalChild(const std::vector<std::string>& arguments, const Environment& environment = {}, unsigned short columns = 100) {
+  explicit TerminalChild(const std::vector<std::string>& arguments,
+                         const Environment& environment = {}, unsigned short columns = 100) {
     winsize size{24, columns, 0, 0};
     pid_ = forkpty(&fd_, nullptr, nullptr, &size);
     if (pid_ == 0) {
@@ -147,10 +154,13 @@ class TerminalChild {
   TerminalChild(const TerminalChild&) = delete;
   TerminalChild& operator=(const TerminalChild&) = delete;
 
-  void type(const std::string& bytes) { EXPECT_EQ(::write(fd_, bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size())); }
+  void type(const std::string& bytes) {
+    EXPECT_EQ(::write(fd_, bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  }
   pid_t pid() const { return pid_; }
 
-  // Reads until `text` appeared after the last match; false if it does not within 30 s or the child ends. A failure shows the screen.
+  // Reads until `text` appeared after the last match; false if it does not within 30 s or the child
+  // ends. A failure shows the screen.
   bool wait_for(const std::string& text) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
     while (screen_.find(text, seen_) == std::string::npos) {

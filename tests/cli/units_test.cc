@@ -46,7 +46,8 @@ TEST(EvalWindows, ScoreEveryTokenOnceWithinTheWindow) {
             EXPECT_EQ(w.score, scored);
             EXPECT_GT(w.end, w.score);
             EXPECT_LE(w.end - w.begin, window);
-            EXPECT_LE(w.begin, bos ? w.score : w.score - 1);  // something before the first scored token predicts it
+            // something before the first scored token predicts it
+            EXPECT_LE(w.begin, bos ? w.score : w.score - 1);
             scored = w.end;
           }
           EXPECT_EQ(scored, std::max(tokens, int64_t{bos ? 0 : 1}));
@@ -78,7 +79,8 @@ TEST(ParseIds, TakesListsAndRefusesTheRest) {
   EXPECT_EQ(parse_ids(" 1, 2\n3\t4,,5 ", "x"), (std::vector<int32_t>{1, 2, 3, 4, 5}));
   EXPECT_EQ(parse_ids("[1, 2]", "x"), (std::vector<int32_t>{1, 2}));
   EXPECT_TRUE(parse_ids(" \n", "x").empty());
-  for (const char* bad : {"1 a", "+1", "-1", "1.5", "0x10", "99999999999", "[1, \"2\"]", "[1, 2.5]", "[-1]", "[4294967296]", "[1", "[[1]]"}) {
+  for (const char* bad : {"1 a", "+1", "-1", "1.5", "0x10", "99999999999", "[1, \"2\"]", "[1, 2.5]",
+                          "[-1]", "[4294967296]", "[1", "[[1]]"}) {
     EXPECT_THROW(parse_ids(bad, "x"), Error) << bad;
   }
 }
@@ -94,9 +96,11 @@ TEST(Spread, IsByPositionInTheSortedList) {
 }
 
 TEST(ProgressLine, SaysShareRateAndTimeLeft) {
-  const std::string line = progress_line("reading", Progress::Unit::kBytes, uint64_t{1} << 30, uint64_t{2} << 30, 0.5, 200);
+  const std::string line = progress_line("reading", Progress::Unit::kBytes, uint64_t{1} << 30,
+                                         uint64_t{2} << 30, 0.5, 200);
   EXPECT_EQ(line, "reading ██████████░░░░░░░░░░  50 %  1.0 GiB of 2.0 GiB  2.1 GB/s  0.5 s left");
-  EXPECT_EQ(progress_line("scoring", Progress::Unit::kTokens, 100, 100, 2, 200), "scoring ████████████████████ 100 %  100 of 100 tokens  50 tok/s");
+  EXPECT_EQ(progress_line("scoring", Progress::Unit::kTokens, 100, 100, 2, 200),
+            "scoring ████████████████████ 100 %  100 of 100 tokens  50 tok/s");
   EXPECT_EQ(progress_line("reading", Progress::Unit::kBytes, 1, 2, 1, 20), "reading 50 %");
 }
 
@@ -114,8 +118,11 @@ TEST(Texts, OfSizesAndTimes) {
 // A made-up machine.
 class FakeMachine {
  public:
-  FakeMachine() : root_(fs::temp_directory_path() / ("fathom_machine_" + std::to_string(getpid()))) {
-    write("proc/meminfo", "MemTotal:       1000000 kB\nMemFree: 1 kB\nMemAvailable:    600000 kB\nHugePages_Total:       7\n");
+  FakeMachine()
+      : root_(fs::temp_directory_path() / ("fathom_machine_" + std::to_string(getpid()))) {
+    write("proc/meminfo",
+          "MemTotal:       1000000 kB\nMemFree: 1 kB\nMemAvailable:    600000 kB\nHugePages_Total: "
+          "      7\n");
   }
   ~FakeMachine() { fs::remove_all(root_); }
   void write(const std::string& name, const std::string& text) {
@@ -137,7 +144,8 @@ TEST(Machine, MemoryIsThatOfTheContainer) {
   EXPECT_FALSE(memory_state(machine.root())->limited);
   machine.write("sys/fs/cgroup/a/memory.max", "100000000\n");  // a limit above binds too
   machine.write("sys/fs/cgroup/a/memory.current", "70000000\n");
-  machine.write("sys/fs/cgroup/a/memory.stat", "anon 5\ninactive_file 20000000\nactive_file 10000000\n");
+  machine.write("sys/fs/cgroup/a/memory.stat",
+                "anon 5\ninactive_file 20000000\nactive_file 10000000\n");
   const MemoryState limited = memory_state(machine.root()).value();
   EXPECT_TRUE(limited.limited);
   EXPECT_EQ(limited.total, 100000000u);
@@ -177,30 +185,42 @@ TEST(TensorKind, KnowsBothVocabularies) {
 }
 
 TEST(TrueName, ADistilledModelIsNotR1) {
-  const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/qwen2-256-Q4_K_M.gguf");
+  const Checkpoint checkpoint =
+      Checkpoint::open(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/qwen2-256-Q4_K_M.gguf");
   ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
   config.name = "DeepSeek R1 Distill Qwen 7B";
-  EXPECT_NE(true_name(checkpoint, config, std::nullopt, sizes).find("R1 distilled into Qwen2"), std::string::npos);
+  EXPECT_NE(true_name(checkpoint, config, std::nullopt, sizes).find("R1 distilled into Qwen2"),
+            std::string::npos);
   config.name = "my-model";
-  EXPECT_NE(true_name(checkpoint, config, ChatFormat::kR1DistillQwen, sizes).find("R1 distilled into Qwen2"), std::string::npos);
-  EXPECT_NE(true_name(checkpoint, config, std::nullopt, sizes).find("my-model: Qwen2 architecture, 411 K parameters"), std::string::npos);
+  EXPECT_NE(true_name(checkpoint, config, ChatFormat::kR1DistillQwen, sizes)
+                .find("R1 distilled into Qwen2"),
+            std::string::npos);
+  EXPECT_NE(true_name(checkpoint, config, std::nullopt, sizes)
+                .find("my-model: Qwen2 architecture, 411 K parameters"),
+            std::string::npos);
 }
 
 TEST(RebuiltBytes, AreWhatLoadingAllocates) {
-  for (const char* name : {"qwen2-256-Q4_K_M.gguf", "v2-lite-256-Q4_K_M.gguf", "v2-lite-256-Q2_K-kv_b.gguf"}) {
+  for (const char* name :
+       {"qwen2-256-Q4_K_M.gguf", "v2-lite-256-Q4_K_M.gguf", "v2-lite-256-Q2_K-kv_b.gguf"}) {
     const std::string path = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/" + name;
     const Checkpoint checkpoint = Checkpoint::open(path);
-    EXPECT_EQ(rebuilt_bytes(checkpoint, load_config(checkpoint)), Model::load(path).weights().owned_bytes) << name;
+    EXPECT_EQ(rebuilt_bytes(checkpoint, load_config(checkpoint)),
+              Model::load(path).weights().owned_bytes)
+        << name;
   }
   for (const char* name : {"v3", "v3-fp8", "v2", "v2-lite", "moonlight"}) {
     const std::string path = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/models/" + name;
     const Checkpoint checkpoint = Checkpoint::open(path);
-    EXPECT_EQ(rebuilt_bytes(checkpoint, load_config(checkpoint)), Model::load(path).weights().owned_bytes) << name;
+    EXPECT_EQ(rebuilt_bytes(checkpoint, load_config(checkpoint)),
+              Model::load(path).weights().owned_bytes)
+        << name;
   }
 }
 
-// What PartPrinter writes to a terminal (both streams) or, with `piped`, to stdout alone while stderr is a terminal.
+// What PartPrinter writes to a terminal (both streams) or, with `piped`, to stdout alone while
+// stderr is a terminal.
 std::string printed(const std::vector<OutputPart>& parts, bool hide, bool piped) {
   int out[2] = {-1, -1}, terminal = -1;
   EXPECT_EQ(pipe(out), 0);
@@ -215,7 +235,8 @@ std::string printed(const std::vector<OutputPart>& parts, bool hide, bool piped)
   close(out[1]);
   std::string text;
   char buffer[256];
-  for (ssize_t n = 0; (n = read(piped ? out[0] : terminal, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(n));
+  for (ssize_t n = 0; (n = read(piped ? out[0] : terminal, buffer, sizeof buffer)) > 0;)
+    text.append(buffer, static_cast<size_t>(n));
   close(out[0]);
   waitpid(pid, nullptr, 0);
   close(terminal);
@@ -223,34 +244,45 @@ std::string printed(const std::vector<OutputPart>& parts, bool hide, bool piped)
 }
 
 TEST(PartPrinter, MarksThoughtsOnTerminalsAndKeepsThemOutOfPipes) {
-  const std::vector<OutputPart> parts = {{true, "let me "}, {true, "see\x1b[31m\n"}, {false, "\n"}, {false, "\nfour\x1b[2J"}};
-  EXPECT_EQ(printed(parts, false, false), "⟨thinking⟩\r\nlet me see[31m\r\n\r\n⟨end of thought, 0.0 s⟩\r\n\r\nfour[2J\r\n");
+  const std::vector<OutputPart> parts = {
+      {true, "let me "}, {true, "see\x1b[31m\n"}, {false, "\n"}, {false, "\nfour\x1b[2J"}};
+  EXPECT_EQ(printed(parts, false, false),
+            "⟨thinking⟩\r\nlet me see[31m\r\n\r\n⟨end of thought, 0.0 s⟩\r\n\r\nfour[2J\r\n");
   EXPECT_EQ(printed(parts, true, false), "four[2J\r\n");
-  EXPECT_EQ(printed(parts, false, true), "four\x1b[2J\n");  // a pipe gets the very bytes of the answer
+  // a pipe gets the very bytes of the answer
+  EXPECT_EQ(printed(parts, false, true), "four\x1b[2J\n");
   EXPECT_EQ(printed({{true, "cut off"}}, false, true), "");
-  EXPECT_EQ(printed({{false, "\n\nkept\n"}}, false, true), "\n\nkept\n");  // without a thought nothing is trimmed
+  // without a thought nothing is trimmed
+  EXPECT_EQ(printed({{false, "\n\nkept\n"}}, false, true), "\n\nkept\n");
 }
 
 TEST(Slash, AllSpellingsAreOneCommand) {
-  for (const char* spelled : {"/exit", "/bye", "/quit"}) EXPECT_EQ(parse_slash(spelled).name, "exit");
+  for (const char* spelled : {"/exit", "/bye", "/quit"})
+    EXPECT_EQ(parse_slash(spelled).name, "exit");
   EXPECT_EQ(parse_slash("/?").name, "help");
   EXPECT_EQ(parse_slash("/upload  a b.txt \n").name, "read");
   EXPECT_EQ(parse_slash("/upload  a b.txt \n").argument, "a b.txt");
   EXPECT_EQ(parse_slash("/ctx").name, parse_slash("/context").name);
-  for (const char* unknown : {"/", "/nosuch", "/EXIT", "/etc/passwd", "/exit2"}) EXPECT_EQ(parse_slash(unknown).name, "") << unknown;
+  for (const char* unknown : {"/", "/nosuch", "/EXIT", "/etc/passwd", "/exit2"})
+    EXPECT_EQ(parse_slash(unknown).name, "") << unknown;
 }
 
 TEST(Conversation, SurvivesSavingAndRefusesOtherFiles) {
   using Role = ChatMessage::Role;
-  const std::vector<ChatMessage> messages = {
-      {Role::kSystem, "be brief", "", {}}, {Role::kUser, "q \"x\"\n", "", {}}, {Role::kAssistant, "a 日本", "thought", {}}};
+  const std::vector<ChatMessage> messages = {{Role::kSystem, "be brief", "", {}},
+                                             {Role::kUser, "q \"x\"\n", "", {}},
+                                             {Role::kAssistant, "a 日本", "thought", {}}};
   const auto back = parse_conversation(conversation_text(messages), "x");
   ASSERT_EQ(back.size(), 3u);
   EXPECT_EQ(back[1].content, "q \"x\"\n");
   EXPECT_EQ(back[2].reasoning, "thought");
   EXPECT_EQ(back[2].role, Role::kAssistant);
-  EXPECT_NE(message_of([] { parse_conversation(R"({"messages":[{"role":"boss","content":""}]})", "f"); }).find("'boss'"), std::string::npos);
-  for (const char* bad : {"", "[]", "{}", R"({"messages":{}})", R"({"messages":[1]})", R"({"messages":[{"role":"user"}]})"}) {
+  EXPECT_NE(message_of([] {
+              parse_conversation(R"({"messages":[{"role":"boss","content":""}]})", "f");
+            }).find("'boss'"),
+            std::string::npos);
+  for (const char* bad : {"", "[]", "{}", R"({"messages":{}})", R"({"messages":[1]})",
+                          R"({"messages":[{"role":"user"}]})"}) {
     EXPECT_THROW(parse_conversation(bad, "f"), Error) << bad;
   }
 }
@@ -258,20 +290,27 @@ TEST(Conversation, SurvivesSavingAndRefusesOtherFiles) {
 TEST(Conversation, TakesTurns) {
   const auto error = [](const std::vector<std::string>& roles) {
     std::string list;
-    for (const std::string& role : roles) list += (list.empty() ? "" : ",") + ("{\"role\":\"" + role + "\",\"content\":\"x\"}");
+    for (const std::string& role : roles)
+      list += (list.empty() ? "" : ",") + ("{\"role\":\"" + role + "\",\"content\":\"x\"}");
     return message_of([&] { parse_conversation("{\"messages\":[" + list + "]}", "f"); });
   };
   const std::string s = "system", u = "user", a = "assistant";
-  for (const auto& good : std::vector<std::vector<std::string>>{{}, {s}, {u}, {s, u}, {u, a}, {s, u, a, u, a}, {u, a, u}}) EXPECT_EQ(error(good), "no error");
-  EXPECT_TRUE(error({a}).starts_with("f: message 0: role: found assistant, expected user")) << error({a});
-  EXPECT_TRUE(error({u, u}).starts_with("f: message 1: role: found user, expected assistant")) << error({u, u});
-  for (const auto& bad : std::vector<std::vector<std::string>>{{s, a}, {s, s}, {u, s}, {u, a, a}, {u, a, s}}) {
+  for (const auto& good : std::vector<std::vector<std::string>>{
+           {}, {s}, {u}, {s, u}, {u, a}, {s, u, a, u, a}, {u, a, u}})
+    EXPECT_EQ(error(good), "no error");
+  EXPECT_TRUE(error({a}).starts_with("f: message 0: role: found assistant, expected user"))
+      << error({a});
+  EXPECT_TRUE(error({u, u}).starts_with("f: message 1: role: found user, expected assistant"))
+      << error({u, u});
+  for (const auto& bad :
+       std::vector<std::vector<std::string>>{{s, a}, {s, s}, {u, s}, {u, a, a}, {u, a, s}}) {
     EXPECT_NE(error(bad).find("alternate"), std::string::npos) << error(bad);
   }
 }
 
 TEST(SamplingAdvice, OfTheVendorIsTakenWholeOrRefusedWithItsPlace) {
-  const fs::path folder = fs::path(testing::TempDir()) / ("fathom_advice_" + std::to_string(getpid()));
+  const fs::path folder =
+      fs::path(testing::TempDir()) / ("fathom_advice_" + std::to_string(getpid()));
   fs::copy(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/models/v2-lite", folder);
   const fs::path file = folder / "generation_config.json";
   const auto advice = [&](const std::string& text) {
@@ -283,17 +322,20 @@ TEST(SamplingAdvice, OfTheVendorIsTakenWholeOrRefusedWithItsPlace) {
   EXPECT_EQ(penalty.params.repetition_penalty, 1.25);
   EXPECT_EQ(penalty.params.temperature, advice("{}").params.temperature);  // the family's
   EXPECT_EQ(penalty.source, "generation_config.json");
-  const SamplingAdvice greedy = advice(R"({"do_sample": false, "temperature": 0.7, "repetition_penalty": 1.25})");
+  const SamplingAdvice greedy =
+      advice(R"({"do_sample": false, "temperature": 0.7, "repetition_penalty": 1.25})");
   EXPECT_EQ(greedy.params.temperature, 0);
   EXPECT_EQ(greedy.params.repetition_penalty, 1.25);
-  for (const char* bad : {R"({"temperature": -1})", R"({"top_p": 1.5})", R"({"repetition_penalty": 0})"}) {
+  for (const char* bad :
+       {R"({"temperature": -1})", R"({"top_p": 1.5})", R"({"repetition_penalty": 0})"}) {
     EXPECT_TRUE(message_of([&] { advice(bad); }).starts_with(file.string() + ": ")) << bad;
   }
   fs::remove_all(folder);
 }
 
 TEST(SignalDeathTest, AFaultPastTheEndOfAShrunkFileExitsWithAMessage) {
-  const fs::path path = fs::path(testing::TempDir()) / ("fathom_shrunk_" + std::to_string(getpid()));
+  const fs::path path =
+      fs::path(testing::TempDir()) / ("fathom_shrunk_" + std::to_string(getpid()));
   std::ofstream(path) << std::string(3 * 65536, 'x');
   const auto shrink_and_touch = [&] {
     install_signal_handlers();
@@ -302,23 +344,27 @@ TEST(SignalDeathTest, AFaultPastTheEndOfAShrunkFileExitsWithAMessage) {
     const volatile std::byte* last = file.bytes().data() + file.bytes().size() - 1;
     [[maybe_unused]] const std::byte value = *last;
   };
-  EXPECT_EXIT(shrink_and_touch(), testing::ExitedWithCode(2), "error: a model file changed while in use");
+  EXPECT_EXIT(shrink_and_touch(), testing::ExitedWithCode(2),
+              "error: a model file changed while in use");
   fs::remove(path);
 }
 
 TEST(MemoryNeeds, SaturateInsteadOfWrapping) {
-  const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/v2-lite-256-Q4_K_M.gguf");
+  const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) +
+                                                 "/tests/golden/gguf/v2-lite-256-Q4_K_M.gguf");
   ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
   const MemoryNeeds small = memory_needs(checkpoint, config, sizes, 100, DType::kBF16);
   EXPECT_EQ(small.total, small.weights + small.rebuilt + small.cache + small.work);
   EXPECT_EQ(memory_needs(checkpoint, config, sizes, 100, DType::kF32).cache, 2 * small.cache);
   config.num_attention_heads = 65536;  // the largest that a config may say
-  config.kv_lora_rank = config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim = 1 << 20;
+  config.kv_lora_rank = config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim =
+      1 << 20;
   config.num_hidden_layers = 1024;
   const MemoryNeeds large = memory_needs(checkpoint, config, sizes, int64_t{1} << 31, DType::kF32);
   EXPECT_GT(large.rebuilt, uint64_t{1} << 57);
-  EXPECT_EQ(memory_needs(checkpoint, config, sizes, int64_t{1} << 50, DType::kF32).total, UINT64_MAX);
+  EXPECT_EQ(memory_needs(checkpoint, config, sizes, int64_t{1} << 50, DType::kF32).total,
+            UINT64_MAX);
 }
 
 TEST(SplitWords, TellsModelAndPromptApart) {

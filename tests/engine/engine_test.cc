@@ -67,7 +67,8 @@ TEST_P(EveryModel, GreedyIsTheArgmaxOfOneForwardPassOverEverything) {
     const SequenceRows rows{std::ssize(tokens), 0, block_rows};
     std::vector<float> memory(static_cast<size_t>(30 * vocab_size)), log_sum(30);
     const Rows logits{memory.data(), 30, vocab_size, vocab_size};
-    model.forward_infer(ctx, {tokens, {&rows, 1}, wanted, &cache.view(), MlaForm::kAbsorbed}, logits);
+    model.forward_infer(ctx, {tokens, {&rows, 1}, wanted, &cache.view(), MlaForm::kAbsorbed},
+                        logits);
     log_sum_exp(ctx, logits, log_sum);
     for (size_t i = 0; i < 30; ++i) {
       const float* row = logits.row(static_cast<int64_t>(i));
@@ -140,7 +141,8 @@ TEST(Engine, RefusesImpossibleRequestsWithBothNumbers) {
   EXPECT_EQ(message({{}, 5, {}, {}}), "request: prompt: found no token, expected at least 1");
   EXPECT_EQ(message({{3, 256}, 5, {}, {}}),
             "request: prompt: found token 256, expected 0 to 255 (vocab_size)");
-  EXPECT_EQ(message({{-1}, 5, {}, {}}), "request: prompt: found token -1, expected 0 to 255 (vocab_size)");
+  EXPECT_EQ(message({{-1}, 5, {}, {}}),
+            "request: prompt: found token -1, expected 0 to 255 (vocab_size)");
   EXPECT_EQ(message({{1}, 5, {256}, {}}),
             "request: stop_ids: found token 256, expected 0 to 255 (vocab_size)");
   EXPECT_EQ(message({{1}, 0, {}, {}}), "request: max_tokens: found 0, expected at least 1");
@@ -150,7 +152,8 @@ TEST(Engine, RefusesImpossibleRequestsWithBothNumbers) {
   EXPECT_EQ(message({some_tokens(1, 60), INT64_MAX, {}, {}}),
             fmt::format(fmt::runtime(too_long), 60, INT64_MAX));
   EXPECT_EQ(message({some_tokens(1, 101), 1, {}, {}}), fmt::format(fmt::runtime(too_long), 101, 1));
-  EXPECT_EQ(message({{1}, 5, {}, {.temperature = -1}}), "request: temperature: found -1, expected 0 to 100");
+  EXPECT_EQ(message({{1}, 5, {}, {.temperature = -1}}),
+            "request: temperature: found -1, expected 0 to 100");
   EXPECT_TRUE(engine.idle());
   EXPECT_EQ(message({some_tokens(1, 60), 40, {}, {}}), "");
   EXPECT_FALSE(engine.idle());
@@ -174,12 +177,14 @@ TEST(Engine, RefusesOptionsOutOfRange) {
             "engine: context_tokens: found -1, expected 1 to 512 (max_position_embeddings)");
   EXPECT_EQ(
       message({.context_tokens = 100, .cache_tokens = 99}),
-      fmt::format("engine: cache_tokens: found 99, expected 100 to {} (at least context_tokens)", INT64_MAX));
+      fmt::format("engine: cache_tokens: found 99, expected 100 to {} (at least context_tokens)",
+                  INT64_MAX));
   EXPECT_EQ(message({.prefill_chunk = 0}),
             fmt::format("engine: prefill_chunk: found 0, expected 1 to {}", INT32_MAX));
   EXPECT_EQ(message({.max_sequences = 0}),
             fmt::format("engine: max_sequences: found 0, expected 1 to {}", INT32_MAX));
-  EXPECT_EQ(message({.cache_dtype = DType::kF16}), "engine: cache_dtype: found F16, expected F32 or BF16");
+  EXPECT_EQ(message({.cache_dtype = DType::kF16}),
+            "engine: cache_dtype: found F16, expected F32 or BF16");
   const Engine engine(model, ctx, {});
   EXPECT_EQ(engine.options().context_tokens, 512);
   EXPECT_EQ(engine.options().cache_tokens, 512);
@@ -192,14 +197,17 @@ TEST(Engine, TheFirstToComeIsTheFirstToStart) {
   Context ctx(1);
   Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 320});
   const uint64_t first = engine.submit({some_tokens(1, 100), 5, {}, {}});  // two blocks
-  const uint64_t large = engine.submit({some_tokens(2, 250), 3, {}, {}});  // four: must wait for the first
-  const uint64_t small = engine.submit({some_tokens(3, 4), 3, {}, {}});    // one: would fit, but came later
+  // four: must wait for the first
+  const uint64_t large = engine.submit({some_tokens(2, 250), 3, {}, {}});
+  // one: would fit, but came later
+  const uint64_t small = engine.submit({some_tokens(3, 4), 3, {}, {}});
   std::vector<TokenEvent> events;
   while (engine.step(events)) {
   }
   std::vector<uint64_t> order;
   for (const TokenEvent& event : events) {
-    if (std::find(order.begin(), order.end(), event.request) == order.end()) order.push_back(event.request);
+    if (std::find(order.begin(), order.end(), event.request) == order.end())
+      order.push_back(event.request);
   }
   EXPECT_EQ(order, (std::vector<uint64_t>{first, large, small}));
   EXPECT_EQ(events.size(), 11u);
@@ -225,7 +233,8 @@ TEST(Engine, ALongPromptDoesNotHoldUpRunningAnswers) {
   ASSERT_EQ(events.size(), 2u);
   EXPECT_EQ(events[0].request, running);
   EXPECT_EQ(events[1].request, late);
-  EXPECT_EQ(engine.stats().prefill_tokens, 10 + 95 + 10);  // with the decode rows of the mixed steps
+  // with the decode rows of the mixed steps
+  EXPECT_EQ(engine.stats().prefill_tokens, 10 + 95 + 10);
   EXPECT_EQ(engine.stats().decode_tokens, 0);
   ASSERT_TRUE(engine.step(events));
   EXPECT_EQ(engine.stats().decode_tokens, 2);
@@ -234,8 +243,9 @@ TEST(Engine, ALongPromptDoesNotHoldUpRunningAnswers) {
 TEST(Engine, CancelEndsAWaitingAPrefillingAndADecodingRequestAtTheNextStep) {
   const Model model = load_tiny("moonlight");
   Context ctx(1);
-  Engine engine(model, ctx,
-                {.context_tokens = 256, .cache_tokens = 512, .prefill_chunk = 20, .max_sequences = 2});
+  Engine engine(
+      model, ctx,
+      {.context_tokens = 256, .cache_tokens = 512, .prefill_chunk = 20, .max_sequences = 2});
   std::vector<TokenEvent> events;
   EXPECT_FALSE(engine.step(events));
   const uint64_t decoding = engine.submit({some_tokens(1, 20), 50, {}, {}});
@@ -261,7 +271,8 @@ TEST(Engine, CancelEndsAWaitingAPrefillingAndADecodingRequestAtTheNextStep) {
 
 TEST_P(EveryModel, DecodingAllocatesNothing) {
   const Model model = load_tiny(GetParam());
-  Context ctx(1);  // a second thread may meet its first item, and allocate its scratch, at any later step
+  // a second thread may meet its first item, and allocate its scratch, at any later step
+  Context ctx(1);
   Engine engine(model, ctx, {.context_tokens = kContext, .cache_tokens = 3 * kContext});
   for (uint64_t i = 0; i < 3; ++i) {
     engine.submit({some_tokens(i, 70),
@@ -285,7 +296,8 @@ class PoisonedModel {
       : folder_(fs::temp_directory_path() / ("fathom_engine_test_" + std::to_string(getpid()))) {
     const fs::path source = fs::path(FATHOM_SOURCE_DIR "/tests/golden/models") / name;
     fs::create_directories(folder_);
-    fs::copy_file(source / "config.json", folder_ / "config.json", fs::copy_options::overwrite_existing);
+    fs::copy_file(source / "config.json", folder_ / "config.json",
+                  fs::copy_options::overwrite_existing);
     const Safetensors file = Safetensors::open(source / "model.safetensors");
     std::vector<TensorToWrite> tensors;
     std::vector<std::byte> embedding;
@@ -319,8 +331,8 @@ TEST(Engine, ANumericalErrorEndsItsOwnRequestAlone) {
         std::vector<Outcome> solo;
         for (uint64_t g = 0; g < 7; ++g) {
           guests.push_back({some_request(900 + g), static_cast<int64_t>(g)});
-          solo.push_back(
-              run_alone(model, ctx, {.context_tokens = kContext, .form = form}, guests.back().request));
+          solo.push_back(run_alone(model, ctx, {.context_tokens = kContext, .form = form},
+                                   guests.back().request));
           EXPECT_NE(solo.back().finish, FinishReason::kNumericalError);
         }
         guests[2].request.prompt.push_back(250);

@@ -1,6 +1,6 @@
 // label: slow
-// The engine against solo runs: whatever else is going on, a request's tokens and log-probabilities are the
-// same bits.
+// The engine against solo runs: whatever else is going on, a request's tokens and log-probabilities
+// are the same bits.
 #include <gtest/gtest.h>
 
 #include "tests/engine/traces.h"
@@ -16,8 +16,8 @@ INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), [](co
   return name;
 });
 
-// Eight requests, each compared with itself alone, for each instruction set, prefill chunk and number of
-// threads, in all forms.
+// Eight requests, each compared with itself alone, for each instruction set, prefill chunk and
+// number of threads, in all forms.
 TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
   const Model model = load_tiny(GetParam());
   struct Kind {
@@ -64,8 +64,8 @@ TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
   }
 }
 
-// Engines with little room: few places, few blocks, so that requests wait, and blocks go from hand to hand
-// with what they held.
+// Engines with little room: few places, few blocks, so that requests wait, and blocks go from hand
+// to hand with what they held.
 TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
   for (const char* name : {"v3", "qwen2"}) {
     const Model model = load_tiny(name);
@@ -78,7 +78,9 @@ TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
       solo.push_back(run_alone(alone, requests.back()));
     }
     for (uint64_t trace = 0; trace < 150; ++trace) {
-      const auto pick = [&](uint64_t what, uint64_t n) { return random_below(20 + what, trace, n); };
+      const auto pick = [&](uint64_t what, uint64_t n) {
+        return random_below(20 + what, trace, n);
+      };
       const EngineOptions options{kContext, static_cast<int64_t>(kContext + pick(0, 600)),
                                   static_cast<int64_t>(1 + pick(1, 100)),
                                   static_cast<int64_t>(1 + pick(2, 6))};
@@ -88,8 +90,9 @@ TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
         const uint64_t i = random_below(30 + g, trace, requests.size());
         const auto arrival = static_cast<int64_t>(random_below(50 + g, trace, 40));
         const bool cancelled = random_below(70 + g, trace, 3) == 0;
-        guests.push_back({requests[i], arrival,
-                          cancelled ? arrival + static_cast<int64_t>(random_below(90 + g, trace, 30)) : -1});
+        guests.push_back(
+            {requests[i], arrival,
+             cancelled ? arrival + static_cast<int64_t>(random_below(90 + g, trace, 30)) : -1});
         expected.push_back(solo[i]);
       }
       Engine engine(model, trace % 2 == 0 ? one : two, options);

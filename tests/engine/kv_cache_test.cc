@@ -47,21 +47,23 @@ TEST(KvCache, HandsEachBlockOutOnceAndTakesAllBack) {
       const auto want = static_cast<int64_t>((bits >> 16) % 1500);
       const std::vector<int64_t> before = owners[who];
       const int64_t free_before = cache.free_blocks();
-      const int64_t missing = std::max<int64_t>(0, (want + kKeyBlock - 1) / kKeyBlock - std::ssize(before));
+      const int64_t missing =
+          std::max<int64_t>(0, (want + kKeyBlock - 1) / kKeyBlock - std::ssize(before));
       const bool granted = cache.reserve(owners[who], want);
       ASSERT_EQ(granted, missing <= free_before);
       refused += !granted;
       if (granted) tokens[who] = std::max(tokens[who], want);
       ASSERT_EQ(cache.free_blocks(), free_before - (granted ? missing : 0));
-      ASSERT_TRUE(
-          std::equal(before.begin(), before.end(), owners[who].begin()));  // what it had stays where it was
+      ASSERT_TRUE(std::equal(before.begin(), before.end(),
+                             owners[who].begin()));  // what it had stays where it was
     }
     std::set<int64_t> out;
     int64_t count = 0;
     for (size_t o = 0; o < owners.size(); ++o) {
       ASSERT_GE(std::ssize(owners[o]) * kKeyBlock, tokens[o]);
       for (const int64_t row : owners[o]) {
-        ASSERT_TRUE(row >= 0 && row < cache.total_blocks() * kKeyBlock && row % kKeyBlock == 0) << row;
+        ASSERT_TRUE(row >= 0 && row < cache.total_blocks() * kKeyBlock && row % kKeyBlock == 0)
+            << row;
         out.insert(row);
         ++count;
       }
@@ -82,9 +84,9 @@ TEST(KvCache, RefusesWhatMemoryCannotHoldWithTheFigures) {
       ADD_FAILURE() << tokens;
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ExitCode::kNoResources);
-      EXPECT_NE(
-          std::string(error.what()).find(fmt::format("cache: {} tokens of 640 bytes (F32): found ", tokens)),
-          std::string::npos)
+      EXPECT_NE(std::string(error.what())
+                    .find(fmt::format("cache: {} tokens of 640 bytes (F32): found ", tokens)),
+                std::string::npos)
           << error.what();
     }
   }

@@ -18,7 +18,9 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-double uniform(uint64_t stream, uint64_t i) { return random_uniform({.seed = 7, .sequence = stream}, i); }
+double uniform(uint64_t stream, uint64_t i) {
+  return random_uniform({.seed = 7, .sequence = stream}, i);
+}
 
 std::vector<float> random_logits(int64_t n, uint64_t stream, bool ties) {
   std::vector<float> logits;
@@ -35,7 +37,8 @@ float log_sum_exp_of(const std::vector<float>& logits) {
   return static_cast<float>(std::log(sum));
 }
 
-std::optional<SampledToken> sample(Sampler& sampler, std::vector<float> logits, int64_t position = 0) {
+std::optional<SampledToken> sample(Sampler& sampler, std::vector<float> logits,
+                                   int64_t position = 0) {
   return sampler.sample(logits, position, log_sum_exp_of(logits));
 }
 
@@ -56,8 +59,8 @@ struct Twin {
   }
   bool close(long double a, long double b) { return doubtful |= std::fabs(a - b) < 1e-12L; }
 
-  Twin(const SamplingParams& params, const std::vector<float>& logits, const std::vector<int32_t>& prompt,
-       const std::vector<int32_t>& generated) {
+  Twin(const SamplingParams& params, const std::vector<float>& logits,
+       const std::vector<int32_t>& prompt, const std::vector<int32_t>& generated) {
     for (size_t i = 0; i < logits.size(); ++i) {
       float x = logits[i];
       const auto id = static_cast<int32_t>(i);
@@ -137,20 +140,20 @@ TEST(Sampler, EqualsThePlainTwinForEveryCombinationOfParameters) {
                 std::vector<int32_t> generated;
                 Sampler sampler(params, prompt);
                 for (int64_t position = 3; position < 8; ++position) {
-                  std::vector<float> logits =
-                      random_logits(n, round * 10 + static_cast<uint64_t>(position), round % 3 == 0);
+                  std::vector<float> logits = random_logits(
+                      n, round * 10 + static_cast<uint64_t>(position), round % 3 == 0);
                   if (n > 2 && round % 4 == 0) logits[1] = -kInf;
                   Twin twin(params, logits, prompt, generated);
-                  const int32_t expected =
-                      twin.draw(random_uniform({params.seed, RandomPurpose::kSampling, params.choice},
-                                               static_cast<uint64_t>(position)));
+                  const int32_t expected = twin.draw(
+                      random_uniform({params.seed, RandomPurpose::kSampling, params.choice},
+                                     static_cast<uint64_t>(position)));
                   const auto sampled = sample(sampler, logits, position);
                   ASSERT_TRUE(sampled);
                   if (!twin.doubtful) {
                     ASSERT_EQ(sampled->token, expected)
-                        << "n " << n << " T " << temperature << " k " << top_k << " p " << top_p << " min_p "
-                        << min_p << " rep " << repetition << " presence " << presence << " frequency "
-                        << frequency << " position " << position;
+                        << "n " << n << " T " << temperature << " k " << top_k << " p " << top_p
+                        << " min_p " << min_p << " rep " << repetition << " presence " << presence
+                        << " frequency " << frequency << " position " << position;
                   }
                   ++compared;
                   doubtful += twin.doubtful;
@@ -208,11 +211,13 @@ TEST(Sampler, DrawsTheDistributionOfItsFilters) {
   expect_distribution({.temperature = 1, .top_p = 0.6, .seed = 6}, {10, 3, 8});
   // exp(-1) of the largest: logits from 1.25.
   expect_distribution({.temperature = 1, .min_p = std::exp(-1.0), .seed = 7}, {10, 3, 8, 5});
-  expect_distribution({.temperature = 2, .min_p = std::exp(-1.0), .seed = 8}, {10, 3, 8, 5, 1, 4, 7});
+  expect_distribution({.temperature = 2, .min_p = std::exp(-1.0), .seed = 8},
+                      {10, 3, 8, 5, 1, 4, 7});
   // Of the four that top_k leaves, the first two hold .62 and three .84.
   expect_distribution({.temperature = 1, .top_k = 4, .top_p = 0.7, .seed = 9}, {10, 3, 8});
-  expect_distribution({.temperature = 1, .top_k = 6, .top_p = 0.99, .min_p = std::exp(-0.6), .seed = 10},
-                      {10, 3, 8});
+  expect_distribution(
+      {.temperature = 1, .top_k = 6, .top_p = 0.99, .min_p = std::exp(-0.6), .seed = 10},
+      {10, 3, 8});
 }
 
 // A vocabulary of real size, where only a beginning is sorted, piece by piece.
@@ -221,7 +226,8 @@ TEST(Sampler, EqualsThePlainTwinOnALargeVocabulary) {
   for (const SamplingParams& params :
        {SamplingParams{.temperature = 1}, SamplingParams{.temperature = 1, .top_k = 40},
         SamplingParams{.temperature = 1, .top_k = 3000, .top_p = 0.9},
-        SamplingParams{.temperature = 0.6, .top_p = 0.95}, SamplingParams{.temperature = 3, .top_p = 0.99},
+        SamplingParams{.temperature = 0.6, .top_p = 0.95},
+        SamplingParams{.temperature = 3, .top_p = 0.99},
         SamplingParams{.temperature = 1, .min_p = 0.01}}) {
     for (uint64_t round = 0; round < 3; ++round) {
       const std::vector<float> logits = random_logits(50'000, 40 + round, round == 1);
@@ -255,7 +261,8 @@ TEST(Sampler, GreedyTakesTheLowestIdOfEqualLogits) {
 
 TEST(Sampler, RefusesLogitsThatAreNoDistribution) {
   for (const SamplingParams& params :
-       {SamplingParams{}, SamplingParams{.temperature = 1}, SamplingParams{.temperature = 1, .top_k = 2},
+       {SamplingParams{}, SamplingParams{.temperature = 1},
+        SamplingParams{.temperature = 1, .top_k = 2},
         SamplingParams{.temperature = 1, .top_p = 0.5, .top_logprobs = 3},
         SamplingParams{.min_p = 0.1, .repetition_penalty = 2, .logit_bias = {{1, 5.0f}}}}) {
     for (const std::vector<float>& bad : {std::vector<float>{1, kNan, 2},
@@ -273,8 +280,8 @@ TEST(Sampler, RefusesLogitsThatAreNoDistribution) {
 }
 
 TEST(Sampler, PenaltiesCountWhatTheirDefinitionSays) {
-  // Repetition: prompt and generated alike, positive divided, negative multiplied. Both penalties only for
-  // generated.
+  // Repetition: prompt and generated alike, positive divided, negative multiplied. Both penalties
+  // only for generated.
   Sampler repetition({.repetition_penalty = 2}, std::vector<int32_t>{1});
   EXPECT_EQ(sample(repetition, {1.5f, 2.5f})->token, 0);        // 2.5 / 2 < 1.5
   EXPECT_EQ(sample(repetition, {1.5f, 2.5f})->token, 1);        // both seen now: .75 < 1.25
@@ -287,7 +294,8 @@ TEST(Sampler, PenaltiesCountWhatTheirDefinitionSays) {
   Sampler frequency({.frequency_penalty = 1}, {});
   std::vector<int32_t> tokens;
   for (int i = 0; i < 6; ++i) tokens.push_back(sample(frequency, {2.5f, 0.25f, 1})->token);
-  EXPECT_EQ(tokens, (std::vector<int32_t>{0, 0, 2, 0, 1, 2}));  // 2.5, 1.5, 1, .5, .25, 0: each use costs 1
+  // 2.5, 1.5, 1, .5, .25, 0: each use costs 1
+  EXPECT_EQ(tokens, (std::vector<int32_t>{0, 0, 2, 0, 1, 2}));
   Sampler bias({.logit_bias = {{0, 3.0f}, {0, 3.0f}, {1, -100.0f}}}, {});
   EXPECT_EQ(sample(bias, {0, 50, 5})->token, 0);
 }
@@ -311,14 +319,15 @@ TEST(Sampler, LogprobsAreThoseOfTheModelWhateverTheSampling) {
       EXPECT_EQ(std::memcmp(scratch.data(), logits.data(), logits.size() * sizeof(float)), 0);
       EXPECT_EQ(
           sampled->logprob,
-          static_cast<float>(static_cast<double>(logits[static_cast<size_t>(sampled->token)]) - log_sum_exp));
+          static_cast<float>(static_cast<double>(logits[static_cast<size_t>(sampled->token)]) -
+                             log_sum_exp));
       ASSERT_EQ(sampled->top_logprobs.size(), 4u);
       const int32_t order[] = {1, 3, 5, 0};
       for (size_t i = 0; i < 4; ++i) {
         EXPECT_EQ(sampled->top_logprobs[i].token, order[i]);
-        EXPECT_EQ(
-            sampled->top_logprobs[i].logprob,
-            static_cast<float>(static_cast<double>(logits[static_cast<size_t>(order[i])]) - log_sum_exp));
+        EXPECT_EQ(sampled->top_logprobs[i].logprob,
+                  static_cast<float>(static_cast<double>(logits[static_cast<size_t>(order[i])]) -
+                                     log_sum_exp));
       }
     }
   }
@@ -368,12 +377,15 @@ TEST(Sampler, RefusesParametersOutOfRangeByName) {
             "");
   EXPECT_EQ(message({.temperature = -1}), "request: temperature: found -1, expected 0 to 100");
   EXPECT_EQ(message({.temperature = NAN}), "request: temperature: found nan, expected 0 to 100");
-  EXPECT_EQ(message({.temperature = 100.5}), "request: temperature: found 100.5, expected 0 to 100");
+  EXPECT_EQ(message({.temperature = 100.5}),
+            "request: temperature: found 100.5, expected 0 to 100");
   EXPECT_EQ(message({.top_k = -1}), "request: top_k: found -1, expected 0 to 2147483647");
   EXPECT_EQ(message({.top_p = 1.5}), "request: top_p: found 1.5, expected 0 to 1");
   EXPECT_EQ(message({.min_p = -0.5}), "request: min_p: found -0.5, expected 0 to 1");
-  EXPECT_EQ(message({.repetition_penalty = 0}), "request: repetition_penalty: found 0, expected 0.01 to 100");
-  EXPECT_EQ(message({.presence_penalty = 2.5}), "request: presence_penalty: found 2.5, expected -2 to 2");
+  EXPECT_EQ(message({.repetition_penalty = 0}),
+            "request: repetition_penalty: found 0, expected 0.01 to 100");
+  EXPECT_EQ(message({.presence_penalty = 2.5}),
+            "request: presence_penalty: found 2.5, expected -2 to 2");
   EXPECT_EQ(message({.frequency_penalty = -INFINITY}),
             "request: frequency_penalty: found -inf, expected -2 to 2");
   EXPECT_EQ(message({.top_logprobs = 21}), "request: top_logprobs: found 21, expected -1 to 20");
@@ -382,7 +394,8 @@ TEST(Sampler, RefusesParametersOutOfRangeByName) {
             "request: logit_bias: found token 100, expected 0 to 99 (vocab_size)");
   EXPECT_EQ(message({.logit_bias = {{-1, 1.0f}}}),
             "request: logit_bias: found token -1, expected 0 to 99 (vocab_size)");
-  EXPECT_EQ(message({.logit_bias = {{5, kNan}}}), "request: logit_bias: found nan, expected -100 to 100");
+  EXPECT_EQ(message({.logit_bias = {{5, kNan}}}),
+            "request: logit_bias: found nan, expected -100 to 100");
 }
 
 }  // namespace

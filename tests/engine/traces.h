@@ -1,5 +1,5 @@
-// Requests of every shape, what came out for them, and traces: requests that come and are cancelled while
-// others run.
+// Requests of every shape, what came out for them, and traces: requests that come and are cancelled
+// while others run.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -39,7 +39,8 @@ inline void add(Outcome& outcome, const TokenEvent& event) {
   ASSERT_EQ(outcome.finish, FinishReason::kNone) << "an event after the last";
   outcome.finish = event.finish;
   if (event.token < 0) {
-    ASSERT_TRUE(event.finish == FinishReason::kCancelled || event.finish == FinishReason::kNumericalError);
+    ASSERT_TRUE(event.finish == FinishReason::kCancelled ||
+                event.finish == FinishReason::kNumericalError);
     return;
   }
   outcome.tokens.push_back(event.token);
@@ -63,8 +64,8 @@ inline std::vector<int32_t> some_tokens(uint64_t stream, int64_t count) {
   return ids;
 }
 
-// A request of any shape: one token or several key blocks, greedy or sampled, with and without penalties and
-// log-probabilities.
+// A request of any shape: one token or several key blocks, greedy or sampled, with and without
+// penalties and log-probabilities.
 inline Request some_request(uint64_t i) {
   const auto pick = [&](uint64_t what, uint64_t n) { return random_below(1000 + what, i, n); };
   Request request;
@@ -95,13 +96,14 @@ inline Outcome run_alone(Engine& engine, const Request& request) {
   return outcome;
 }
 
-inline Outcome run_alone(const Model& model, Context& ctx, EngineOptions options, const Request& request) {
+inline Outcome run_alone(const Model& model, Context& ctx, EngineOptions options,
+                         const Request& request) {
   Engine engine(model, ctx, options);
   return run_alone(engine, request);
 }
 
-// One guest of a trace: comes before step `arrival`, is cancelled before step `cancel` unless it has
-// finished.
+// One guest of a trace: comes before step `arrival`, is cancelled before step `cancel` unless it
+// has finished.
 struct Guest {
   Request request;
   int64_t arrival = 0;
@@ -142,7 +144,8 @@ inline void expect_solo_results(const std::vector<Guest>& guests, const std::vec
       EXPECT_GE(guests[g].cancel, 0);
       EXPECT_TRUE(is_beginning(found[g], solo[g])) << "guest " << g;
     } else {
-      EXPECT_EQ(found[g], solo[g]) << "guest " << g << ", prompt of " << guests[g].request.prompt.size();
+      EXPECT_EQ(found[g], solo[g])
+          << "guest " << g << ", prompt of " << guests[g].request.prompt.size();
     }
   }
 }

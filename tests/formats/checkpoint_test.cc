@@ -49,8 +49,10 @@ TEST(Checkpoint, AFolderWithOneFileGivesItsTensorsAndSideFiles) {
   EXPECT_EQ(model.file_name(*b), (dir / "model.safetensors").string());
   EXPECT_EQ(model.side_file("config.json", 2), "{}");
   EXPECT_EQ(model.side_file("tokenizer.json", 2), std::nullopt);
-  EXPECT_EQ(error_of([&] { model.side_file("config.json", 1); }), (dir / "config.json").string() + ": 2 bytes, expected at most 1");
-  EXPECT_EQ(error_of([&] { model.side_file("../config.json", 2); }), dir.path().string() + ": file name '../config.json', expected a plain name");
+  EXPECT_EQ(error_of([&] { model.side_file("config.json", 1); }),
+            (dir / "config.json").string() + ": 2 bytes, expected at most 1");
+  EXPECT_EQ(error_of([&] { model.side_file("../config.json", 2); }),
+            dir.path().string() + ": file name '../config.json', expected a plain name");
 }
 
 TEST(Checkpoint, OneSafetensorsFileSeesTheFilesBesideIt) {
@@ -65,7 +67,8 @@ TEST(Checkpoint, OneSafetensorsFileSeesTheFilesBesideIt) {
 
 TEST(Checkpoint, AGgufIsKnownByNameOrMagicAndHasNoSideFiles) {
   const TempDir dir;
-  const std::string bytes = GgufBuilder().str("general.architecture", "llama").tensor("t", {2}, 0, "12345678").bytes();
+  const std::string bytes =
+      GgufBuilder().str("general.architecture", "llama").tensor("t", {2}, 0, "12345678").bytes();
   dir.write("config.json", "{}");
   for (const char* name : {"m.gguf", "blob"}) {
     dir.write(name, bytes);
@@ -84,8 +87,11 @@ TEST(Checkpoint, AFolderMayHoldOneGgufModelEvenIfSplit) {
   const TempDir dir;
   for (const uint16_t no : {0, 1}) {
     GgufBuilder part;
-    part.key("split.no", 2, le_bytes(no)).key("split.count", 2, le_bytes<uint16_t>(2)).key("split.tensors.count", 5, le_bytes(2));
-    dir.write("m-0000" + std::to_string(no + 1) + "-of-00002.gguf", part.tensor("t" + std::to_string(no), {2}, 0, "12345678").bytes());
+    part.key("split.no", 2, le_bytes(no))
+        .key("split.count", 2, le_bytes<uint16_t>(2))
+        .key("split.tensors.count", 5, le_bytes(2));
+    dir.write("m-0000" + std::to_string(no + 1) + "-of-00002.gguf",
+              part.tensor("t" + std::to_string(no), {2}, 0, "12345678").bytes());
   }
   dir.write("config.json", "{}");
   const Checkpoint model = Checkpoint::open(dir.path());
@@ -95,19 +101,27 @@ TEST(Checkpoint, AFolderMayHoldOneGgufModelEvenIfSplit) {
   EXPECT_EQ(model.file_name(*model.find("t1")), (dir / "m-00002-of-00002.gguf").string());
   EXPECT_EQ(model.side_file("config.json", 99), "{}");
   dir.write("another.gguf", "GGUF");
-  EXPECT_EQ(refusal(dir.path()), dir.path().string() + ": holds 2 GGUF models ('another.gguf', 'm-00001-of-00002.gguf', ...), expected one: name the file");
+  EXPECT_EQ(refusal(dir.path()), dir.path().string() +
+                                     ": holds 2 GGUF models ('another.gguf', "
+                                     "'m-00001-of-00002.gguf', ...), expected one: name the file");
 }
 
 TEST(Checkpoint, WhatIsNoModelIsRefused) {
   const TempDir dir;
   const std::string folder = dir.path().string();
-  EXPECT_EQ(refusal(dir.path()), folder + ": holds no model, expected model.safetensors, model.safetensors.index.json or a .gguf file");
+  EXPECT_EQ(refusal(dir.path()), folder +
+                                     ": holds no model, expected model.safetensors, "
+                                     "model.safetensors.index.json or a .gguf file");
   EXPECT_EQ(refusal(dir / "missing"), folder + "/missing: cannot open: No such file or directory");
-  EXPECT_EQ(refusal(dir.write("m.bin", "PK\x03\x04")), folder + "/m.bin: expected a folder, a .safetensors file or a GGUF");
-  EXPECT_EQ(refusal(dir.write("empty", "")), folder + "/empty: expected a folder, a .safetensors file or a GGUF");
+  EXPECT_EQ(refusal(dir.write("m.bin", "PK\x03\x04")),
+            folder + "/m.bin: expected a folder, a .safetensors file or a GGUF");
+  EXPECT_EQ(refusal(dir.write("empty", "")),
+            folder + "/empty: expected a folder, a .safetensors file or a GGUF");
   write_tensors(dir / "model.safetensors", {});
   dir.write(kIndex, "{}");
-  EXPECT_EQ(refusal(dir.path()), folder + ": holds both model.safetensors and model.safetensors.index.json, expected one");
+  EXPECT_EQ(
+      refusal(dir.path()),
+      folder + ": holds both model.safetensors and model.safetensors.index.json, expected one");
 }
 
 class ShardedCheckpoint : public testing::Test {
@@ -125,7 +139,9 @@ class ShardedCheckpoint : public testing::Test {
 };
 
 TEST_F(ShardedCheckpoint, OpensAllShardsOfTheIndex) {
-  dir_.write(kIndex, R"({"metadata": {"total_size": 24}, "weight_map": {"c": "two.safetensors", "a": "one.safetensors", "b": "one.safetensors"}})");
+  dir_.write(
+      kIndex,
+      R"({"metadata": {"total_size": 24}, "weight_map": {"c": "two.safetensors", "a": "one.safetensors", "b": "one.safetensors"}})");
   Checkpoint opened = Checkpoint::open(dir_.path());
   const TensorInfo* c = opened.find("c");
   const Checkpoint model = std::move(opened);
@@ -135,35 +151,50 @@ TEST_F(ShardedCheckpoint, OpensAllShardsOfTheIndex) {
   EXPECT_EQ(model.file_name(*model.find("a")), (dir_ / "one.safetensors").string());
   EXPECT_EQ(model.tensors()[2], c);
   model.check_unchanged();
-  fs::last_write_time(dir_ / "two.safetensors", fs::last_write_time(dir_ / "two.safetensors") + std::chrono::seconds(1));
-  EXPECT_EQ(error_of([&] { model.check_unchanged(); }), (dir_ / "two.safetensors").string() + ": changed while in use");
+  fs::last_write_time(dir_ / "two.safetensors",
+                      fs::last_write_time(dir_ / "two.safetensors") + std::chrono::seconds(1));
+  EXPECT_EQ(error_of([&] { model.check_unchanged(); }),
+            (dir_ / "two.safetensors").string() + ": changed while in use");
 }
 
 TEST_F(ShardedCheckpoint, TheIndexIsTyped) {
   EXPECT_EQ(refusal_of_index("[]"), index_path() + ": found an array, expected an object");
   EXPECT_EQ(refusal_of_index("{}"), index_path() + ": weight_map: missing");
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": 3})"), index_path() + ": weight_map: found 3, expected an object");
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": 3}})"), index_path() + ": weight_map: 'a': found 3, expected a file name");
+  EXPECT_EQ(refusal_of_index(R"({"weight_map": 3})"),
+            index_path() + ": weight_map: found 3, expected an object");
+  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": 3}})"),
+            index_path() + ": weight_map: 'a': found 3, expected a file name");
   EXPECT_TRUE(refusal_of_index("{").starts_with(index_path() + ": invalid JSON"));
-  EXPECT_EQ(refusal_of_index(std::string(Limits{}.config_file_bytes + 1, ' ')), index_path() + ": 16777217 bytes, expected at most 16777216");
+  EXPECT_EQ(refusal_of_index(std::string(Limits{}.config_file_bytes + 1, ' ')),
+            index_path() + ": 16777217 bytes, expected at most 16777216");
 }
 
 TEST_F(ShardedCheckpoint, TheIndexAndTheShardsMustAgreeTensorForTensor) {
-  const std::string one = (dir_ / "one.safetensors").string(), two = (dir_ / "two.safetensors").string();
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "x": "one.safetensors"}})"),
-            one + ": tensor 'x': missing (the index places it here)");
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": "one.safetensors"}})"), one + ": tensor 'b': not in the index");
+  const std::string one = (dir_ / "one.safetensors").string(),
+                    two = (dir_ / "two.safetensors").string();
+  EXPECT_EQ(
+      refusal_of_index(
+          R"({"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "x": "one.safetensors"}})"),
+      one + ": tensor 'x': missing (the index places it here)");
+  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": "one.safetensors"}})"),
+            one + ": tensor 'b': not in the index");
   write_tensors(dir_ / "two.safetensors", {"c", "b"});  // "b" in both
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}})"),
-            two + ": tensor 'b': the index places it in 'one.safetensors'");
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": "one.safetensors", "c": "three.safetensors"}})"),
-            index_path() + ": weight_map: file 'three.safetensors': missing");
+  EXPECT_EQ(
+      refusal_of_index(
+          R"({"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}})"),
+      two + ": tensor 'b': the index places it in 'one.safetensors'");
+  EXPECT_EQ(
+      refusal_of_index(R"({"weight_map": {"a": "one.safetensors", "c": "three.safetensors"}})"),
+      index_path() + ": weight_map: file 'three.safetensors': missing");
 }
 
 TEST_F(ShardedCheckpoint, ShardNamesArePlainComponents) {
-  for (const std::string name : {"../one.safetensors", "sub/one.safetensors", "/etc/passwd", "..", ".", "", "a\\\\b", "one\\u0000x"}) {
+  for (const std::string name : {"../one.safetensors", "sub/one.safetensors", "/etc/passwd", "..",
+                                 ".", "", "a\\\\b", "one\\u0000x"}) {
     const std::string text = refusal_of_index(R"({"weight_map": {"a": ")" + name + R"("}})");
-    EXPECT_TRUE(text.starts_with(dir_.path().string() + ": file name '") && text.ends_with("', expected a plain name")) << text;
+    EXPECT_TRUE(text.starts_with(dir_.path().string() + ": file name '") &&
+                text.ends_with("', expected a plain name"))
+        << text;
   }
 }
 
@@ -171,25 +202,29 @@ TEST_F(ShardedCheckpoint, LinksMayNotLeaveTheFolder) {
   const TempDir outside;
   write_tensors(outside / "secret.safetensors", {"a"});
   fs::create_symlink(outside / "secret.safetensors", dir_ / "link.safetensors");
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": "link.safetensors"}})"), (dir_ / "link.safetensors").string() + ": is a link that leaves its folder");
+  EXPECT_EQ(refusal_of_index(R"({"weight_map": {"a": "link.safetensors"}})"),
+            (dir_ / "link.safetensors").string() + ": is a link that leaves its folder");
   fs::create_directory_symlink(outside.path(), dir_ / "folder");
   fs::create_symlink("one.safetensors", dir_ / "inside.safetensors");
   dir_.write(kIndex, R"({"weight_map": {"a": "inside.safetensors", "b": "inside.safetensors"}})");
   EXPECT_EQ(Checkpoint::open(dir_.path()).tensors().size(), 2u);
   fs::create_symlink(outside / "secret.safetensors", dir_ / "config.json");
   const Checkpoint model = Checkpoint::open(dir_.path());
-  EXPECT_EQ(error_of([&] { model.side_file("config.json", 999); }), (dir_ / "config.json").string() + ": is a link that leaves its folder");
+  EXPECT_EQ(error_of([&] { model.side_file("config.json", 999); }),
+            (dir_ / "config.json").string() + ": is a link that leaves its folder");
 }
 
 TEST_F(ShardedCheckpoint, FilesAreRefusedOneAboveTheLimit) {
   std::string map;
   for (uint64_t i = 0; i <= Limits{}.split_files; ++i) {
     if (i == Limits{}.split_files) {  // at the limit the first missing file is the complaint
-      EXPECT_EQ(refusal_of_index(R"({"weight_map": {)" + map + "}}"), index_path() + ": weight_map: file '0': missing");
+      EXPECT_EQ(refusal_of_index(R"({"weight_map": {)" + map + "}}"),
+                index_path() + ": weight_map: file '0': missing");
     }
     map += (i > 0 ? ",\"" : "\"") + std::to_string(i) + "\":\"" + std::to_string(i) + "\"";
   }
-  EXPECT_EQ(refusal_of_index(R"({"weight_map": {)" + map + "}}"), index_path() + ": weight_map: 1025 files, expected at most 1024");
+  EXPECT_EQ(refusal_of_index(R"({"weight_map": {)" + map + "}}"),
+            index_path() + ": weight_map: 1025 files, expected at most 1024");
 }
 
 TEST(Checkpoint, ASnapshotOfTheHuggingFaceCacheMayLinkIntoItsOwnBlobsOnly) {
@@ -203,7 +238,8 @@ TEST(Checkpoint, ASnapshotOfTheHuggingFaceCacheMayLinkIntoItsOwnBlobsOnly) {
   write_tensors(dir / "elsewhere", {"a"});
   fs::remove(snapshot / "model.safetensors");
   fs::create_symlink("../../../elsewhere", snapshot / "model.safetensors");
-  EXPECT_EQ(refusal(snapshot), (snapshot / "model.safetensors").string() + ": is a link that leaves its folder");
+  EXPECT_EQ(refusal(snapshot),
+            (snapshot / "model.safetensors").string() + ": is a link that leaves its folder");
 }
 
 }  // namespace

@@ -12,13 +12,15 @@ template <class T>
 std::string le_bytes(T value) {
   return std::string(reinterpret_cast<const char*>(&value), sizeof value);
 }
-inline std::string gguf_string(std::string_view text) { return le_bytes<uint64_t>(text.size()) + std::string(text); }
+inline std::string gguf_string(std::string_view text) {
+  return le_bytes<uint64_t>(text.size()) + std::string(text);
+}
 
 struct GgufBuilder {
   std::string magic = "GGUF";
   uint32_t version = 3;
   uint64_t alignment = 32;
-  uint64_t extra_keys = 0;     // declared but not there
+  uint64_t extra_keys = 0;  // declared but not there
   uint64_t extra_tensors = 0;
   uint64_t key_count = 0;
   uint64_t tensor_count = 0;
@@ -32,10 +34,13 @@ struct GgufBuilder {
     return *this;
   }
   GgufBuilder& u32(std::string_view name, uint32_t value) { return key(name, 4, le_bytes(value)); }
-  GgufBuilder& str(std::string_view name, std::string_view value) { return key(name, 8, gguf_string(value)); }
+  GgufBuilder& str(std::string_view name, std::string_view value) {
+    return key(name, 8, gguf_string(value));
+  }
 
   // `ne` innermost first, as the file has it.
-  GgufBuilder& info(std::string_view name, const std::vector<uint64_t>& ne, uint32_t type, uint64_t offset) {
+  GgufBuilder& info(std::string_view name, const std::vector<uint64_t>& ne, uint32_t type,
+                    uint64_t offset) {
     tensors += gguf_string(name) + le_bytes(static_cast<uint32_t>(ne.size()));
     for (const uint64_t n : ne) tensors += le_bytes(n);
     tensors += le_bytes(type) + le_bytes(offset);
@@ -43,7 +48,8 @@ struct GgufBuilder {
     return *this;
   }
   // A tensor at the next aligned offset.
-  GgufBuilder& tensor(std::string_view name, const std::vector<uint64_t>& ne, uint32_t type, std::string_view contents) {
+  GgufBuilder& tensor(std::string_view name, const std::vector<uint64_t>& ne, uint32_t type,
+                      std::string_view contents) {
     pad(data);
     info(name, ne, type, data.size());
     data += contents;
@@ -51,7 +57,8 @@ struct GgufBuilder {
   }
 
   std::string header() const {
-    return magic + le_bytes(version) + le_bytes(tensor_count + extra_tensors) + le_bytes(key_count + extra_keys) + keys + tensors;
+    return magic + le_bytes(version) + le_bytes(tensor_count + extra_tensors) +
+           le_bytes(key_count + extra_keys) + keys + tensors;
   }
   std::string bytes() const {
     std::string file = header();
@@ -60,7 +67,9 @@ struct GgufBuilder {
   }
 
  private:
-  void pad(std::string& text) const { text.resize((text.size() + alignment - 1) / alignment * alignment, '\0'); }
+  void pad(std::string& text) const {
+    text.resize((text.size() + alignment - 1) / alignment * alignment, '\0');
+  }
 };
 
 }  // namespace fathom

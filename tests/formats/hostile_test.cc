@@ -1,5 +1,6 @@
-// Every malformed safetensors and GGUF file of tools/make_hostile_files.py is refused for its own reason, with a message that
-// begins with the path, and for next to no memory whatever sizes it declares.
+// Every malformed safetensors and GGUF file of tools/make_hostile_files.py is refused for its own
+// reason, with a message that begins with the path, and for next to no memory whatever sizes it
+// declares.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -15,13 +16,15 @@
 
 namespace {
 
-// Bytes that operator new has handed out and not got back, and their peak. All C++ containers, nlohmann's too, allocate there.
+// Bytes that operator new has handed out and not got back, and their peak. All C++ containers,
+// nlohmann's too, allocate there.
 std::atomic<int64_t> live_bytes = 0;
 std::atomic<int64_t> peak_bytes = 0;
 constexpr size_t kHeader = 64;  // in front of each block: its size, at any alignment that we use
 
 void* counted_new(size_t bytes) {
-  auto* block = static_cast<char*>(std::aligned_alloc(kHeader, (bytes + 2 * kHeader - 1) / kHeader * kHeader));
+  auto* block = static_cast<char*>(
+      std::aligned_alloc(kHeader, (bytes + 2 * kHeader - 1) / kHeader * kHeader));
   if (block == nullptr) throw std::bad_alloc();
   *reinterpret_cast<size_t*>(block) = bytes;
   const int64_t live = live_bytes += static_cast<int64_t>(bytes);
@@ -60,7 +63,8 @@ class HostileFiles : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     dir_ = new TempDir;
-    const std::string command = "python3 '" FATHOM_SOURCE_DIR "/tools/make_hostile_files.py' '" + dir_->path().string() + "'";
+    const std::string command = "python3 '" FATHOM_SOURCE_DIR "/tools/make_hostile_files.py' '" +
+                                dir_->path().string() + "'";
     ASSERT_EQ(std::system(command.c_str()), 0);
     std::ifstream manifest(*dir_ / "manifest.tsv");
     for (std::string line; std::getline(manifest, line);) {
@@ -81,7 +85,8 @@ class HostileFiles : public testing::Test {
       const std::string text = error_of([&] { Checkpoint::open(path); });
       EXPECT_LT(peak_bytes - before, 64 << 20) << c.path;
       EXPECT_TRUE(text.starts_with(path + ": ")) << c.path << " gave: " << text;
-      EXPECT_NE(text.find(c.fragment), std::string::npos) << c.path << " gave: " << text << "\nexpected: " << c.fragment;
+      EXPECT_NE(text.find(c.fragment), std::string::npos)
+          << c.path << " gave: " << text << "\nexpected: " << c.fragment;
       EXPECT_LT(text.size(), path.size() + 500) << text;
       EXPECT_EQ(text.find_first_of("\n\r\x1b"), std::string::npos) << text;
     }
@@ -100,7 +105,9 @@ TEST_F(HostileFiles, TheFilesTheyWereMadeFromAreValid) {
   EXPECT_TRUE(model.side_file("config.json", 1 << 20));
 }
 
-TEST_F(HostileFiles, EverySafetensorsFileIsRefusedForItsReason) { expect_all_refused("safetensors/", 100); }
+TEST_F(HostileFiles, EverySafetensorsFileIsRefusedForItsReason) {
+  expect_all_refused("safetensors/", 100);
+}
 TEST_F(HostileFiles, EveryGgufFileIsRefusedForItsReason) { expect_all_refused("gguf/", 150); }
 
 TEST_F(HostileFiles, TheAllocationCounterSeesWhatContainersTake) {

@@ -1,5 +1,5 @@
-// Any bytes as a conversation: rendering never fails but by fathom::Error, and what is special does not
-// depend on contents.
+// Any bytes as a conversation: rendering never fails but by fathom::Error, and what is special does
+// not depend on contents.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -55,13 +55,15 @@ void blank(std::vector<ChatMessage>& messages) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  detect_chat_format(std::string_view(reinterpret_cast<const char*>(data), size), static_cast<int32_t>(size));
+  detect_chat_format(std::string_view(reinterpret_cast<const char*>(data), size),
+                     static_cast<int32_t>(size));
   Bytes in(data, size);
   try {
     chat_format_by_name(in.text());
   } catch (const Error&) {
   }
-  const auto format = static_cast<ChatFormat>(in.byte() % (static_cast<int>(ChatFormat::kQwen2) + 1));
+  const auto format =
+      static_cast<ChatFormat>(in.byte() % (static_cast<int>(ChatFormat::kQwen2) + 1));
   const uint8_t flags = in.byte();
   const ChatOptions options{(flags & 1) != 0, (flags & 2) != 0};
   std::vector<ChatMessage> messages;

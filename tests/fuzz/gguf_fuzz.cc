@@ -1,4 +1,5 @@
-// Any bytes: refused, or every tensor lies in the input without overlap and every key reads with its own type only.
+// Any bytes: refused, or every tensor lies in the input without overlap and every key reads with
+// its own type only.
 #include <algorithm>
 #include <cstdint>
 #include <span>
@@ -36,21 +37,27 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::span<const std::byte> bytes = std::as_bytes(std::span(data, size));
   try {
     const fathom::Gguf model = fathom::Gguf::parse(bytes, "input");
-    for (const auto& [key, value] : model.metadata()) FATHOM_CHECK(readers_of(model, key) <= 2, key);
+    for (const auto& [key, value] : model.metadata())
+      FATHOM_CHECK(readers_of(model, key) <= 2, key);
     std::vector<const fathom::TensorInfo*> order;
     for (const fathom::TensorInfo& tensor : model.tensors()) {
-      FATHOM_CHECK(tensor.data >= bytes.data() && tensor.data + tensor.bytes <= bytes.data() + size, tensor.name);
+      FATHOM_CHECK(tensor.data >= bytes.data() && tensor.data + tensor.bytes <= bytes.data() + size,
+                   tensor.name);
       FATHOM_CHECK(model.find(tensor.name) == &tensor, tensor.name);
       int64_t rows = 1;
       for (const int64_t n : tensor.shape) rows *= n;
       const int64_t cols = tensor.shape.empty() ? 1 : tensor.shape.back();
       if (cols > 0) {
-        FATHOM_CHECK(tensor.bytes == static_cast<uint64_t>(rows / cols * fathom::row_bytes(tensor.dtype, cols)), tensor.name);
+        FATHOM_CHECK(tensor.bytes ==
+                         static_cast<uint64_t>(rows / cols * fathom::row_bytes(tensor.dtype, cols)),
+                     tensor.name);
       }
       if (tensor.bytes > 0) order.push_back(&tensor);
     }
-    std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->data < b->data; });
-    for (size_t i = 1; i < order.size(); ++i) FATHOM_CHECK(order[i - 1]->data + order[i - 1]->bytes <= order[i]->data);
+    std::sort(order.begin(), order.end(),
+              [](const auto* a, const auto* b) { return a->data < b->data; });
+    for (size_t i = 1; i < order.size(); ++i)
+      FATHOM_CHECK(order[i - 1]->data + order[i - 1]->bytes <= order[i]->data);
   } catch (const fathom::Error&) {
   }
   return 0;

@@ -14,7 +14,8 @@ using namespace fathom;
 namespace {
 
 // Thoughts and answer, apart.
-std::vector<std::string> parse(const ThinkingMarks& marks, const std::vector<std::string_view>& pieces) {
+std::vector<std::string> parse(const ThinkingMarks& marks,
+                               const std::vector<std::string_view>& pieces) {
   ThinkingParser parser(marks);
   std::vector<std::string> texts(2);
   const auto take = [&](const std::vector<OutputPart>& parts) {
@@ -25,7 +26,8 @@ std::vector<std::string> parse(const ThinkingMarks& marks, const std::vector<std
   return texts;
 }
 
-std::string stop(const std::vector<std::string>& stops, const std::vector<std::string_view>& pieces) {
+std::string stop(const std::vector<std::string>& stops,
+                 const std::vector<std::string_view>& pieces) {
   StopStrings matcher(stops);
   std::string text;
   for (const std::string_view piece : pieces) text += matcher.push(piece);
@@ -35,7 +37,8 @@ std::string stop(const std::vector<std::string>& stops, const std::vector<std::s
 
 }  // namespace
 
-// One byte each: flags, how text is cut, lengths of two stop strings; then these; the rest is the text.
+// One byte each: flags, how text is cut, lengths of two stop strings; then these; the rest is the
+// text.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string_view rest(reinterpret_cast<const char*>(data), size);
   const auto byte = [&] {

@@ -1,5 +1,5 @@
-// First byte even: the rest is a tokenizer.json, refused or usable. Odd: the rest is text for a fixed
-// tokenizer; encoding loses nothing, forges nothing, and streams as it decodes.
+// First byte even: the rest is a tokenizer.json, refused or usable. Odd: the rest is text for a
+// fixed tokenizer; encoding loses nothing, forges nothing, and streams as it decodes.
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -29,10 +29,11 @@ const std::vector<Fixed>& fixed_tokenizers() {
     const std::filesystem::path golden =
         std::filesystem::path(__FILE__).parent_path().parent_path() / "golden/text";
     std::vector<Fixed> list;
-    for (const char* name : {"gpt2", "smollm", "llama3", "qwen2", "deepseek-coder", "deepseek-v3"}) {
+    for (const char* name :
+         {"gpt2", "smollm", "llama3", "qwen2", "deepseek-coder", "deepseek-v3"}) {
       const auto file = golden / (std::string(name) + ".json");
-      list.push_back(
-          {Tokenizer::from_json(read_file(file, 1 << 20), file.string()), std::string_view(name) != "qwen2"});
+      list.push_back({Tokenizer::from_json(read_file(file, 1 << 20), file.string()),
+                      std::string_view(name) != "qwen2"});
     }
     return list;
   }();
@@ -64,9 +65,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const Tokenizer tokenizer = Tokenizer::from_json(rest, "input");
     for (const bool parse_special : {false, true}) {
-      const std::vector<int32_t> ids = tokenizer.encode("Hello  wörld, 123\n<x> \xff", parse_special);
+      const std::vector<int32_t> ids =
+          tokenizer.encode("Hello  wörld, 123\n<x> \xff", parse_special);
       for (const int32_t id : ids)
-        FATHOM_CHECK(!tokenizer.token_bytes(id).empty() && (parse_special || !tokenizer.is_special(id)), id);
+        FATHOM_CHECK(
+            !tokenizer.token_bytes(id).empty() && (parse_special || !tokenizer.is_special(id)), id);
     }
   } catch (const Error&) {
   }

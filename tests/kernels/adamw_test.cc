@@ -24,7 +24,8 @@ std::vector<float> numbers(uint64_t stream, int64_t n) {
   return x;
 }
 
-// Twin in double; its own inputs are the f32 state before the step, so each step is judged by itself.
+// Twin in double; its own inputs are the f32 state before the step, so each step is judged by
+// itself.
 TEST(AdamW, EqualsTheTwinAtEveryStepAndLength) {
   for (const Isa isa : instruction_sets()) {
     Context ctx(2, isa);
@@ -33,8 +34,13 @@ TEST(AdamW, EqualsTheTwinAtEveryStepAndLength) {
       std::vector<bf16> compute(w.size());
       for (int t = 1; t <= 3; ++t) {
         std::vector<float> g = numbers(static_cast<uint64_t>(10 + t), n);
-        const AdamWStep s{.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f,
-                          .bias1 = static_cast<float>(1 - std::pow(0.9, t)), .bias2 = static_cast<float>(1 - std::pow(0.95, t)),
+        const AdamWStep s{.lr = 1e-2f,
+                          .beta1 = 0.9f,
+                          .beta2 = 0.95f,
+                          .eps = 1e-8f,
+                          .weight_decay = 0.1f,
+                          .bias1 = static_cast<float>(1 - std::pow(0.9, t)),
+                          .bias2 = static_cast<float>(1 - std::pow(0.95, t)),
                           .gradient_scale = 0.7f};
         std::vector<double> expected_w, expected_m, expected_v, bounds;
         for (size_t i = 0; i < w.size(); ++i) {

@@ -57,7 +57,8 @@ void run(Context& ctx, const Form& form, const AttentionKeys& keys, ConstRows q,
 }
 
 // One part of one head out of a twin's dense rows of `heads` such parts.
-std::vector<double> head_of(const std::vector<double>& x, int64_t heads, int64_t head, int64_t dim) {
+std::vector<double> head_of(const std::vector<double>& x, int64_t heads, int64_t head,
+                            int64_t dim) {
   std::vector<double> y;
   for (size_t i = 0; i < x.size(); ++i) {
     if (static_cast<int64_t>(i) / dim % heads == head) y.push_back(x[i]);
@@ -80,13 +81,15 @@ void expect_twin(const Form& form, const Results& actual, const AttentionBackwar
   EXPECT_TRUE(actual.intact());
 }
 
-// L = dout · attention(x + step * direction), directions of -1 and 1, for one input at a time. Inputs are
-// multiples of 2^-10 and steps are 2^-12 and 2^-13, so that the moved inputs are exact in f32. The central
-// differences of the two steps are off by c step^2 and a quarter of it: extrapolation removes that, and their
-// distance bounds what is left.
+// L = dout · attention(x + step * direction), directions of -1 and 1, for one input at a time.
+// Inputs are multiples of 2^-10 and steps are 2^-12 and 2^-13, so that the moved inputs are exact
+// in f32. The central differences of the two steps are off by c step^2 and a quarter of it:
+// extrapolation removes that, and their distance bounds what is left.
 TEST(AttentionBackwardTwin, AgreesWithCentralDifferencesOfTheForwardTwinForEveryInput) {
   constexpr int64_t kTokens = 9;
-  const auto grid = [](uint64_t stream, int64_t i) { return std::round(noise(stream, i) * 1024) / 1024; };
+  const auto grid = [](uint64_t stream, int64_t i) {
+    return std::round(noise(stream, i) * 1024) / 1024;
+  };
   const auto sign = [](int64_t i) { return noise(9, i) < 0 ? -1.0f : 1.0f; };
   for (const Form& form : {kGqa, kExpanded, kOdd, kGrouped}) {
     Cache cache(form, DType::kF32, kTokens);
@@ -94,7 +97,8 @@ TEST(AttentionBackwardTwin, AgreesWithCentralDifferencesOfTheForwardTwinForEvery
     const PaddedRows dout(kTokens, form.heads * form.value_dim, 5);
     using Set = std::function<void(int64_t token, int64_t i, float x)>;
     const auto set_part = [&](const CachedPart& part) -> Set {
-      return [&](int64_t t, int64_t i, float x) { cache.set(part, t, i / part.dim, i % part.dim, x); };
+      return
+          [&](int64_t t, int64_t i, float x) { cache.set(part, t, i / part.dim, i % part.dim, x); };
     };
     struct Input {
       std::string name;
@@ -113,7 +117,8 @@ TEST(AttentionBackwardTwin, AgreesWithCentralDifferencesOfTheForwardTwinForEvery
       }
     };
     const auto loss = [&] {
-      const auto out = attention_ref(q.view, 0, form.heads, form.kv_heads, scale_of(form), cache.view).out;
+      const auto out =
+          attention_ref(q.view, 0, form.heads, form.kv_heads, scale_of(form), cache.view).out;
       double sum = 0;
       for (size_t i = 0; i < out.size(); ++i) {
         const auto at = static_cast<int64_t>(i);
@@ -122,10 +127,10 @@ TEST(AttentionBackwardTwin, AgreesWithCentralDifferencesOfTheForwardTwinForEvery
       return sum;
     };
     for (size_t input = 0; input < inputs.size(); ++input) move(input, 0);
-    const auto twin =
-        attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view);
-    const std::vector<double>* gradients[] = {&twin.dq.value, &twin.dkey.value, &twin.dkey_rope.value,
-                                              &twin.dvalue.value};
+    const auto twin = attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form),
+                                             cache.view, dout.view);
+    const std::vector<double>* gradients[] = {&twin.dq.value, &twin.dkey.value,
+                                              &twin.dkey_rope.value, &twin.dvalue.value};
     for (size_t input = 0; input < inputs.size(); ++input) {
       SCOPED_TRACE(form.name + ", " + inputs[input].name);
       ASSERT_EQ(static_cast<int64_t>(gradients[input]->size()), kTokens * inputs[input].cols);
@@ -150,8 +155,8 @@ TEST(AttentionBackward, MatchesTheTwinForEveryFormLengthAndInstructionSet) {
     for (const int64_t tokens : {1, 2, 15, 16, 17, 47, 63, 64, 65, 97, 128, 131, 200}) {
       const Cache cache(form, tokens % 2 == 0 ? DType::kBF16 : DType::kF32, tokens);
       const PaddedRows q(tokens, form.width(), 4, 3), dout(tokens, form.heads * form.value_dim, 5);
-      const auto twin =
-          attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view);
+      const auto twin = attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form),
+                                               cache.view, dout.view);
       for (const Isa isa : instruction_sets()) {
         SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)) + ", " + std::to_string(tokens) +
                      " tokens");
@@ -167,8 +172,8 @@ TEST(AttentionBackward, MatchesTheTwinForEveryFormLengthAndInstructionSet) {
 TEST(AttentionBackward, MatchesTheTwinAtRealDims) {
   const Cache cache(kWide, DType::kF32, 150);
   const PaddedRows q(150, kWide.width(), 4), dout(150, kWide.heads * kWide.value_dim, 5);
-  const auto twin =
-      attention_backward_ref(q.view, kWide.heads, kWide.kv_heads, scale_of(kWide), cache.view, dout.view);
+  const auto twin = attention_backward_ref(q.view, kWide.heads, kWide.kv_heads, scale_of(kWide),
+                                           cache.view, dout.view);
   for (const Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     Results results(kWide, 150);
@@ -185,9 +190,9 @@ TEST(AttentionBackward, EveryHeadDimWorks) {
     const PaddedRows q(19, form.width(), 4), dout(19, form.heads * form.value_dim, 5);
     Results results(form, 19);
     run(ctx, form, cache.view, q.view, dout.view, results);
-    expect_twin(
-        form, results,
-        attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form), cache.view, dout.view));
+    expect_twin(form, results,
+                attention_backward_ref(q.view, form.heads, form.kv_heads, scale_of(form),
+                                       cache.view, dout.view));
   }
 }
 
@@ -212,8 +217,8 @@ TEST(AttentionBackward, BitsDoNotDependOnThreads) {
   }
 }
 
-// 20 heads of 500 tokens are more tiles than one round keeps, 4 heads of one kv head are not: the same sums
-// in one round, by hand.
+// 20 heads of 500 tokens are more tiles than one round keeps, 4 heads of one kv head are not: the
+// same sums in one round, by hand.
 TEST(AttentionBackward, SumsThatGoOnInTheNextRoundHaveTheSameBits) {
   const Form many{"rounds", 20, 5, 8, 4, 8, false}, few{"one round", 4, 1, 8, 4, 8, false};
   constexpr int64_t kTokens = 500;
@@ -227,7 +232,8 @@ TEST(AttentionBackward, SumsThatGoOnInTheNextRoundHaveTheSameBits) {
     keys.key.data += row_bytes(DType::kF32, g * keys.key.head_stride);
     keys.value.data += row_bytes(DType::kF32, g * keys.value.head_stride);
     Results alone(few, kTokens);
-    run(ctx, few, keys, q.view.columns(g * few.width(), few.width()), dout.view.columns(g * 32, 32), alone);
+    run(ctx, few, keys, q.view.columns(g * few.width(), few.width()), dout.view.columns(g * 32, 32),
+        alone);
     expect_same_bits(together.dq.view.columns(g * few.width(), few.width()), alone.dq.view);
     expect_same_bits(together.dkv.view.columns(g * 16, 16), alone.dkv.view);
   }
@@ -243,7 +249,8 @@ TEST(AttentionBackward, LargeScoresNeitherOverflowNorVanish) {
     Context ctx(1, isa);
     Results results(form, 90);
     run(ctx, form, cache.view, q.view, dout.view, results);
-    expect_twin(form, results, attention_backward_ref(q.view, 1, 1, scale_of(form), cache.view, dout.view));
+    expect_twin(form, results,
+                attention_backward_ref(q.view, 1, 1, scale_of(form), cache.view, dout.view));
   }
 }
 

@@ -33,7 +33,8 @@ using reference::scale_of;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-void run(Context& ctx, const Form& form, const Cache& cache, ConstRows q, int64_t position, Rows out) {
+void run(Context& ctx, const Form& form, const Cache& cache, ConstRows q, int64_t position,
+         Rows out) {
   attention(ctx, q, position, form.heads, form.kv_heads, scale_of(form), cache.view, out);
 }
 
@@ -43,13 +44,15 @@ TEST(Attention, MatchesTheTwinForEveryFormDtypeAndInstructionSet) {
   };
   for (const Form& form : kForms) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      for (const Span span : {Span{0, 1}, Span{0, 70}, Span{62, 3}, Span{255, 2}, Span{300, 1}, Span{530, 5}}) {
+      for (const Span span :
+           {Span{0, 1}, Span{0, 70}, Span{62, 3}, Span{255, 2}, Span{300, 1}, Span{530, 5}}) {
         const Cache cache(form, dtype, span.position + span.tokens);
         const PaddedRows q(span.tokens, form.width(), 4, 3);
-        const auto expected =
-            attention_ref(q.view, span.position, form.heads, form.kv_heads, scale_of(form), cache.view);
+        const auto expected = attention_ref(q.view, span.position, form.heads, form.kv_heads,
+                                            scale_of(form), cache.view);
         for (const Isa isa : instruction_sets()) {
-          SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)) + ", position " + std::to_string(span.position));
+          SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)) + ", position " +
+                       std::to_string(span.position));
           Context ctx(2, isa);
           PaddedRows out(span.tokens, form.heads * form.value_dim);
           run(ctx, form, cache, q.view, span.position, out.view);
@@ -87,14 +90,16 @@ TEST(Attention, AQueryHasTheSameBitsAloneInAnyChunkAndOnAnyNumberOfThreads) {
       PaddedRows whole(kTokens, form.heads * form.value_dim);
       Context one(1, isa), three(3, isa);
       run(one, form, cache, q.view, 0, whole.view);
-      for (const Chunks chunks : {Chunks{500, 1}, Chunks{420, 7}, Chunks{0, 64}, Chunks{0, 129}, Chunks{0, 530}}) {
+      for (const Chunks chunks :
+           {Chunks{500, 1}, Chunks{420, 7}, Chunks{0, 64}, Chunks{0, 129}, Chunks{0, 530}}) {
         PaddedRows out(kTokens, form.heads * form.value_dim);
         for (int64_t begin = chunks.begin; begin < kTokens; begin += chunks.size) {
           const int64_t count = std::min(chunks.size, kTokens - begin);
           run(three, form, cache, q.view.slice(begin, count), begin, out.view.slice(begin, count));
         }
         const int64_t count = kTokens - chunks.begin;
-        expect_same_bits(out.view.slice(chunks.begin, count), whole.view.slice(chunks.begin, count));
+        expect_same_bits(out.view.slice(chunks.begin, count),
+                         whole.view.slice(chunks.begin, count));
       }
     }
   }
@@ -107,13 +112,15 @@ TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
       Context ctx(1, isa);
       const PaddedRows q(kTokens, form.width(), 4);
       Cache cache(form, DType::kF32, kTokens);
-      PaddedRows before(kTokens, form.heads * form.value_dim), after(kTokens, form.heads * form.value_dim);
+      PaddedRows before(kTokens, form.heads * form.value_dim),
+          after(kTokens, form.heads * form.value_dim);
       run(ctx, form, cache, q.view, 0, before.view);
       cache.set(cache.view.key, kBad, 0, 1, kNan);
       cache.set(cache.view.value, kBad, 0, 1, kNan);
       run(ctx, form, cache, q.view, 0, after.view);
       expect_same_bits(after.view.slice(0, kBad), before.view.slice(0, kBad));
-      for (int64_t t = kBad; t < kTokens; ++t) EXPECT_TRUE(std::isnan(after.view.row(t)[1])) << form.name << t;
+      for (int64_t t = kBad; t < kTokens; ++t)
+        EXPECT_TRUE(std::isnan(after.view.row(t)[1])) << form.name << t;
     }
   }
 }
@@ -123,7 +130,8 @@ TEST(Attention, NanInAQueryStaysInItsRowAndHead) {
     Context ctx(2, isa);
     const Cache cache(kAbsorbed, DType::kBF16, 300);
     const PaddedRows q(3, kAbsorbed.width(), 4);
-    PaddedRows clean(3, kAbsorbed.heads * kAbsorbed.value_dim), out(3, kAbsorbed.heads * kAbsorbed.value_dim);
+    PaddedRows clean(3, kAbsorbed.heads * kAbsorbed.value_dim),
+        out(3, kAbsorbed.heads * kAbsorbed.value_dim);
     run(ctx, kAbsorbed, cache, q.view, 297, clean.view);
     q.view.row(1)[2 * kAbsorbed.key_dim + 5] = kNan;
     run(ctx, kAbsorbed, cache, q.view, 297, out.view);
@@ -140,13 +148,15 @@ TEST(Attention, NanInAQueryStaysInItsRowAndHead) {
 }
 
 TEST(Attention, LargeScoresNeitherOverflowNorVanish) {
-  // One key in each segment dominates in turn: scores to about +-2000, where e^s is far outside f32.
+  // One key in each segment dominates in turn: scores to about +-2000, where e^s is far outside
+  // f32.
   const Form form{"large", 1, 1, 16, 0, 16, false};
   Context ctx(1);
   for (const int64_t strong : {int64_t{0}, int64_t{300}, int64_t{599}}) {
     Cache cache(form, DType::kF32, 600);
     PaddedRows q(1, 16, 4, 100);
-    for (int64_t i = 0; i < 16; ++i) cache.set(cache.view.key, strong, 0, i, q.view.row(0)[i] > 0 ? 3.0f : -3.0f);
+    for (int64_t i = 0; i < 16; ++i)
+      cache.set(cache.view.key, strong, 0, i, q.view.row(0)[i] > 0 ? 3.0f : -3.0f);
     const auto expected = attention_ref(q.view, 599, 1, 1, scale_of(form), cache.view);
     PaddedRows out(1, 16);
     run(ctx, form, cache, q.view, 599, out.view);
@@ -162,13 +172,15 @@ TEST(Attention, ManySegmentsInSeveralRoundsAgreeWithOneRound) {
   const Cache cache(form, DType::kBF16, kPosition + kTokens);
   const PaddedRows q(kTokens, form.width(), 4);
   Context ctx(2);
-  PaddedRows together(kTokens, form.heads * form.value_dim), alone(kTokens, form.heads * form.value_dim);
+  PaddedRows together(kTokens, form.heads * form.value_dim),
+      alone(kTokens, form.heads * form.value_dim);
   run(ctx, form, cache, q.view, kPosition, together.view);
   for (int64_t t = 0; t < kTokens; ++t) {
     run(ctx, form, cache, q.view.slice(t, 1), kPosition + t, alone.view.slice(t, 1));
   }
   expect_same_bits(together.view, alone.view);
-  const auto expected = attention_ref(q.view.slice(39, 1), kPosition + 39, 80, 1, scale_of(form), cache.view);
+  const auto expected =
+      attention_ref(q.view.slice(39, 1), kPosition + 39, 80, 1, scale_of(form), cache.view);
   expect_close(together.view.slice(39, 1), expected.out, expected.bounds);
 }
 

@@ -26,12 +26,14 @@ using reference::PaddedRows;
 
 std::vector<int32_t> some_targets(int64_t rows, int64_t vocab_size) {
   std::vector<int32_t> targets;
-  for (int64_t t = 0; t < rows; ++t) targets.push_back(t % 4 == 1 ? -1 : static_cast<int32_t>(t * 31 % vocab_size));
+  for (int64_t t = 0; t < rows; ++t)
+    targets.push_back(t % 4 == 1 ? -1 : static_cast<int32_t>(t * 31 % vocab_size));
   return targets;
 }
 
 void check(Context& ctx, int64_t rows, int64_t n, float size) {
-  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::to_string(n) + " " + std::to_string(size));
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::to_string(n) + " " +
+               std::to_string(size));
   constexpr float kScale = 0.125f;
   const PaddedRows logits(rows, n, 1, size);
   const std::vector<int32_t> targets = some_targets(rows, n);
@@ -43,14 +45,19 @@ void check(Context& ctx, int64_t rows, int64_t n, float size) {
     const auto t = bounds.size() / static_cast<size_t>(n);
     const bool target = static_cast<int32_t>(bounds.size() % static_cast<size_t>(n)) == targets[t];
     const double probability = p + (target ? 1 : 0);
-    bounds.push_back(targets[t] < 0 ? 0 : kScale * ((probability * (280 + spread) + (target ? 1 : 0)) * kUnit + 0x1p-120));
+    bounds.push_back(
+        targets[t] < 0
+            ? 0
+            : kScale * ((probability * (280 + spread) + (target ? 1 : 0)) * kUnit + 0x1p-120));
     p *= kScale;
   }
   const CrossEntropy result = softmax_cross_entropy(ctx, targets, kScale, logits.view);
   expect_close(logits.view, expected, bounds);
   EXPECT_TRUE(logits.intact());
-  EXPECT_EQ(result.count, std::count_if(targets.begin(), targets.end(), [](int32_t t) { return t >= 0; }));
-  EXPECT_NEAR(result.loss, loss, static_cast<double>(result.count) * (264 + spread) * kUnit + 1e-15 * loss);
+  EXPECT_EQ(result.count,
+            std::count_if(targets.begin(), targets.end(), [](int32_t t) { return t >= 0; }));
+  EXPECT_NEAR(result.loss, loss,
+              static_cast<double>(result.count) * (264 + spread) * kUnit + 1e-15 * loss);
 }
 
 TEST(CrossEntropy, MatchesTheTwinAtEveryLengthAndSpread) {
@@ -68,9 +75,11 @@ TEST(CrossEntropy, RowsWithoutATargetAreNotReadAndNanStaysInItsRow) {
     const PaddedRows logits(3, 40, 1);
     std::fill_n(logits.view.row(0), 40, std::numeric_limits<float>::quiet_NaN());
     logits.view.row(2)[39] = std::numeric_limits<float>::quiet_NaN();
-    EXPECT_TRUE(std::isfinite(softmax_cross_entropy(ctx, std::vector<int32_t>{-1, 7}, 1, logits.view.slice(0, 2)).loss));
+    EXPECT_TRUE(std::isfinite(
+        softmax_cross_entropy(ctx, std::vector<int32_t>{-1, 7}, 1, logits.view.slice(0, 2)).loss));
     for (int64_t i = 0; i < 80; ++i) EXPECT_TRUE(std::isfinite(logits.view.row(i / 40)[i % 40]));
-    EXPECT_TRUE(std::isnan(softmax_cross_entropy(ctx, std::vector<int32_t>{3}, 1, logits.view.slice(2, 1)).loss));
+    EXPECT_TRUE(std::isnan(
+        softmax_cross_entropy(ctx, std::vector<int32_t>{3}, 1, logits.view.slice(2, 1)).loss));
     for (int64_t i = 0; i < 40; ++i) EXPECT_TRUE(std::isnan(logits.view.row(2)[i]));
   }
 }
@@ -91,12 +100,15 @@ TEST(CrossEntropy, HasTheSameBitsOnAnyNumberOfThreads) {
 }
 
 void check_log_prob_entropy(Context& ctx, int64_t rows, int64_t n, float size) {
-  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::to_string(n) + " " + std::to_string(size));
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::to_string(n) + " " +
+               std::to_string(size));
   const PaddedRows logits(rows, n, 1, size);
   const std::vector<int32_t> targets = some_targets(rows, n);
   const Doubles x = dense(logits.view);
   std::vector<float> log_prob(targets.size()), entropy(targets.size()), d_log_prob, d_entropy;
-  for (size_t t = 0; t < targets.size(); ++t) d_log_prob.push_back(0.5f - static_cast<float>(t)), d_entropy.push_back(0.25f * static_cast<float>(t));
+  for (size_t t = 0; t < targets.size(); ++t)
+    d_log_prob.push_back(0.5f - static_cast<float>(t)),
+        d_entropy.push_back(0.25f * static_cast<float>(t));
   log_prob_entropy(ctx, targets, logits.view, log_prob, entropy);
   Doubles expected, bounds;
   const double spread = 2 * static_cast<double>(size);
@@ -112,13 +124,17 @@ void check_log_prob_entropy(Context& ctx, int64_t rows, int64_t n, float size) {
     const auto [lp, h] = reference::log_prob_entropy_value(row, targets[t]);
     EXPECT_NEAR(log_prob[t], lp, (264 + spread + std::abs(lp) + size) * kUnit);
     EXPECT_NEAR(entropy[t], h, (280 + spread) * (1 + h) * kUnit);
-    const Doubles gradient = reference::log_prob_entropy_gradient(row, targets[t], d_log_prob[t], d_entropy[t]);
+    const Doubles gradient =
+        reference::log_prob_entropy_gradient(row, targets[t], d_log_prob[t], d_entropy[t]);
     const double largest = std::abs(d_log_prob[t]) + std::abs(d_entropy[t]) * (1 + h + spread);
     for (const double g : gradient) {
-      const bool target = static_cast<int32_t>(expected.size() % static_cast<size_t>(n)) == targets[t];
+      const bool target =
+          static_cast<int32_t>(expected.size() % static_cast<size_t>(n)) == targets[t];
       // Factor and line each have the error of their parts; p <= 1, and e^y below 2^-126 is 0.
-      const double p = std::min(1.0, std::exp(row[expected.size() % static_cast<size_t>(n)] + lp - row[static_cast<size_t>(targets[t])]));
-      bounds.push_back(largest * (p * 2 * (300 + spread) * kUnit + (target ? kUnit : 0) + 0x1p-118));
+      const double p = std::min(1.0, std::exp(row[expected.size() % static_cast<size_t>(n)] + lp -
+                                              row[static_cast<size_t>(targets[t])]));
+      bounds.push_back(largest *
+                       (p * 2 * (300 + spread) * kUnit + (target ? kUnit : 0) + 0x1p-118));
       expected.push_back(g);
     }
   }
@@ -131,7 +147,8 @@ TEST(LogProbEntropy, MatchesTheTwinAtEveryLengthAndSpread) {
   for (const Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     for (int64_t n = 1; n <= 70; ++n) check_log_prob_entropy(ctx, 5, n, 4);
-    for (const float size : {1e-6f, 1.0f, 30.0f, 1000.0f}) check_log_prob_entropy(ctx, 6, 12928, size);
+    for (const float size : {1e-6f, 1.0f, 30.0f, 1000.0f})
+      check_log_prob_entropy(ctx, 6, 12928, size);
   }
 }
 
@@ -144,7 +161,10 @@ TEST(LogProbEntropy, TheLogProbabilityHasTheBitsOfTheSamplers) {
   log_sum_exp(ctx, logits.view, sums);
   for (size_t t = 0; t < 9; ++t) {
     if (targets[t] < 0) continue;
-    EXPECT_EQ(log_prob[t], static_cast<float>(static_cast<double>(logits.view.row(static_cast<int64_t>(t))[targets[t]]) - sums[t]));
+    EXPECT_EQ(
+        log_prob[t],
+        static_cast<float>(
+            static_cast<double>(logits.view.row(static_cast<int64_t>(t))[targets[t]]) - sums[t]));
   }
 }
 
@@ -159,8 +179,10 @@ TEST(LogProbEntropy, ALogitOfMinusInfinityCountsAsNothing) {
     log_prob_entropy(ctx, targets, logits.view, log_prob, entropy);
     EXPECT_NEAR(log_prob[0], -std::log(2.0), 1e-6);
     EXPECT_NEAR(entropy[0], std::log(2.0), 1e-6);
-    log_prob_entropy_backward(ctx, targets, entropy, std::vector<float>{1}, std::vector<float>{1}, logits.view);
-    for (int64_t i = 0; i < 20; ++i) EXPECT_NEAR(logits.view.row(0)[i], i == 3 ? 0.5 : i == 17 ? -0.5 : 0, 1e-6) << i;
+    log_prob_entropy_backward(ctx, targets, entropy, std::vector<float>{1}, std::vector<float>{1},
+                              logits.view);
+    for (int64_t i = 0; i < 20; ++i)
+      EXPECT_NEAR(logits.view.row(0)[i], i == 3 ? 0.5 : i == 17 ? -0.5 : 0, 1e-6) << i;
   }
 }
 

@@ -15,9 +15,9 @@
 namespace fathom {
 namespace {
 
-using reference::expect_close;
 using reference::dense;
 using reference::Doubles;
+using reference::expect_close;
 using reference::expect_same_bits;
 using reference::instruction_sets;
 using reference::PaddedRows;
@@ -27,7 +27,8 @@ void expect_swiglu(Context& ctx, const PaddedRows& gate, const PaddedRows& up) {
   std::vector<double> bounds;
   for (int64_t t = 0; t < up.view.rows; ++t) {
     for (int64_t i = 0; i < up.view.cols; ++i) {
-      bounds.push_back(8 * reference::kUnit * std::abs(expected[bounds.size()]) + 1e-36 * std::abs(up.view.row(t)[i]));
+      bounds.push_back(8 * reference::kUnit * std::abs(expected[bounds.size()]) +
+                       1e-36 * std::abs(up.view.row(t)[i]));
     }
   }
   PaddedRows out(gate.view.rows, gate.view.cols);
@@ -39,7 +40,8 @@ void expect_swiglu(Context& ctx, const PaddedRows& gate, const PaddedRows& up) {
 TEST(Swiglu, MatchesTheTwinAtEveryLengthAndSize) {
   for (const Isa isa : instruction_sets()) {
     Context ctx(1, isa);
-    for (int64_t n = 0; n <= 70; ++n) expect_swiglu(ctx, PaddedRows(2, n, 1, 5), PaddedRows(2, n, 2));
+    for (int64_t n = 0; n <= 70; ++n)
+      expect_swiglu(ctx, PaddedRows(2, n, 1, 5), PaddedRows(2, n, 2));
     for (const float scale : {1e-30f, 1e-3f, 20.0f, 100.0f, 1e30f}) {
       expect_swiglu(ctx, PaddedRows(3, 300, 1, scale), PaddedRows(3, 300, 2));
     }
@@ -47,7 +49,8 @@ TEST(Swiglu, MatchesTheTwinAtEveryLengthAndSize) {
 }
 
 TEST(Swiglu, NanAndInfinityComeOutWhereTheFormulaHasThem) {
-  constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInf = std::numeric_limits<float>::infinity(),
+                  kNan = std::numeric_limits<float>::quiet_NaN();
   for (const Isa isa : instruction_sets()) {
     Context ctx(1, isa);
     const PaddedRows gate(1, 20, 1), up(1, 20, 2), out(1, 20);
@@ -56,7 +59,8 @@ TEST(Swiglu, NanAndInfinityComeOutWhereTheFormulaHasThem) {
     gate.view.row(0)[2] = kInf;
     up.view.row(0)[2] = 1;
     swiglu(ctx, gate.view, up.view, out.view);
-    for (int64_t i = 0; i < 20; ++i) EXPECT_EQ(std::isnan(out.view.row(0)[i]), i == 1 || i == 17) << i;
+    for (int64_t i = 0; i < 20; ++i)
+      EXPECT_EQ(std::isnan(out.view.row(0)[i]), i == 1 || i == 17) << i;
     EXPECT_EQ(out.view.row(0)[2], kInf);
   }
 }
@@ -82,7 +86,8 @@ TEST(Add, IsTheRoundedSumAtEveryLength) {
       const PaddedRows x(3, n, 1), y(3, n, 2), sum(3, n, 2);
       add(ctx, x.view, sum.view);
       for (int64_t t = 0; t < 3; ++t) {
-        for (int64_t i = 0; i < n; ++i) EXPECT_EQ(sum.view.row(t)[i], x.view.row(t)[i] + y.view.row(t)[i]);
+        for (int64_t i = 0; i < n; ++i)
+          EXPECT_EQ(sum.view.row(t)[i], x.view.row(t)[i] + y.view.row(t)[i]);
       }
       EXPECT_TRUE(sum.intact());
     }
@@ -92,7 +97,8 @@ TEST(Add, IsTheRoundedSumAtEveryLength) {
 TEST(Bf16, ConversionsEqualTheScalarOnesBitForBit) {
   std::vector<float> x;
   for (uint32_t high = 0; high < 0x10000; ++high) {
-    for (const uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) x.push_back(std::bit_cast<float>(high << 16 | low));
+    for (const uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+      x.push_back(std::bit_cast<float>(high << 16 | low));
   }
   for (const Isa isa : instruction_sets()) {
     std::vector<bf16> narrow(x.size());
@@ -105,7 +111,8 @@ TEST(Bf16, ConversionsEqualTheScalarOnesBitForBit) {
     for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<bf16>(i);
     std::vector<float> wide(all.size());
     from_bf16(isa, all.data(), static_cast<int64_t>(all.size()), wide.data());
-    for (size_t i = 0; i < all.size(); ++i) ASSERT_EQ(std::bit_cast<uint32_t>(wide[i]), static_cast<uint32_t>(i) << 16);
+    for (size_t i = 0; i < all.size(); ++i)
+      ASSERT_EQ(std::bit_cast<uint32_t>(wide[i]), static_cast<uint32_t>(i) << 16);
   }
 }
 
@@ -119,21 +126,25 @@ TEST(Bf16, ConversionsTouchNothingBesideTheirRange) {
       EXPECT_EQ(narrow.back(), 0x1234);
       const PaddedRows wide(1, n);
       from_bf16(isa, narrow.data() + 1, n, wide.view.data);
-      for (int64_t i = 0; i < n; ++i) EXPECT_EQ(wide.view.data[i], bf16_to_f32(f32_to_bf16(x.view.data[i])));
+      for (int64_t i = 0; i < n; ++i)
+        EXPECT_EQ(wide.view.data[i], bf16_to_f32(f32_to_bf16(x.view.data[i])));
       EXPECT_TRUE(wide.intact());
     }
   }
 }
 
 void expect_swiglu_backward(Context& ctx, int64_t rows, int64_t n, float scale) {
-  const PaddedRows gate(rows, n, 1, scale), up(rows, n, 2), dy(rows, n, 3), dgate(rows, n), dup(rows, n);
+  const PaddedRows gate(rows, n, 1, scale), up(rows, n, 2), dy(rows, n, 3), dgate(rows, n),
+      dup(rows, n);
   const Doubles g = dense(gate.view), u = dense(up.view), d = dense(dy.view);
   const auto expected = reference::swiglu_gradient(g, u, d);
   Doubles gate_bounds, up_bounds;
   for (size_t i = 0; i < g.size(); ++i) {
     const double s = 1 / (1 + std::exp(-g[i])), rest = 1 / (1 + std::exp(g[i]));
-    gate_bounds.push_back(std::abs(d[i] * u[i]) * (32 * reference::kUnit * s * (1 + std::abs(g[i]) * rest) + 0x1p-118));
-    up_bounds.push_back(8 * reference::kUnit * std::abs(expected.dup[i]) + 0x1p-118 * std::abs(d[i]));
+    gate_bounds.push_back(std::abs(d[i] * u[i]) *
+                          (32 * reference::kUnit * s * (1 + std::abs(g[i]) * rest) + 0x1p-118));
+    up_bounds.push_back(8 * reference::kUnit * std::abs(expected.dup[i]) +
+                        0x1p-118 * std::abs(d[i]));
   }
   swiglu_backward(ctx, gate.view, up.view, dy.view, dgate.view, dup.view);
   expect_close(dgate.view, expected.dgate, gate_bounds);
@@ -145,14 +156,16 @@ TEST(SwigluBackward, MatchesTheTwinAtEveryLengthAndSize) {
   for (const Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     for (int64_t n = 0; n <= 70; ++n) expect_swiglu_backward(ctx, 2, n, 5);
-    for (const float scale : {1e-30f, 1e-3f, 20.0f, 100.0f, 1e30f}) expect_swiglu_backward(ctx, 3, 300, scale);
+    for (const float scale : {1e-30f, 1e-3f, 20.0f, 100.0f, 1e30f})
+      expect_swiglu_backward(ctx, 3, 300, scale);
   }
 }
 
 TEST(SwigluBackward, HasTheSameBitsInPlaceAndOnAnyNumberOfThreads) {
   for (const Isa isa : instruction_sets()) {
     Context one(1, isa);
-    const PaddedRows gate(5, 20000, 1, 4), up(5, 20000, 2), dy(5, 20000, 3), dgate(5, 20000), dup(5, 20000);
+    const PaddedRows gate(5, 20000, 1, 4), up(5, 20000, 2), dy(5, 20000, 3), dgate(5, 20000),
+        dup(5, 20000);
     swiglu_backward(one, gate.view, up.view, dy.view, dgate.view, dup.view);
     for (const int threads : {2, 3}) {
       Context ctx(threads, isa);

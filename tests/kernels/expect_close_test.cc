@@ -1,4 +1,5 @@
-// The comparison of all numeric tests is itself seen failing: each test hands it a fault it must report.
+// The comparison of all numeric tests is itself seen failing: each test hands it a fault it must
+// report.
 #include "tests/reference/expect_close.h"
 
 #include <gtest/gtest-spi.h>
@@ -32,7 +33,8 @@ TEST(ExpectClose, UsesTheBoundOfEachElement) {
   static const std::vector<double> good = {0, 0, 0.5, 0, 0}, bad = {9, 9, 0.1, 9, 9};
   expect_close(actual, kExpected, good);
   EXPECT_NONFATAL_FAILURE(expect_close(actual, kExpected, bad), "worst at [2]");
-  EXPECT_NONFATAL_FAILURE(expect_close(actual, kExpected, std::vector<double>{1}), "1 bounds for 5 elements");
+  EXPECT_NONFATAL_FAILURE(expect_close(actual, kExpected, std::vector<double>{1}),
+                          "1 bounds for 5 elements");
 }
 
 TEST(ExpectClose, RejectsNanOnEitherSide) {
@@ -62,7 +64,8 @@ TEST(ExpectClose, RejectsAnotherSizeAndABufferComparedWithItself) {
   static const std::vector<double> twin = kExpected;
   EXPECT_NONFATAL_FAILURE(expect_close(three, kExpected, 1e300), "3 elements, expected 5");
   EXPECT_NONFATAL_FAILURE(expect_close(twin, twin, 0.0), "same memory");
-  EXPECT_NONFATAL_FAILURE(expect_same_bits(std::span(three).first(2), std::span(three).last(2)), "same memory");
+  EXPECT_NONFATAL_FAILURE(expect_same_bits(std::span(three).first(2), std::span(three).last(2)),
+                          "same memory");
 }
 
 TEST(ExpectClose, RejectsABoundThatBoundsNothing) {
@@ -76,11 +79,13 @@ TEST(ExpectClose, LooksAtRowsNotAtThePaddingBetweenThem) {
   static const std::vector<float> memory = {1, 2, kNan, 3, 4, kNan};
   static const ConstRows rows{memory.data(), 2, 2, 3};
   expect_close(rows, std::vector<double>{1, 2, 3, 4}, 0.0);
-  EXPECT_NONFATAL_FAILURE(expect_close(rows, std::vector<double>({1, 2, 3, 5}), 0.5), "worst at [1, 1]: 4");
+  EXPECT_NONFATAL_FAILURE(expect_close(rows, std::vector<double>({1, 2, 3, 5}), 0.5),
+                          "worst at [1, 1]: 4");
 }
 
 TEST(ExpectSameBits, SeesTheSignOfZeroAndTheLastBit) {
-  static const std::vector<float> a = {0.0f, 1.0f}, minus = {-0.0f, 1.0f}, ulp = {0.0f, std::nextafter(1.0f, 2.0f)};
+  static const std::vector<float> a = {0.0f, 1.0f}, minus = {-0.0f, 1.0f},
+                                  ulp = {0.0f, std::nextafter(1.0f, 2.0f)};
   static const std::vector<float> copy = a;
   expect_same_bits(a, copy);
   EXPECT_NONFATAL_FAILURE(expect_same_bits(a, minus), "first difference at [0]");

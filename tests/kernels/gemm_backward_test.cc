@@ -25,20 +25,25 @@ using reference::kUnit;
 using reference::noise;
 using reference::PaddedRows;
 
-// Random weights in any type; block types from bytes whose scales are ordinary numbers (bit 14 of every half and bit 6 of every byte clear).
+// Random weights in any type; block types from bytes whose scales are ordinary numbers (bit 14 of
+// every half and bit 6 of every byte clear).
 struct Weight {
-  Weight(DType dtype, int64_t rows, int64_t cols, uint64_t stream) : memory(static_cast<size_t>(rows * row_bytes(dtype, cols))) {
+  Weight(DType dtype, int64_t rows, int64_t cols, uint64_t stream)
+      : memory(static_cast<size_t>(rows * row_bytes(dtype, cols))) {
     view = {.dtype = dtype, .rows = rows, .cols = cols, .data = memory.data()};
     for (int64_t i = 0; i < static_cast<int64_t>(memory.size()); ++i) {
-      memory[static_cast<size_t>(i)] = static_cast<std::byte>(random_bits({.sequence = stream}, static_cast<uint64_t>(i)) & 0xbb);
+      memory[static_cast<size_t>(i)] = static_cast<std::byte>(
+          random_bits({.sequence = stream}, static_cast<uint64_t>(i)) & 0xbb);
     }
     for (int64_t i = 0; i < rows * cols; ++i) {
       if (dtype == DType::kF32) reinterpret_cast<float*>(memory.data())[i] = noise(stream, i);
-      if (dtype == DType::kBF16) reinterpret_cast<bf16*>(memory.data())[i] = f32_to_bf16(noise(stream, i));
+      if (dtype == DType::kBF16)
+        reinterpret_cast<bf16*>(memory.data())[i] = f32_to_bf16(noise(stream, i));
     }
     if (dtype == DType::kF8E4M3) {
       view.scale_cols = (cols + 127) / 128;
-      for (int64_t i = 0; i < (rows + 127) / 128 * view.scale_cols; ++i) scales.push_back(0.5f + 0.25f * noise(9, i));
+      for (int64_t i = 0; i < (rows + 127) / 128 * view.scale_cols; ++i)
+        scales.push_back(0.5f + 0.25f * noise(9, i));
       view.block_scales = scales.data();
     }
   }
@@ -56,8 +61,8 @@ struct Weight {
 };
 
 void check_input(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k) {
-  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(dtype)) + " M " + std::to_string(m) + " N " +
-               std::to_string(n) + " K " + std::to_string(k));
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(dtype)) + " M " +
+               std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
   const PaddedRows dy(m, n, 1), dx(m, k, 4);
   const Weight w(dtype, n, k, 2);
   linear_backward_input(ctx, dy.view, w.view, dx.view);
@@ -99,7 +104,8 @@ Doubles rounded_to_bf16(Doubles values) {
 }
 
 void check_weight(Context& ctx, DType operands, int64_t m, int64_t n, int64_t k) {
-  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(operands)) + " M " + std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(operands)) + " M " +
+               std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
   const PaddedRows dy(m, n, 1), x(m, k, 2), dw(n, k, 3), before(n, k, 3);
   linear_backward_weight(ctx, dy.view, x.view, operands, dw.view);
   Doubles expected = dense(before.view), bounds(expected.size());
@@ -107,8 +113,10 @@ void check_weight(Context& ctx, DType operands, int64_t m, int64_t n, int64_t k)
     const bool round = operands == DType::kBF16 && ctx.precision() == Precision::kNative;
     const Doubles x_values = round ? rounded_to_bf16(dense(x.view)) : dense(x.view);
     const Doubles dy_values = round ? rounded_to_bf16(dense(dy.view)) : dense(dy.view);
-    const auto g = reference::linear_gradient(x_values, Doubles(static_cast<size_t>(n * k)), n, dy_values);
-    const double terms = static_cast<double>(std::min<int64_t>(m, 256)) + static_cast<double>(m) / 256 + 1;
+    const auto g =
+        reference::linear_gradient(x_values, Doubles(static_cast<size_t>(n * k)), n, dy_values);
+    const double terms =
+        static_cast<double>(std::min<int64_t>(m, 256)) + static_cast<double>(m) / 256 + 1;
     for (size_t i = 0; i < expected.size(); ++i) {
       bounds[i] = terms * kUnit * (std::abs(expected[i]) + g.dw_terms[i]);
       expected[i] += g.dw[i];
@@ -158,7 +166,8 @@ TEST(GroupedLinearBackward, EachExpertIsALinearLayerOfItsOwnRows) {
   for (const Isa isa : instruction_sets()) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       Context ctx(3, isa), one(1, isa);
-      const PaddedRows dy(m, n, 1), x(m, k, 2), dx(m, k), alone_dx(m, k), dw(6 * n, k, 5), alone_dw(6 * n, k, 5);
+      const PaddedRows dy(m, n, 1), x(m, k, 2), dx(m, k), alone_dx(m, k), dw(6 * n, k, 5),
+          alone_dw(6 * n, k, 5);
       std::vector<Weight> weights;
       std::vector<WeightView> experts;
       std::vector<Rows> gradients;
@@ -167,12 +176,14 @@ TEST(GroupedLinearBackward, EachExpertIsALinearLayerOfItsOwnRows) {
         weights.emplace_back(dtype, n, k, static_cast<uint64_t>(10 + e));
         experts.push_back(weights.back().view);
         gradients.push_back(dw.view.slice(e * n, n));
-        const int64_t begin = offsets[static_cast<size_t>(e)], count = offsets[static_cast<size_t>(e) + 1] - begin;
+        const int64_t begin = offsets[static_cast<size_t>(e)],
+                      count = offsets[static_cast<size_t>(e) + 1] - begin;
         if (count == 0) {
           experts.back().data = nullptr;
           continue;
         }
-        linear_backward_input(one, dy.view.slice(begin, count), weights.back().view, alone_dx.view.slice(begin, count));
+        linear_backward_input(one, dy.view.slice(begin, count), weights.back().view,
+                              alone_dx.view.slice(begin, count));
         linear_backward_weight(one, dy.view.slice(begin, count), x.view.slice(begin, count), dtype,
                                alone_dw.view.slice(e * n, n));
       }

@@ -24,7 +24,8 @@ void gemm_split_bf16(const GemmBlock& b);
 void split_bf16(const uint16_t* in, int64_t n, float* out);
 void packed_native_bf16(const PackedBlock& b);
 void packed_split_bf16(const PackedBlock& b);
-void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width, float* out, int64_t lane, int64_t row_length);
+void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
+                float* out, int64_t lane, int64_t row_length);
 }  // namespace avx512
 #endif
 namespace {
@@ -42,7 +43,9 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 struct Weight {
   Weight(DType dtype, int64_t rows, int64_t cols, uint64_t stream) {
     const int64_t bytes = row_bytes(dtype, cols) * rows;
-    const int64_t skip = dtype == DType::kF32 ? 4 : dtype == DType::kF16 || dtype == DType::kBF16 ? 2 : 1;
+    const int64_t skip = dtype == DType::kF32                            ? 4
+                         : dtype == DType::kF16 || dtype == DType::kBF16 ? 2
+                                                                         : 1;
     memory.resize(static_cast<size_t>(bytes + skip));
     std::byte* data = memory.data() + skip;
     for (int64_t i = 0; i < rows * cols && dtype_info(dtype).block_elements == 1; ++i) {
@@ -50,17 +53,21 @@ struct Weight {
       const uint16_t half = dtype == DType::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
       if (dtype == DType::kF32) std::memcpy(data + i * 4, &value, 4);
       if (dtype == DType::kF16 || dtype == DType::kBF16) std::memcpy(data + i * 2, &half, 2);
-      if (dtype == DType::kF8E4M3) data[i] = static_cast<std::byte>(static_cast<int>(value * 100) & 0xbf);
+      if (dtype == DType::kF8E4M3)
+        data[i] = static_cast<std::byte>(static_cast<int>(value * 100) & 0xbf);
     }
     if (dtype_info(dtype).block_elements > 1) {
-      for (int64_t i = 0; i < bytes; ++i) {  // small bytes everywhere: every half and every exponent is then finite
-        data[i] = static_cast<std::byte>(random_bits({.seed = 2, .sequence = stream}, static_cast<uint64_t>(i)) & 0x3b);
+      // small bytes everywhere: every half and every exponent is then finite
+      for (int64_t i = 0; i < bytes; ++i) {
+        data[i] = static_cast<std::byte>(
+            random_bits({.seed = 2, .sequence = stream}, static_cast<uint64_t>(i)) & 0x3b);
       }
     }
     view = {dtype, rows, cols, data};
     if (dtype == DType::kF8E4M3) {
       view.scale_cols = (cols + 127) / 128;
-      for (int64_t i = 0; i < (rows + 127) / 128 * view.scale_cols; ++i) scales.push_back(0.5f + 0.25f * noise(9, i));
+      for (int64_t i = 0; i < (rows + 127) / 128 * view.scale_cols; ++i)
+        scales.push_back(0.5f + 0.25f * noise(9, i));
       view.block_scales = scales.data();
     }
   }
@@ -79,8 +86,8 @@ struct Weight {
 };
 
 void check_linear(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k, bool with_bias) {
-  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(dtype)) + " M " + std::to_string(m) +
-               " N " + std::to_string(n) + " K " + std::to_string(k));
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(dtype)) + " M " +
+               std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
   const PaddedRows x(m, k, 1), bias(1, n, 3);
   const Weight w(dtype, n, k, 2);
   PaddedRows y(m, n, 4);
@@ -92,7 +99,8 @@ void check_linear(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k, bo
   EXPECT_TRUE(y.intact());
 }
 
-// Types that take different ways through gemm.cc: in place, split or native bf16, widened in panels.
+// Types that take different ways through gemm.cc: in place, split or native bf16, widened in
+// panels.
 constexpr DType kWays[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3, DType::kQ4_K};
 
 TEST(Linear, EqualsTheTwinForAllSmallShapes) {
@@ -152,13 +160,15 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
   }
 }
 
-// Two blocks of rows, two items of panels, k in parts whose sums wait in memory (on every target), none of them whole; a bias at the end.
+// Two blocks of rows, two items of panels, k in parts whose sums wait in memory (on every target),
+// none of them whole; a bias at the end.
 TEST(Linear, PartsOfKAndBlocksOfRowsChangeNothing) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(dtype_name(dtype)));
-      for (const auto& [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{530, 21, 300}, {13, 71, 24677}}) {
+      for (const auto& [m, n, k] :
+           {std::tuple<int64_t, int64_t, int64_t>{530, 21, 300}, {13, 71, 24677}}) {
         const PaddedRows x(m, k, 1), bias(1, n, 3);
         const Weight w(dtype, n, k, 2);
         PaddedRows all(m, n), alone(1, n);
@@ -224,14 +234,16 @@ TEST(Linear, Avx2AndAvx512ComputeTheSameBits) {
   }
 }
 
-// NaN and infinities reach the outputs they belong to and no other: rows of w lie side by side, and k ends inside a vector.
+// NaN and infinities reach the outputs they belong to and no other: rows of w lie side by side, and
+// k ends inside a vector.
 TEST(Linear, NanAndInfinityStayInTheirRowAndColumn) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (int64_t k : {1, 15, 17, 33, 47, 100}) {
         for (int64_t m : {1, 2, 3, 5, 20}) {
-          SCOPED_TRACE(std::string(dtype_name(dtype)) + " M " + std::to_string(m) + " K " + std::to_string(k));
+          SCOPED_TRACE(std::string(dtype_name(dtype)) + " M " + std::to_string(m) + " K " +
+                       std::to_string(k));
           const PaddedRows x(m, k, 1);
           Weight w(dtype, 11, k, 2);
           auto* data = const_cast<std::byte*>(w.view.data);
@@ -247,7 +259,8 @@ TEST(Linear, NanAndInfinityStayInTheirRowAndColumn) {
           if (m > 3) x.view.row(3)[0] = 0.0f;  // 0 * inf in column 1
           PaddedRows y(m, 11);
           linear(ctx, x.view, w.view, nullptr, y.view);
-          const reference::LinearRef ref = reference::linear_ref(x.view, w.values(), 11, nullptr, dtype == DType::kBF16);
+          const reference::LinearRef ref =
+              reference::linear_ref(x.view, w.values(), 11, nullptr, dtype == DType::kBF16);
           expect_close(y.view, ref.y, ref.bounds);
         }
       }
@@ -262,7 +275,8 @@ TEST(Linear, F32KeepsSubnormalsAndOverflowsToInfinity) {
     std::vector<float> y(8);
     const WeightView view{DType::kF32, 2, 1, reinterpret_cast<const std::byte*>(w.data())};
     linear(ctx, {x.data(), 4, 1, 1}, view, nullptr, {y.data(), 4, 2, 2});
-    expect_same_bits(y, std::vector<float>{0x1p-140f, 0x1p-138f, 0x1p-149f, 0x1p-147f, 0x1p127f, kInf, -0x1p127f, -kInf});
+    expect_same_bits(y, std::vector<float>{0x1p-140f, 0x1p-138f, 0x1p-149f, 0x1p-147f, 0x1p127f,
+                                           kInf, -0x1p127f, -kInf});
   }
 }
 
@@ -275,26 +289,39 @@ TEST(Linear, LargeSumsOfOneSignDoNotDrift) {
       const Weight w(dtype, 3, 20000, 2);
       PaddedRows y(2, 3);
       linear(ctx, x.view, w.view, nullptr, y.view);
-      const reference::LinearRef ref = reference::linear_ref(x.view, w.values(), 3, nullptr, dtype == DType::kBF16);
+      const reference::LinearRef ref =
+          reference::linear_ref(x.view, w.values(), 3, nullptr, dtype == DType::kBF16);
       expect_close(y.view, ref.y, ref.bounds);
     }
   }
 }
 
 #if defined(__x86_64__)
-// The CPU decides which of the two serves (gemm.cc): a subnormal operand, product or sum shows that both flush alike.
+// The CPU decides which of the two serves (gemm.cc): a subnormal operand, product or sum shows that
+// both flush alike.
 TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
   if (!has_bf16_dot()) GTEST_SKIP() << "this machine has no vdpbf16ps";
   for (int exponent : {0, -60, -66, -70, -126}) {
     for (int64_t m : {1, 2, 3, 7}) {
       const int64_t n = 13, k = 77, padded = 96;
       std::vector<bf16> x(static_cast<size_t>(m * padded)), w(static_cast<size_t>(n * k));
-      for (size_t i = 0; i < x.size(); ++i) x[i] = f32_to_bf16(std::ldexp(noise(1, static_cast<int64_t>(i)), exponent));
-      for (size_t i = 0; i < w.size(); ++i) w[i] = f32_to_bf16(std::ldexp(noise(2, static_cast<int64_t>(i)), exponent));
-      std::vector<float> split(x.size()), native_y(static_cast<size_t>(m * n)), split_y(native_y.size());
-      for (int64_t r = 0; r < m; ++r) avx512::split_bf16(x.data() + r * padded, k, split.data() + r * padded);
-      GemmBlock b{.x = x.data(), .w = w.data(), .x_stride = padded, .w_stride = k, .m = m, .n = n, .k = k,
-                  .y = native_y.data(), .y_stride = n};
+      for (size_t i = 0; i < x.size(); ++i)
+        x[i] = f32_to_bf16(std::ldexp(noise(1, static_cast<int64_t>(i)), exponent));
+      for (size_t i = 0; i < w.size(); ++i)
+        w[i] = f32_to_bf16(std::ldexp(noise(2, static_cast<int64_t>(i)), exponent));
+      std::vector<float> split(x.size()), native_y(static_cast<size_t>(m * n)),
+          split_y(native_y.size());
+      for (int64_t r = 0; r < m; ++r)
+        avx512::split_bf16(x.data() + r * padded, k, split.data() + r * padded);
+      GemmBlock b{.x = x.data(),
+                  .w = w.data(),
+                  .x_stride = padded,
+                  .w_stride = k,
+                  .m = m,
+                  .n = n,
+                  .k = k,
+                  .y = native_y.data(),
+                  .y_stride = n};
       avx512::gemm_native_bf16(b);
       b.x = split.data();
       b.y = split_y.data();
@@ -306,25 +333,39 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
         std::vector<float> out(static_cast<size_t>(16 * steps * width));
         for (int64_t r = 0; r < width; r += 16) {
           const int64_t some = std::clamp<int64_t>(count - r, 0, 16);
-          avx512::pack_lanes(static_cast<const float*>(rows) + r * steps * 16, steps * 16, some, steps, std::min<int64_t>(16, width - r),
-                             out.data() + r, steps * width, width);
+          avx512::pack_lanes(static_cast<const float*>(rows) + r * steps * 16, steps * 16, some,
+                             steps, std::min<int64_t>(16, width - r), out.data() + r, steps * width,
+                             width);
         }
         return out;
       };
       std::vector<bf16> padded_w(static_cast<size_t>(n * padded));
-      for (int64_t r = 0; r < n; ++r) std::copy_n(w.begin() + r * k, k, padded_w.begin() + r * padded);
+      for (int64_t r = 0; r < n; ++r)
+        std::copy_n(w.begin() + r * k, k, padded_w.begin() + r * padded);
       std::vector<bf16> padded_x = x;
-      for (int64_t r = 0; r < m; ++r) std::fill_n(padded_x.begin() + r * padded + k, padded - k, bf16{});
+      for (int64_t r = 0; r < m; ++r)
+        std::fill_n(padded_x.begin() + r * padded + k, padded - k, bf16{});
       std::vector<float> split_w(static_cast<size_t>(n * padded));
-      for (int64_t r = 0; r < n; ++r) avx512::split_bf16(padded_w.data() + r * padded, padded, split_w.data() + r * padded);
+      for (int64_t r = 0; r < n; ++r)
+        avx512::split_bf16(padded_w.data() + r * padded, padded, split_w.data() + r * padded);
       constexpr int64_t kRows = avx512::kPackedTile.rows, kColumns = avx512::kPackedTile.columns;
       std::vector<float> packed_y(native_y.size());
       for (const bool native : {true, false}) {
         const int64_t steps = native ? 3 : 6;
-        const std::vector<float> px = packed(native ? static_cast<const void*>(padded_x.data()) : split.data(), m, kRows, steps);
-        const std::vector<float> pw = packed(native ? static_cast<const void*>(padded_w.data()) : split_w.data(), n, kColumns, steps);
-        PackedBlock p{.x = px.data(), .w = pw.data(), .x_lane = steps * kRows, .w_lane = steps * kColumns, .m = m, .n = n, .steps = steps,
-                      .y = packed_y.data(), .y_stride = n};
+        const std::vector<float> px = packed(
+            native ? static_cast<const void*>(padded_x.data()) : split.data(), m, kRows, steps);
+        const std::vector<float> pw =
+            packed(native ? static_cast<const void*>(padded_w.data()) : split_w.data(), n, kColumns,
+                   steps);
+        PackedBlock p{.x = px.data(),
+                      .w = pw.data(),
+                      .x_lane = steps * kRows,
+                      .w_lane = steps * kColumns,
+                      .m = m,
+                      .n = n,
+                      .steps = steps,
+                      .y = packed_y.data(),
+                      .y_stride = n};
         native ? avx512::packed_native_bf16(p) : avx512::packed_split_bf16(p);
         expect_same_bits(packed_y, native_y);
       }
@@ -369,7 +410,8 @@ TEST(GroupedLinear, AcceptsNoRowsAndNoExperts) {
   const std::vector<int64_t> none = {0}, empty = {0, 0, 0};
   const Weight w(DType::kF32, 3, 4, 1);
   grouped_linear(ctx, {nullptr, 0, 4, 4}, none, {}, {nullptr, 0, 3, 3});
-  grouped_linear(ctx, {nullptr, 0, 4, 4}, empty, std::vector<WeightView>{w.view, w.view}, {nullptr, 0, 3, 3});
+  grouped_linear(ctx, {nullptr, 0, 4, 4}, empty, std::vector<WeightView>{w.view, w.view},
+                 {nullptr, 0, 3, 3});
 }
 
 }  // namespace

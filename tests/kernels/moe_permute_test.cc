@@ -16,9 +16,9 @@
 namespace fathom {
 namespace {
 
-using reference::expect_close;
 using reference::dense;
 using reference::Doubles;
+using reference::expect_close;
 using reference::expect_same_bits;
 using reference::instruction_sets;
 using reference::kUnit;
@@ -29,9 +29,11 @@ using reference::PaddedRows;
 std::vector<int32_t> random_experts(int64_t tokens, int64_t k, int64_t n_experts, uint64_t stream) {
   std::vector<int32_t> experts;
   for (int64_t t = 0; t < tokens; ++t) {
-    const auto start = static_cast<int64_t>(random_bits({.sequence = stream}, static_cast<uint64_t>(t)) % 1000);
+    const auto start =
+        static_cast<int64_t>(random_bits({.sequence = stream}, static_cast<uint64_t>(t)) % 1000);
     std::vector<int32_t> row;
-    for (int64_t j = 0; j < k; ++j) row.push_back(static_cast<int32_t>((start + j * j + j) % n_experts));
+    for (int64_t j = 0; j < k; ++j)
+      row.push_back(static_cast<int32_t>((start + j * j + j) % n_experts));
     std::sort(row.begin(), row.end());
     experts.insert(experts.end(), row.begin(), row.end());
   }
@@ -101,7 +103,8 @@ TEST(ScatterAddWeighted, MatchesTheTwinAtEveryLength) {
     for (int64_t n = 0; n <= 70; ++n) {
       SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::to_string(n));
       const PaddedRows y(tokens * k, n, 1), inout(tokens, n, 2);
-      const auto expected = reference::scatter_add_weighted_ref(y.view, position, weights, inout.view);
+      const auto expected =
+          reference::scatter_add_weighted_ref(y.view, position, weights, inout.view);
       scatter_add_weighted(ctx, y.view, position, weights, inout.view);
       // k products and sums of terms at most 1, then one sum at most k + 1.
       expect_close(inout.view, expected, (2 * k * k + k + 1) * kUnit);
@@ -130,7 +133,8 @@ TEST(ScatterAddWeighted, ATokenHasTheSameBitsInAnyBatchAndOnAnyNumberOfThreads) 
       for (int64_t j = 0; j < k; ++j) {
         std::copy_n(y.view.row(position[mine + static_cast<size_t>(j)]), cols, own.view.row(j));
       }
-      scatter_add_weighted(one, own.view, own_position, std::span(weights).subspan(mine, static_cast<size_t>(k)),
+      scatter_add_weighted(one, own.view, own_position,
+                           std::span(weights).subspan(mine, static_cast<size_t>(k)),
                            alone.view.slice(t, 1));
     }
     expect_same_bits(together.view, alone.view);
@@ -139,7 +143,8 @@ TEST(ScatterAddWeighted, ATokenHasTheSameBitsInAnyBatchAndOnAnyNumberOfThreads) 
 
 // Tokens, their slots' places and weights.
 struct Slots {
-  Slots(int64_t tokens_, int64_t k_) : tokens(tokens_), k(k_), position(static_cast<size_t>(tokens * k)) {
+  Slots(int64_t tokens_, int64_t k_)
+      : tokens(tokens_), k(k_), position(static_cast<size_t>(tokens * k)) {
     const std::vector<int32_t> experts = random_experts(tokens, k, 16, 7);
     std::vector<int64_t> offsets(17);
     sort_by_expert(experts, offsets, position);
@@ -157,7 +162,8 @@ TEST(GatherByExpertBackward, SumsTheSlotsOfEachToken) {
     for (int64_t n = 0; n <= 70; ++n) {
       const PaddedRows dout(24, n, 1), dx(4, n, 2);
       gather_by_expert_backward(ctx, dout.view, slots.position, dx.view);
-      expect_close(dx.view, reference::gather_gradient(dense(dout.view), slots.position, 6, n), 6 * 6 * kUnit);
+      expect_close(dx.view, reference::gather_gradient(dense(dout.view), slots.position, 6, n),
+                   6 * 6 * kUnit);
       EXPECT_TRUE(dx.intact());
     }
   }
@@ -171,12 +177,15 @@ TEST(ScatterAddWeightedBackward, MatchesTheTwinAtEveryLength) {
       SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::to_string(n));
       const PaddedRows dout(4, n, 1), y(24, n, 2), dy(24, n, 3);
       std::vector<float> dweights(24);
-      const auto expected = reference::scatter_gradient(dense(y.view), slots.position, Doubles(slots.weights.begin(), slots.weights.end()),
-                                                        6, n, dense(dout.view));
-      scatter_add_weighted_backward(ctx, dout.view, y.view, slots.position, slots.weights, dy.view, dweights);
+      const auto expected = reference::scatter_gradient(
+          dense(y.view), slots.position, Doubles(slots.weights.begin(), slots.weights.end()), 6, n,
+          dense(dout.view));
+      scatter_add_weighted_backward(ctx, dout.view, y.view, slots.position, slots.weights, dy.view,
+                                    dweights);
       expect_close(dy.view, expected.dy, kUnit);
       const auto length = static_cast<double>(n);
-      expect_close(dweights, expected.dweights, (length / 16 + 5) * kUnit * length);  // n terms of at most 1
+      // n terms of at most 1
+      expect_close(dweights, expected.dweights, (length / 16 + 5) * kUnit * length);
       EXPECT_TRUE(dy.intact());
     }
   }
@@ -189,12 +198,14 @@ TEST(PermuteBackward, HasTheSameBitsInPlaceAndOnAnyNumberOfThreads) {
     Context one(1, isa);
     const PaddedRows dout(40, cols, 1), y(160, cols, 2), dy(160, cols), dx(40, cols);
     std::vector<float> dweights(160), own(160);
-    scatter_add_weighted_backward(one, dout.view, y.view, slots.position, slots.weights, dy.view, dweights);
+    scatter_add_weighted_backward(one, dout.view, y.view, slots.position, slots.weights, dy.view,
+                                  dweights);
     gather_by_expert_backward(one, dy.view, slots.position, dx.view);
     for (const int threads : {2, 3}) {
       Context ctx(threads, isa);
       const PaddedRows inout(160, cols, 2), own_dx(40, cols);
-      scatter_add_weighted_backward(ctx, dout.view, inout.view, slots.position, slots.weights, inout.view, own);
+      scatter_add_weighted_backward(ctx, dout.view, inout.view, slots.position, slots.weights,
+                                    inout.view, own);
       gather_by_expert_backward(ctx, inout.view, slots.position, own_dx.view);
       expect_same_bits(inout.view, dy.view);
       expect_same_bits(own_dx.view, dx.view);

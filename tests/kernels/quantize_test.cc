@@ -49,8 +49,8 @@ std::vector<std::byte> random_bytes(int64_t n, uint64_t sequence) {
   return bytes;
 }
 
-// A weight of random values; the bytes of scales are thinned so that no NaN or Inf (whose payload is
-// nobody's promise) appears.
+// A weight of random values; the bytes of scales are thinned so that no NaN or Inf (whose payload
+// is nobody's promise) appears.
 struct Weight {
   std::vector<std::byte> bytes;
   std::vector<float> scales;
@@ -70,7 +70,8 @@ struct Weight {
 
 std::vector<float> expected_values(const WeightView& w, int64_t r, int64_t begin, int64_t count) {
   std::vector<float> values;
-  for (int64_t c = begin; c < begin + count; ++c) values.push_back(reference::weight_element(w, r, c));
+  for (int64_t c = begin; c < begin + count; ++c)
+    values.push_back(reference::weight_element(w, r, c));
   return values;
 }
 
@@ -201,15 +202,16 @@ TEST(Quantize, ScalesThatAreNotFiniteGiveNoFiniteValues) {
 TEST(Quantize, AnyColumnsOfAWeightAreThoseOfItsTwin) {
   for (DType dtype : computable_dtypes()) {
     const int64_t step = std::max<int64_t>(128, dtype_info(dtype).block_elements);
-    const int64_t cols =
-        dtype_info(dtype).block_elements == 1 ? 3 * step + 44 : 4 * step;  // 44: a ragged scale block
-    const Weight w(dtype, 131, cols);  // 131: a ragged row of scale blocks
+    const int64_t cols = dtype_info(dtype).block_elements == 1
+                             ? 3 * step + 44
+                             : 4 * step;  // 44: a ragged scale block
+    const Weight w(dtype, 131, cols);     // 131: a ragged row of scale blocks
     for (Isa isa : isas()) {
       for (int64_t r : {0, 1, 127, 128, 130}) {
         for (int64_t begin = 0; begin < cols; begin += step) {
           for (int64_t end : {std::min(begin + step, cols), cols}) {
-            SCOPED_TRACE(
-                fmt::format("{} {} row {} [{}, {})", dtype_name(dtype), isa_name(isa), r, begin, end));
+            SCOPED_TRACE(fmt::format("{} {} row {} [{}, {})", dtype_name(dtype), isa_name(isa), r,
+                                     begin, end));
             std::vector<float> actual(static_cast<size_t>(end - begin));
             dequantize_weight(isa, w.view, r, begin, end - begin, actual.data());
             expect_same_bits(actual, expected_values(w.view, r, begin, end - begin));
@@ -250,14 +252,16 @@ TEST(Quantize, EmbeddingLooksUpRowsWhateverTheThreads) {
     }
   }
   Context ctx(1);
-  embedding(ctx, Weight(DType::kF32, 2, 4).view, nullptr, {nullptr, 0, 4, 4});  // no tokens, nothing to do
+  // no tokens, nothing to do
+  embedding(ctx, Weight(DType::kF32, 2, 4).view, nullptr, {nullptr, 0, 4, 4});
 }
 
 TEST(QuantizeDeathTest, OwnBugsStopTheProgram) {
   Context ctx(1);
   const Weight w(DType::kF32, 2, 4);
   std::vector<float> out(4);
-  for (int32_t id : {-1, 2}) EXPECT_DEATH(embedding(ctx, w.view, &id, {out.data(), 1, 4, 4}), "ids");
+  for (int32_t id : {-1, 2})
+    EXPECT_DEATH(embedding(ctx, w.view, &id, {out.data(), 1, 4, 4}), "ids");
   EXPECT_DEATH(dequantize_row(Isa::kPortable, DType::kI8, w.bytes.data(), 4, out.data()), "I8");
 }
 
@@ -272,11 +276,13 @@ TEST(EmbeddingBackward, AddsRepeatedTokensInOrderOnAnyNumberOfThreads) {
         const auto gradient = reference::embedding_gradient(reference::dense(dy.view), ids, 6, n);
         for (size_t i = 0; i < exact.size(); ++i) exact[i] += gradient[i];
         for (size_t t = 0; t < ids.size(); ++t) {
-          for (int64_t c = 0; c < n; ++c) expected.view.row(ids[t])[c] += dy.view.row(static_cast<int64_t>(t))[c];
+          for (int64_t c = 0; c < n; ++c)
+            expected.view.row(ids[t])[c] += dy.view.row(static_cast<int64_t>(t))[c];
         }
         embedding_backward(ctx, ids.data(), dy.view, dtable.view);
         expect_same_bits(dtable.view, expected.view);
-        reference::expect_close(dtable.view, exact, 4 * 5 * reference::kUnit);  // four additions, sums at most 5
+        // four additions, sums at most 5
+        reference::expect_close(dtable.view, exact, 4 * 5 * reference::kUnit);
         EXPECT_TRUE(dtable.intact());
       }
     }

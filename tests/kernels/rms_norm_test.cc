@@ -14,9 +14,9 @@
 namespace fathom {
 namespace {
 
-using reference::expect_close;
 using reference::dense;
 using reference::Doubles;
+using reference::expect_close;
 using reference::expect_same_bits;
 using reference::instruction_sets;
 using reference::PaddedRows;
@@ -26,7 +26,8 @@ constexpr float kEps = 1e-6f;
 void expect_norm(Context& ctx, const PaddedRows& x, const PaddedRows& weight) {
   const auto expected = reference::rms_norm_ref(x.view, weight.view.data, kEps);
   std::vector<double> bounds;
-  for (const double y : expected) bounds.push_back((static_cast<double>(x.view.cols) / 32 + 9) * reference::kUnit * std::abs(y));
+  for (const double y : expected)
+    bounds.push_back((static_cast<double>(x.view.cols) / 32 + 9) * reference::kUnit * std::abs(y));
   PaddedRows out(x.view.rows, x.view.cols);
   rms_norm(ctx, x.view, weight.view.data, kEps, out.view);
   expect_close(out.view, expected, bounds);
@@ -82,15 +83,20 @@ TEST(RmsNorm, NanFillsItsRowAndNoOther) {
 }
 
 void check_backward(Context& ctx, int64_t rows, int64_t n, float scale) {
-  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::to_string(n) + " " + std::to_string(scale));
-  const PaddedRows x(rows, n, 1, scale), weight(1, n, 2), dy(rows, n, 3), dx(rows, n), dweight(1, n, 4), before(1, n, 4);
-  const auto g = reference::rms_norm_gradient(dense(x.view), dense(weight.view), kEps, dense(dy.view));
+  SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::to_string(n) + " " +
+               std::to_string(scale));
+  const PaddedRows x(rows, n, 1, scale), weight(1, n, 2), dy(rows, n, 3), dx(rows, n),
+      dweight(1, n, 4), before(1, n, 4);
+  const auto g =
+      reference::rms_norm_gradient(dense(x.view), dense(weight.view), kEps, dense(dy.view));
   Doubles expected = dense(before.view), bounds, dweight_bounds;
   const auto length = static_cast<double>(n);
-  for (const double terms : g.dx_terms) bounds.push_back((length / 6 + 40) * reference::kUnit * terms);
+  for (const double terms : g.dx_terms)
+    bounds.push_back((length / 6 + 40) * reference::kUnit * terms);
   for (size_t i = 0; i < expected.size(); ++i) {
     expected[i] += g.dweight[i];
-    dweight_bounds.push_back(reference::kUnit * ((length / 32 + 11) * g.dweight_terms[i] + std::abs(expected[i])));
+    dweight_bounds.push_back(reference::kUnit *
+                             ((length / 32 + 11) * g.dweight_terms[i] + std::abs(expected[i])));
   }
   rms_norm_backward(ctx, x.view, weight.view.data, kEps, dy.view, dx.view, dweight.view.data);
   expect_close(dx.view, g.dx, bounds);
@@ -109,7 +115,8 @@ TEST(RmsNormBackward, MatchesTheTwinAtEveryLengthAndScale) {
 
 TEST(RmsNormBackward, HasTheSameBitsInPlaceAndOnAnyNumberOfThreads) {
   for (const Isa isa : instruction_sets()) {
-    const PaddedRows x(90, 700, 1), weight(1, 700, 2), dy(90, 700, 3), dx(90, 700), dweight(1, 700, 4);
+    const PaddedRows x(90, 700, 1), weight(1, 700, 2), dy(90, 700, 3), dx(90, 700),
+        dweight(1, 700, 4);
     Context one(1, isa);
     rms_norm_backward(one, x.view, weight.view.data, kEps, dy.view, dx.view, dweight.view.data);
     for (const int threads : {2, 3}) {
@@ -120,7 +127,8 @@ TEST(RmsNormBackward, HasTheSameBitsInPlaceAndOnAnyNumberOfThreads) {
       expect_same_bits(own.view, dweight.view);
     }
     // One row alone, the gradient of the weight not wanted, dx over x.
-    rms_norm_backward(one, x.view.slice(7, 1), weight.view.data, kEps, dy.view.slice(7, 1), x.view.slice(7, 1), nullptr);
+    rms_norm_backward(one, x.view.slice(7, 1), weight.view.data, kEps, dy.view.slice(7, 1),
+                      x.view.slice(7, 1), nullptr);
     expect_same_bits(x.view.slice(7, 1), dx.view.slice(7, 1));
   }
 }

@@ -5,8 +5,8 @@
 namespace fathom {
 namespace {
 
-// Bounds wide enough for any machine and a loaded host: they catch a loop that the compiler removed, a forgotten factor of the units, and
-// a read that never left the cache.
+// Bounds wide enough for any machine and a loaded host: they catch a loop that the compiler
+// removed, a forgotten factor of the units, and a read that never left the cache.
 TEST(Roofline, EveryFigureIsPossible) {
   for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
     if (isa > detect_isa()) continue;

@@ -32,7 +32,8 @@ TEST(RopeAngles, KeepTheirPhaseUpToTheLastPosition) {
     const auto expected = reference::rope_angles_ref(positions, inv_freq, magnitude);
     std::vector<double> bounds;
     for (const int32_t position : positions) {
-      for (const double f : inv_freq) bounds.insert(bounds.end(), 2, magnitude * (kUnit + position * f * 0x1p-53));
+      for (const double f : inv_freq)
+        bounds.insert(bounds.end(), 2, magnitude * (kUnit + position * f * 0x1p-53));
     }
     expect_close(out.view, expected, bounds);
     EXPECT_TRUE(out.intact());
@@ -46,9 +47,11 @@ TEST(Rope, MatchesTheTwinForEveryDimOffsetAndLayout) {
       for (int64_t dim = 2; dim <= 70; dim += 2) {
         const int64_t heads = 3, offset = dim % 7, head_stride = dim + offset + 1;
         const PaddedRows x(4, heads * head_stride, 1), cos_sin(4, dim, 2);
-        const auto expected = reference::rope_ref(cos_sin.view, layout, heads, head_stride, offset, x.view);
+        const auto expected =
+            reference::rope_ref(cos_sin.view, layout, heads, head_stride, offset, x.view);
         rope(ctx, cos_sin.view, layout, heads, head_stride, offset, x.view);
-        expect_close(x.view, expected, 4 * kUnit);  // two rounded products and their rounded sum, all at most 2
+        // two rounded products and their rounded sum, all at most 2
+        expect_close(x.view, expected, 4 * kUnit);
         EXPECT_TRUE(x.intact());
       }
     }
@@ -88,13 +91,16 @@ TEST(RopeBackward, MatchesTheTwinForEveryDimOffsetAndLayout) {
       Context ctx(2, isa);
       for (int64_t dim = 2; dim <= 70; dim += 2) {
         const int64_t heads = 3, offset = dim % 7, head_stride = dim + offset + 1;
-        const PaddedRows dx(4, heads * head_stride, 1), before(4, heads * head_stride, 1), cos_sin(4, dim, 2);
+        const PaddedRows dx(4, heads * head_stride, 1), before(4, heads * head_stride, 1),
+            cos_sin(4, dim, 2);
         auto expected = reference::dense(before.view);
         for (int64_t h = 0; h < heads; ++h) {
           const int64_t begin = h * head_stride + offset;
-          const auto turned = reference::rope_gradient(cos_sin.view, layout, reference::dense(before.view.columns(begin, dim)));
+          const auto turned = reference::rope_gradient(
+              cos_sin.view, layout, reference::dense(before.view.columns(begin, dim)));
           for (int64_t i = 0; i < 4 * dim; ++i) {
-            expected[static_cast<size_t>(i / dim * heads * head_stride + begin + i % dim)] = turned[static_cast<size_t>(i)];
+            expected[static_cast<size_t>(i / dim * heads * head_stride + begin + i % dim)] =
+                turned[static_cast<size_t>(i)];
           }
         }
         rope_backward(ctx, cos_sin.view, layout, heads, head_stride, offset, dx.view);

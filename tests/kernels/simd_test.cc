@@ -50,7 +50,7 @@ TEST(Exp, IsWithinTwoUlpOverItsWholeRange) {
 }
 
 TEST(Exp, IsExactlyZeroBelowInfinityAboveAndKeepsNan) {
-  const std::vector<float> x = {-kInf, -3e38f, -1000, -103.9f, -88, -87.4f, -87.337f, kNan, -kNan,
+  const std::vector<float> x = {-kInf, -3e38f, -1000, -103.9f, -88, -87.4f, -87.337f, kNan,  -kNan,
                                 kInf,  3e38f,  1000,  88.723f, 0,   -0.0f,  89,       1e-45f};
   for (Isa isa : instruction_sets()) {
     SCOPED_TRACE(isa_name(isa));
@@ -68,7 +68,8 @@ TEST(Exp, EveryLengthComputesTheSameBitsAndTouchesNothingBehind) {
   for (Isa isa : instruction_sets()) {
     const std::vector<float> all = exp_of(isa, x);
     for (size_t n = 0; n <= x.size(); ++n) {
-      std::vector<float> y(x.size() + 1, -1.0f), expected(all.begin(), all.begin() + static_cast<int64_t>(n));
+      std::vector<float> y(x.size() + 1, -1.0f),
+          expected(all.begin(), all.begin() + static_cast<int64_t>(n));
       expected.resize(x.size() + 1, -1.0f);
       vector_exp(isa, x.data(), static_cast<int64_t>(n), y.data());
       expect_same_bits(y, expected);

@@ -20,13 +20,15 @@ using reference::instruction_sets;
 using reference::kUnit;
 using reference::PaddedRows;
 
-constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity(),
+                kNan = std::numeric_limits<float>::quiet_NaN();
 
 void expect_log_sum_exp(Context& ctx, ConstRows x, double spread) {
   const auto expected = reference::log_sum_exp_ref(x);
   std::vector<float> out(static_cast<size_t>(x.rows));
   std::vector<double> bounds;
-  for (const double y : expected) bounds.push_back((264 + spread + (std::isfinite(y) ? std::abs(y) : 0)) * kUnit);
+  for (const double y : expected)
+    bounds.push_back((264 + spread + (std::isfinite(y) ? std::abs(y) : 0)) * kUnit);
   log_sum_exp(ctx, x, out);
   expect_close(out, expected, bounds);
 }

@@ -44,18 +44,22 @@ inline std::vector<float> golden_values(const std::string& model, const std::str
   return values;
 }
 
-// The training batch of a recorded model: the documents that share input_ids, every token but a document's first a target; and the
-// settings it was run with ("full" where a model has them, else "plain").
+// The training batch of a recorded model: the documents that share input_ids, every token but a
+// document's first a target; and the settings it was run with ("full" where a model has them, else
+// "plain").
 struct RecordedBatch {
   explicit RecordedBatch(const std::string& model)
-      : folder(golden_path("models/" + model)), tokens(golden_ids(model)), targets(tokens.size(), -1) {
+      : folder(golden_path("models/" + model)),
+        tokens(golden_ids(model)),
+        targets(tokens.size(), -1) {
     const auto info = nlohmann::json::parse(read_file(folder + "/info.json", 1 << 20));
     kind = info.contains("full") ? "full" : "plain";
     settings = info[kind];
     lengths = info["documents"].get<std::vector<int64_t>>();
     size_t begin = 0;
     for (const int64_t length : lengths) {
-      for (size_t t = begin; t + 1 < begin + static_cast<size_t>(length); ++t) targets[t] = tokens[t + 1];
+      for (size_t t = begin; t + 1 < begin + static_cast<size_t>(length); ++t)
+        targets[t] = tokens[t + 1];
       begin += static_cast<size_t>(length);
     }
   }

@@ -6,11 +6,11 @@
 
 #include <cmath>
 
-#include "tests/model/golden.h"
 #include "engine/sampler.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/softmax.h"
 #include "model/parameters.h"
+#include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/test_rows.h"
 
@@ -50,12 +50,18 @@ struct Training {
     return Model(config, map_weights(config, table, master, {}));
   }
 
-  StepLosses run(Context& ctx, const TrainBatch& batch, const Objective& objective) { return pass(ctx, batch, objective, &views); }
+  StepLosses run(Context& ctx, const TrainBatch& batch, const Objective& objective) {
+    return pass(ctx, batch, objective, &views);
+  }
   // Losses only.
-  StepLosses look(Context& ctx, const TrainBatch& batch, const Objective& objective) { return pass(ctx, batch, objective, nullptr); }
-  StepLosses pass(Context& ctx, const TrainBatch& batch, const Objective& objective, const ModelGradients* into) {
+  StepLosses look(Context& ctx, const TrainBatch& batch, const Objective& objective) {
+    return pass(ctx, batch, objective, nullptr);
+  }
+  StepLosses pass(Context& ctx, const TrainBatch& batch, const Objective& objective,
+                  const ModelGradients* into) {
     StepLosses losses;
-    losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * config.n_routed_experts), 0);
+    losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * config.n_routed_experts),
+                                0);
     add_gradients(ctx, model, batch, objective, into, losses);
     return losses;
   }
@@ -127,8 +133,8 @@ TEST_P(GoldenGradient, TheTrainersForwardPassHasTheBitsOfPrefill) {
         feed_logits(training.model, ctx, ids, {7, 1, 20}, MlaForm::kExpanded);
     const int64_t vocab = training.config.vocab_size;
     const auto targets = std::span(r.targets).subspan(first, count);
-    const CrossEntropy prefill = softmax_cross_entropy(
-        ctx, targets, 1.0f, {logits.data(), length, vocab, vocab});
+    const CrossEntropy prefill =
+        softmax_cross_entropy(ctx, targets, 1.0f, {logits.data(), length, vocab, vocab});
     const int64_t lengths[] = {length};
     EXPECT_EQ(training.look(ctx, {ids, lengths, targets}, objective).cross_entropy, prefill.loss);
     begin += length;
@@ -161,7 +167,9 @@ TEST_P(GoldenGradient, APolicyGradientOfLikelihoodIsThatOfCrossEntropy) {
   const StepLosses b = actual.run(ctx, r.batch(), objective);
   EXPECT_EQ(a.targets, b.targets);
   EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-5 * a.cross_entropy);
-  for (const float h : likelihood.entropies) EXPECT_TRUE(h >= 0 && h <= std::log(static_cast<float>(expected.config.vocab_size)) + 1e-5f) << h;
+  for (const float h : likelihood.entropies)
+    EXPECT_TRUE(h >= 0 && h <= std::log(static_cast<float>(expected.config.vocab_size)) + 1e-5f)
+        << h;
   for (const Parameter& p : expected.table.parameters) {
     double error = 0, norm = 0;
     for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
@@ -173,8 +181,9 @@ TEST_P(GoldenGradient, APolicyGradientOfLikelihoodIsThatOfCrossEntropy) {
   }
 }
 
-// No mismatch between who samples and who learns: at every position a token is drawn and reported by the sampler, token by token
-// through the cache; the trainer's log-probability of that token, in a packed batch, is the same number.
+// No mismatch between who samples and who learns: at every position a token is drawn and reported
+// by the sampler, token by token through the cache; the trainer's log-probability of that token, in
+// a packed batch, is the same number.
 TEST_P(GoldenGradient, TheTrainersLogProbabilitiesAreTheSamplers) {
   const Recorded r(GetParam());
   Training training(GetParam());
@@ -186,11 +195,13 @@ TEST_P(GoldenGradient, TheTrainersLogProbabilitiesAreTheSamplers) {
   for (const int64_t length : r.lengths) {
     const std::vector<int32_t> ids(next, next + length);
     next += length;
-    std::vector<float> logits = feed_logits(training.model, ctx, ids, {1}, MlaForm::kExpanded), sums(ids.size());
+    std::vector<float> logits = feed_logits(training.model, ctx, ids, {1}, MlaForm::kExpanded),
+                       sums(ids.size());
     log_sum_exp(ctx, {logits.data(), length, vocab, vocab}, sums);
     Sampler sampler({.temperature = 1, .seed = 7, .top_logprobs = 0}, ids);
     for (size_t t = 0; t < ids.size(); ++t) {
-      const std::span row = std::span(logits).subspan(t * static_cast<size_t>(vocab), static_cast<size_t>(vocab));
+      const std::span row =
+          std::span(logits).subspan(t * static_cast<size_t>(vocab), static_cast<size_t>(vocab));
       const auto token = sampler.sample(row, static_cast<int64_t>(t) + 1, sums[t]);
       ASSERT_TRUE(token);
       drawn.push_back(token->token);
@@ -215,7 +226,8 @@ TEST_P(GoldenGradient, MicroBatchesAddUpToTheStep) {
   size_t begin = 0;
   for (const int64_t& length : r.lengths) {
     const auto count = static_cast<size_t>(length);
-    const TrainBatch part{std::span(r.tokens).subspan(begin, count), {&length, 1},
+    const TrainBatch part{std::span(r.tokens).subspan(begin, count),
+                          {&length, 1},
                           std::span(r.targets).subspan(begin, count)};
     add_gradients(ctx, parts.model, part, r.objective, &parts.views, sum);
     begin += count;
@@ -228,7 +240,8 @@ TEST_P(GoldenGradient, MicroBatchesAddUpToTheStep) {
     for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
       const auto at = static_cast<size_t>(i);
       largest = std::max<double>(largest, std::abs(whole.gradients[at]));
-      difference = std::max<double>(difference, std::abs(whole.gradients[at] - parts.gradients[at]));
+      difference =
+          std::max<double>(difference, std::abs(whole.gradients[at] - parts.gradients[at]));
     }
     EXPECT_TRUE(difference <= 96 * reference::kUnit * largest) << p.name;
   }

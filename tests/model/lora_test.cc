@@ -1,4 +1,5 @@
-// LoRA beside frozen weights: starts as the base, learns nothing else, and equals its merged weight.
+// LoRA beside frozen weights: starts as the base, learns nothing else, and equals its merged
+// weight.
 #include "model/lora.h"
 
 #include <gtest/gtest.h>
@@ -52,7 +53,8 @@ struct Adapted {
   double loss(Context& ctx, const TrainBatch& batch, const Objective& objective,
               const ModelGradients* g) {
     StepLosses losses;
-    losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * config.n_routed_experts), 0);
+    losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * config.n_routed_experts),
+                                0);
     add_gradients(ctx, model, batch, objective, g, losses);
     return losses.total(objective);
   }
@@ -81,7 +83,8 @@ const Parameter& full_parameter(const Adapted& adapted, const Parameter& a) {
   throw std::runtime_error(name);
 }
 
-// Both sides are f32 passes over one model, each within 1e-4 of the exact gradient (gradient_test.cc).
+// Both sides are f32 passes over one model, each within 1e-4 of the exact gradient
+// (gradient_test.cc).
 void expect_relative(const float* actual, const std::vector<double>& expected,
                      const std::string& name) {
   double error = 0, norm = 0;
@@ -113,8 +116,9 @@ TEST(Lora, TheTwoFormsOfAttentionAgreeAlsoWhereKvBIsAdapted) {
   expect_close(absorbed, expanded, 2e-5 * largest);
 }
 
-// W + s B A is the weight, so by the chain rule dA = s Bᵀ dW and dB = s dW Aᵀ, with dW the gradient of
-// the merged weight, which tests/model/gradient_test.cc holds against an independent implementation.
+// W + s B A is the weight, so by the chain rule dA = s Bᵀ dW and dB = s dW Aᵀ, with dW the gradient
+// of the merged weight, which tests/model/gradient_test.cc holds against an independent
+// implementation.
 TEST(Lora, GradientIsTheMergedWeightsThroughBAndA) {
   Adapted adapted({"all"});
   Context ctx(2);
@@ -123,20 +127,25 @@ TEST(Lora, GradientIsTheMergedWeightsThroughBAndA) {
   targets.push_back(-1);
   const int64_t lengths[] = {96};
   const TrainBatch batch{ids, lengths, targets};
-  const Objective objective{.targets = 95, .mtp_targets = 94, .documents = 1,
-                            .mtp_loss_weight = 0.3, .sequence_balance_alpha = 0.01};
+  const Objective objective{.targets = 95,
+                            .mtp_targets = 94,
+                            .documents = 1,
+                            .mtp_loss_weight = 0.3,
+                            .sequence_balance_alpha = 0.01};
   const ModelGradients views =
       map_lora_gradients(adapted.config, adapted.options, adapted.table, adapted.gradients);
   const double loss = adapted.loss(ctx, batch, objective, &views);
 
   const float scale = lora_scale(adapted.options);
   std::vector<float> merged(adapted.frozen.size()), gradients(merged.size());
-  merge_weights(adapted.config, adapted.full, adapted.base.weights(), adapted.options, adapted.table, adapted.master, merged);
+  merge_weights(adapted.config, adapted.full, adapted.base.weights(), adapted.options,
+                adapted.table, adapted.master, merged);
   Adapted full({"all"});
   const Model model(full.config, map_weights(full.config, full.full, merged, {}));
   const ModelGradients full_views = map_gradients(full.config, full.full, gradients);
   StepLosses losses;
-  losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * full.config.n_routed_experts), 0);
+  losses.expert_tokens.assign(static_cast<size_t>(moe_layers(model) * full.config.n_routed_experts),
+                              0);
   add_gradients(ctx, model, batch, objective, &full_views, losses);
   EXPECT_NEAR(losses.total(objective), loss, 1e-5 * loss);
 

@@ -1,4 +1,5 @@
-// Plain twin of attention_backward.h: double, loops, dense results, the softmax gradient by its definition
+// Plain twin of attention_backward.h: double, loops, dense results, the softmax gradient by its
+// definition
 // (dout · out).
 #pragma once
 
@@ -11,7 +12,8 @@
 namespace fathom::reference {
 
 struct Gradient {
-  explicit Gradient(int64_t size) : value(static_cast<size_t>(size)), bounds(static_cast<size_t>(size)) {}
+  explicit Gradient(int64_t size)
+      : value(static_cast<size_t>(size)), bounds(static_cast<size_t>(size)) {}
   std::vector<double> value;
   std::vector<double> bounds;  // of attention_backward.h
 };

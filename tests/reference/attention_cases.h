@@ -1,5 +1,5 @@
-// What the tests of attention and of its gradient share: the forms this family needs, and a cache of keys and
-// values.
+// What the tests of attention and of its gradient share: the forms this family needs, and a cache
+// of keys and values.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,8 @@ inline const Form kAbsorbed{"MLA absorbed", 4, 1, 40, 0, 32, true};
 inline const Form kManyHeads{"more heads than a tile", 80, 1, 12, 0, 8, true};
 inline const std::vector<Form> kForms = {kGqa, kMha, kExpanded, kAbsorbed, kManyHeads};
 
-// A cache of `keys` keys in blocks that lie backwards and with holes; every byte that is no key is NaN.
+// A cache of `keys` keys in blocks that lie backwards and with holes; every byte that is no key is
+// NaN.
 class Cache {
  public:
   Cache(const Form& form, DType dtype, int64_t keys) {
@@ -36,8 +37,9 @@ class Cache {
     const int64_t rows = 2 * blocks * kKeyBlock;
     view.key = add_part(key_, dtype, rows, keys, form.kv_heads, form.key_dim, 1);
     if (form.rope_dim > 0) view.key_rope = add_part(rope_, dtype, rows, keys, 1, form.rope_dim, 2);
-    view.value =
-        form.absorbed ? view.key : add_part(value_, dtype, rows, keys, form.kv_heads, form.value_dim, 3);
+    view.value = form.absorbed
+                     ? view.key
+                     : add_part(value_, dtype, rows, keys, form.kv_heads, form.value_dim, 3);
     view.value.dim = form.value_dim;
     view.block_rows = block_rows_;
   }
@@ -59,11 +61,12 @@ class Cache {
   AttentionKeys view;
 
  private:
-  CachedPart add_part(std::vector<float>& memory, DType dtype, int64_t rows, int64_t keys, int64_t heads,
-                      int64_t dim, uint64_t stream) {
+  CachedPart add_part(std::vector<float>& memory, DType dtype, int64_t rows, int64_t keys,
+                      int64_t heads, int64_t dim, uint64_t stream) {
     const int64_t stride = heads * dim + 5;
     memory.assign(static_cast<size_t>(rows * stride), std::numeric_limits<float>::quiet_NaN());
-    if (dtype == DType::kBF16) std::memset(memory.data(), 0xff, memory.size() * 4);  // NaN as bf16 too
+    // NaN as bf16 too
+    if (dtype == DType::kBF16) std::memset(memory.data(), 0xff, memory.size() * 4);
     const CachedPart part{dtype, reinterpret_cast<const std::byte*>(memory.data()), stride,
                           heads > 1 ? dim : 0, dim};
     for (int64_t j = 0; j < keys; ++j) {

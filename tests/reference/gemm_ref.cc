@@ -6,7 +6,8 @@
 
 namespace fathom::reference {
 
-LinearRef linear_ref(ConstRows x, const std::vector<double>& w, int64_t n, const float* bias, bool round_x) {
+LinearRef linear_ref(ConstRows x, const std::vector<double>& w, int64_t n, const float* bias,
+                     bool round_x) {
   LinearRef ref;
   for (int64_t r = 0; r < x.rows; ++r) {
     for (int64_t c = 0; c < n; ++c) {
@@ -21,7 +22,8 @@ LinearRef linear_ref(ConstRows x, const std::vector<double>& w, int64_t n, const
       ref.y.push_back(sum);
       const double terms = static_cast<double>(x.cols) / 16 + 5;
       // The last term: sums below the normal range are rounded to multiples of 2^-149.
-      const double bound = kUnit * (terms * magnitude + std::abs(sum)) + static_cast<double>(x.cols) * 0x1p-149;
+      const double bound =
+          kUnit * (terms * magnitude + std::abs(sum)) + static_cast<double>(x.cols) * 0x1p-149;
       ref.bounds.push_back(std::isfinite(bound) ? bound : 0);
     }
   }

@@ -36,8 +36,7 @@ Matrix linear(Precision precision, const WeightView& w, Matrix x,
     const Vector row = weight_row(w, r);
     for (size_t t = 0; t < x.size(); ++t) {
       y[t][static_cast<size_t>(r)] =
-          dot(row, x[t]) +
-          (bias.empty() ? 0.0 : bias[static_cast<size_t>(r)]);
+          dot(row, x[t]) + (bias.empty() ? 0.0 : bias[static_cast<size_t>(r)]);
     }
   }
   return y;
@@ -217,9 +216,10 @@ Choice choose(const RouterRule& r, std::span<const float> bias, const Vector& lo
 }
 
 Matrix moe(Precision p, const ModelConfig& c, const MoeWeights& w, const Matrix& x) {
-  Matrix y = w.shared_experts ? mlp(p, w.shared_experts->gate_proj.weight, w.shared_experts->up_proj.weight,
-                                    w.shared_experts->down_proj.weight, x)
-                              : Matrix(x.size(), Vector(static_cast<size_t>(c.hidden_size)));
+  Matrix y = w.shared_experts
+                 ? mlp(p, w.shared_experts->gate_proj.weight, w.shared_experts->up_proj.weight,
+                       w.shared_experts->down_proj.weight, x)
+                 : Matrix(x.size(), Vector(static_cast<size_t>(c.hidden_size)));
   for (size_t t = 0; t < x.size(); ++t) {
     Vector logits;
     for (int64_t e = 0; e < c.n_routed_experts; ++e) {
@@ -229,7 +229,8 @@ Matrix moe(Precision p, const ModelConfig& c, const MoeWeights& w, const Matrix&
     const Choice choice = choose(c.router, w.e_score_correction_bias, logits);
     for (size_t j = 0; j < choice.experts.size(); ++j) {
       const size_t e = choice.experts[j];
-      const Matrix out = mlp(p, w.gate_proj.weight[e], w.up_proj.weight[e], w.down_proj.weight[e], {x[t]});
+      const Matrix out =
+          mlp(p, w.gate_proj.weight[e], w.up_proj.weight[e], w.down_proj.weight[e], {x[t]});
       for (size_t i = 0; i < out[0].size(); ++i) y[t][i] += choice.weights[j] * out[0][i];
     }
   }
@@ -247,7 +248,8 @@ void block(Precision p, const ModelConfig& c, const BlockWeights& w, Matrix& x) 
   add(x, w.mla ? mla(p, c, *w.mla, normed) : gqa(p, c, *w.gqa, normed));
   const Matrix again = rms_norm(x, w.post_attention_layernorm, c.rms_norm_eps);
   add(x, w.moe ? moe(p, c, *w.moe, again)
-               : mlp(p, w.mlp->gate_proj.weight, w.mlp->up_proj.weight, w.mlp->down_proj.weight, again));
+               : mlp(p, w.mlp->gate_proj.weight, w.mlp->up_proj.weight, w.mlp->down_proj.weight,
+                     again));
 }
 
 std::vector<double> flatten(const Matrix& m) {
@@ -277,8 +279,8 @@ std::vector<double> mtp_logits(const Model& model, std::span<const int32_t> toke
   const auto d = static_cast<size_t>(c.hidden_size);
   Matrix pair;
   for (size_t t = 0; t + 1 < tokens.size(); ++t) {
-    pair.push_back(
-        rms_norm(weight_row(model.weights().embed_tokens.weight, tokens[t + 1]), w.enorm, c.rms_norm_eps));
+    pair.push_back(rms_norm(weight_row(model.weights().embed_tokens.weight, tokens[t + 1]), w.enorm,
+                            c.rms_norm_eps));
     const Vector h = rms_norm(Vector(hidden.begin() + static_cast<int64_t>(t * d),
                                      hidden.begin() + static_cast<int64_t>((t + 1) * d)),
                               w.hnorm, c.rms_norm_eps);

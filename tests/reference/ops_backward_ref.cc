@@ -35,8 +35,10 @@ Doubles through_scores(const RouterRule& rule, std::span<const double> logits, c
   Doubles d(s.size());
   for (size_t j = 0; j < s.size(); ++j) {
     for (size_t i = 0; i < s.size(); ++i) {
-      if (rule.scoring_func == ScoringFunc::kSoftmax) d[j] += ds[i] * s[i] * ((i == j ? 1 : 0) - s[j]);
-      if (rule.scoring_func == ScoringFunc::kSigmoid && i == j) d[j] += ds[i] * s[i] * sigmoid(-logits[i]);
+      if (rule.scoring_func == ScoringFunc::kSoftmax)
+        d[j] += ds[i] * s[i] * ((i == j ? 1 : 0) - s[j]);
+      if (rule.scoring_func == ScoringFunc::kSigmoid && i == j)
+        d[j] += ds[i] * s[i] * sigmoid(-logits[i]);
     }
   }
   return d;
@@ -48,7 +50,8 @@ struct Pair {
 };
 Pair rope_pair(RopeLayout layout, int64_t t, int64_t p, int64_t dim) {
   const bool interleaved = layout == RopeLayout::kInterleaved;
-  return {at(t * dim + (interleaved ? 2 * p : p)), at(t * dim + (interleaved ? 2 * p + 1 : p + dim / 2))};
+  return {at(t * dim + (interleaved ? 2 * p : p)),
+          at(t * dim + (interleaved ? 2 * p + 1 : p + dim / 2))};
 }
 
 }  // namespace
@@ -101,7 +104,8 @@ Doubles rms_norm_value(const Doubles& x, const Doubles& weight, double eps) {
   return y;
 }
 
-RmsNormGradient rms_norm_gradient(const Doubles& x, const Doubles& weight, double eps, const Doubles& dy) {
+RmsNormGradient rms_norm_gradient(const Doubles& x, const Doubles& weight, double eps,
+                                  const Doubles& dy) {
   const int64_t n = size(weight);
   RmsNormGradient result{{}, Doubles(at(n)), {}, Doubles(at(n))};
   for (int64_t t = 0; t < size(x) / n; ++t) {
@@ -171,28 +175,34 @@ Doubles gather_value(const Doubles& x, std::span<const int64_t> position, int64_
   Doubles y(position.size() * at(cols));
   const int64_t k = size(position) * cols / size(x);
   for (int64_t slot = 0; slot < size(position); ++slot) {
-    for (int64_t c = 0; c < cols; ++c) y[at(position[at(slot)] * cols + c)] = x[at(slot / k * cols + c)];
+    for (int64_t c = 0; c < cols; ++c)
+      y[at(position[at(slot)] * cols + c)] = x[at(slot / k * cols + c)];
   }
   return y;
 }
 
-Doubles gather_gradient(const Doubles& dout, std::span<const int64_t> position, int64_t k, int64_t cols) {
+Doubles gather_gradient(const Doubles& dout, std::span<const int64_t> position, int64_t k,
+                        int64_t cols) {
   Doubles dx(dout.size() / at(k));
   for (int64_t slot = 0; slot < size(position); ++slot) {
-    for (int64_t c = 0; c < cols; ++c) dx[at(slot / k * cols + c)] += dout[at(position[at(slot)] * cols + c)];
+    for (int64_t c = 0; c < cols; ++c)
+      dx[at(slot / k * cols + c)] += dout[at(position[at(slot)] * cols + c)];
   }
   return dx;
 }
 
-Doubles scatter_value(const Doubles& y, std::span<const int64_t> position, const Doubles& weights, int64_t k, int64_t cols) {
+Doubles scatter_value(const Doubles& y, std::span<const int64_t> position, const Doubles& weights,
+                      int64_t k, int64_t cols) {
   Doubles out(y.size() / at(k));
   for (int64_t slot = 0; slot < size(position); ++slot) {
-    for (int64_t c = 0; c < cols; ++c) out[at(slot / k * cols + c)] += weights[at(slot)] * y[at(position[at(slot)] * cols + c)];
+    for (int64_t c = 0; c < cols; ++c)
+      out[at(slot / k * cols + c)] += weights[at(slot)] * y[at(position[at(slot)] * cols + c)];
   }
   return out;
 }
 
-ScatterGradient scatter_gradient(const Doubles& y, std::span<const int64_t> position, const Doubles& weights, int64_t k, int64_t cols,
+ScatterGradient scatter_gradient(const Doubles& y, std::span<const int64_t> position,
+                                 const Doubles& weights, int64_t k, int64_t cols,
                                  const Doubles& dout) {
   ScatterGradient result{Doubles(y.size()), Doubles(weights.size())};
   for (int64_t slot = 0; slot < size(position); ++slot) {
@@ -205,7 +215,8 @@ ScatterGradient scatter_gradient(const Doubles& y, std::span<const int64_t> posi
   return result;
 }
 
-Doubles route_value(const RouterRule& rule, const Doubles& logits, std::span<const int32_t> experts) {
+Doubles route_value(const RouterRule& rule, const Doubles& logits,
+                    std::span<const int32_t> experts) {
   const int64_t n = rule.n_routed_experts, k = rule.num_experts_per_tok;
   const bool softmax_scores = rule.scoring_func == ScoringFunc::kSoftmax;
   Doubles w;
@@ -224,7 +235,8 @@ Doubles route_value(const RouterRule& rule, const Doubles& logits, std::span<con
   return w;
 }
 
-Doubles route_gradient(const RouterRule& rule, const Doubles& logits, std::span<const int32_t> experts, const Doubles& dweights) {
+Doubles route_gradient(const RouterRule& rule, const Doubles& logits,
+                       std::span<const int32_t> experts, const Doubles& dweights) {
   const int64_t n = rule.n_routed_experts, k = rule.num_experts_per_tok;
   const bool softmax_scores = rule.scoring_func == ScoringFunc::kSoftmax;
   const bool normalise = rule.norm_topk_prob && !(softmax_scores && k == 1);
@@ -241,7 +253,8 @@ Doubles route_gradient(const RouterRule& rule, const Doubles& logits, std::span<
       const double d = factor * dweights[at(t * k + j)];
       ds[e] += normalise ? d / sum : d;
       // The sum that divides this weight contains every chosen score.
-      for (int64_t i = 0; normalise && i < k; ++i) ds[at(experts[at(t * k + i)])] -= d * s[e] / (sum * sum);
+      for (int64_t i = 0; normalise && i < k; ++i)
+        ds[at(experts[at(t * k + i)])] -= d * s[e] / (sum * sum);
     }
     const Doubles d = through_scores(rule, row, ds);
     result.insert(result.end(), d.begin(), d.end());
@@ -254,14 +267,17 @@ namespace {
 // f of one document.
 Doubles fractions(const RouterRule& rule, std::span<const int32_t> experts, int64_t tokens) {
   Doubles f(at(rule.n_routed_experts));
-  for (const int32_t e : experts) f[at(e)] += static_cast<double>(rule.n_routed_experts) / static_cast<double>(rule.num_experts_per_tok * tokens);
+  for (const int32_t e : experts)
+    f[at(e)] += static_cast<double>(rule.n_routed_experts) /
+                static_cast<double>(rule.num_experts_per_tok * tokens);
   return f;
 }
 
 }  // namespace
 
-double balance_value(const RouterRule& rule, const Doubles& logits, std::span<const int32_t> experts,
-                     std::span<const int64_t> document_lengths, double alpha) {
+double balance_value(const RouterRule& rule, const Doubles& logits,
+                     std::span<const int32_t> experts, std::span<const int64_t> document_lengths,
+                     double alpha) {
   const int64_t n = rule.n_routed_experts, k = rule.num_experts_per_tok;
   double total = 0;
   int64_t begin = 0;
@@ -272,7 +288,8 @@ double balance_value(const RouterRule& rule, const Doubles& logits, std::span<co
       const Doubles s = scores(rule, std::span(logits).subspan(at(t * n), at(n)));
       double sum = 0;
       for (const double v : s) sum += v;
-      for (size_t e = 0; e < s.size(); ++e) mean[e] += s[e] / sum / static_cast<double>(length);  // a softmax sums to 1
+      // a softmax sums to 1
+      for (size_t e = 0; e < s.size(); ++e) mean[e] += s[e] / sum / static_cast<double>(length);
     }
     for (size_t e = 0; e < f.size(); ++e) total += alpha * f[e] * mean[e];
     begin += length;
@@ -280,14 +297,16 @@ double balance_value(const RouterRule& rule, const Doubles& logits, std::span<co
   return total / static_cast<double>(document_lengths.size());
 }
 
-Doubles balance_gradient(const RouterRule& rule, const Doubles& logits, std::span<const int32_t> experts,
+Doubles balance_gradient(const RouterRule& rule, const Doubles& logits,
+                         std::span<const int32_t> experts,
                          std::span<const int64_t> document_lengths, double alpha) {
   const int64_t n = rule.n_routed_experts, k = rule.num_experts_per_tok;
   Doubles result;
   int64_t begin = 0;
   for (const int64_t length : document_lengths) {
     const Doubles f = fractions(rule, experts.subspan(at(begin * k), at(length * k)), length);
-    const double scale = alpha / static_cast<double>(length) / static_cast<double>(document_lengths.size());
+    const double scale =
+        alpha / static_cast<double>(length) / static_cast<double>(document_lengths.size());
     for (int64_t t = begin; t < begin + length; ++t) {
       const std::span row = std::span(logits).subspan(at(t * n), at(n));
       const Doubles s = scores(rule, row);
@@ -295,7 +314,8 @@ Doubles balance_gradient(const RouterRule& rule, const Doubles& logits, std::spa
       for (const double v : s) sum += v;
       Doubles ds(at(n));
       for (size_t i = 0; i < ds.size(); ++i) {
-        for (size_t e = 0; e < ds.size(); ++e) ds[i] += scale * f[e] * ((e == i ? 1 : 0) / sum - s[e] / (sum * sum));
+        for (size_t e = 0; e < ds.size(); ++e)
+          ds[i] += scale * f[e] * ((e == i ? 1 : 0) / sum - s[e] / (sum * sum));
       }
       const Doubles d = through_scores(rule, row, ds);
       result.insert(result.end(), d.begin(), d.end());
@@ -305,7 +325,8 @@ Doubles balance_gradient(const RouterRule& rule, const Doubles& logits, std::spa
   return result;
 }
 
-double cross_entropy_value(const Doubles& logits, std::span<const int32_t> targets, int64_t vocab_size) {
+double cross_entropy_value(const Doubles& logits, std::span<const int32_t> targets,
+                           int64_t vocab_size) {
   double loss = 0;
   for (int64_t t = 0; t < size(targets); ++t) {
     if (targets[at(t)] < 0) continue;
@@ -318,7 +339,8 @@ double cross_entropy_value(const Doubles& logits, std::span<const int32_t> targe
   return loss;
 }
 
-Doubles cross_entropy_gradient(const Doubles& logits, std::span<const int32_t> targets, int64_t vocab_size) {
+Doubles cross_entropy_gradient(const Doubles& logits, std::span<const int32_t> targets,
+                               int64_t vocab_size) {
   Doubles result;
   for (int64_t t = 0; t < size(targets); ++t) {
     Doubles p(at(vocab_size));
@@ -335,10 +357,12 @@ std::pair<double, double> log_prob_entropy_value(std::span<const double> logits,
   const Doubles p = softmax(logits);
   double entropy = 0;
   for (const double v : p) entropy -= v > 0 ? v * std::log(v) : 0;
-  return {-cross_entropy_value(Doubles(logits.begin(), logits.end()), {&target, 1}, size(logits)), entropy};
+  return {-cross_entropy_value(Doubles(logits.begin(), logits.end()), {&target, 1}, size(logits)),
+          entropy};
 }
 
-Doubles log_prob_entropy_gradient(std::span<const double> logits, int32_t target, double d_log_prob, double d_entropy) {
+Doubles log_prob_entropy_gradient(std::span<const double> logits, int32_t target, double d_log_prob,
+                                  double d_entropy) {
   Doubles p = softmax(logits);
   const double entropy = log_prob_entropy_value(logits, target).second;
   for (double& v : p) v *= -d_log_prob - d_entropy * ((v > 0 ? std::log(v) : 0) + entropy);
@@ -348,11 +372,13 @@ Doubles log_prob_entropy_gradient(std::span<const double> logits, int32_t target
 
 Doubles embedding_value(const Doubles& table, std::span<const int32_t> ids, int64_t cols) {
   Doubles y;
-  for (const int32_t id : ids) y.insert(y.end(), table.begin() + id * cols, table.begin() + (id + 1) * cols);
+  for (const int32_t id : ids)
+    y.insert(y.end(), table.begin() + id * cols, table.begin() + (id + 1) * cols);
   return y;
 }
 
-Doubles embedding_gradient(const Doubles& dy, std::span<const int32_t> ids, int64_t vocab_size, int64_t cols) {
+Doubles embedding_gradient(const Doubles& dy, std::span<const int32_t> ids, int64_t vocab_size,
+                           int64_t cols) {
   Doubles d(at(vocab_size * cols));
   for (int64_t t = 0; t < size(ids); ++t) {
     for (int64_t c = 0; c < cols; ++c) d[at(ids[at(t)] * cols + c)] += dy[at(t * cols + c)];

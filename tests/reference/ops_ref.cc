@@ -53,12 +53,13 @@ std::vector<double> rms_norm_ref(ConstRows x, const float* weight, double eps) {
   return y;
 }
 
-std::vector<double> rope_angles_ref(std::span<const int32_t> positions, std::span<const double> inv_freq,
-                                    double magnitude) {
+std::vector<double> rope_angles_ref(std::span<const int32_t> positions,
+                                    std::span<const double> inv_freq, double magnitude) {
   std::vector<double> y;
   for (const int32_t position : positions) {
     for (const double f : inv_freq) {
-      const long double angle = static_cast<long double>(position) * f;  // wider than the kernel's, where the CPU can
+      // wider than the kernel's, where the CPU can
+      const long double angle = static_cast<long double>(position) * f;
       y.push_back(static_cast<double>(std::cos(angle) * magnitude));
       y.push_back(static_cast<double>(std::sin(angle) * magnitude));
     }
@@ -66,8 +67,8 @@ std::vector<double> rope_angles_ref(std::span<const int32_t> positions, std::spa
   return y;
 }
 
-std::vector<double> rope_ref(ConstRows cos_sin, RopeLayout layout, int64_t heads, int64_t head_stride, int64_t offset,
-                             ConstRows x) {
+std::vector<double> rope_ref(ConstRows cos_sin, RopeLayout layout, int64_t heads,
+                             int64_t head_stride, int64_t offset, ConstRows x) {
   std::vector<double> y = dense(x);
   const int64_t pairs = cos_sin.cols / 2;
   for (int64_t t = 0; t < x.rows; ++t) {
@@ -124,7 +125,9 @@ RouteRef route_ref(const RouterRule& rule, ConstRows logits, const float* e_scor
     const double max = *std::max_element(x.begin(), x.end());
     double total = 0;
     for (const double v : x) total += std::exp(v - max);
-    for (double& v : s) v = rule.scoring_func == ScoringFunc::kSoftmax ? std::exp(v - max) / total : 1 / (1 + std::exp(-v));
+    for (double& v : s)
+      v = rule.scoring_func == ScoringFunc::kSoftmax ? std::exp(v - max) / total
+                                                     : 1 / (1 + std::exp(-v));
     std::vector<double> c = s;
     if (rule.topk_method == TopkMethod::kNoauxTc) {
       for (int e = 0; e < n; ++e) c[at(e)] += e_score_correction_bias[e];
@@ -135,12 +138,14 @@ RouteRef route_ref(const RouterRule& rule, ConstRows logits, const float* e_scor
         std::vector<double> members(c.begin() + g * group_size, c.begin() + (g + 1) * group_size);
         std::sort(members.rbegin(), members.rend());
         const double second = members.size() > 1 ? members[1] : 0;
-        group_score.push_back(rule.topk_method == TopkMethod::kNoauxTc ? members[0] + second : members[0]);
+        group_score.push_back(rule.topk_method == TopkMethod::kNoauxTc ? members[0] + second
+                                                                       : members[0]);
       }
       const std::vector<int> kept = largest(group_score, rule.topk_group);
       for (int e = 0; e < n; ++e) {
         if (std::find(kept.begin(), kept.end(), e / group_size) != kept.end()) continue;
-        c[at(e)] = rule.topk_method == TopkMethod::kNoauxTc ? -std::numeric_limits<double>::infinity() : 0;
+        c[at(e)] =
+            rule.topk_method == TopkMethod::kNoauxTc ? -std::numeric_limits<double>::infinity() : 0;
         if (rule.topk_method == TopkMethod::kGroupLimitedGreedy) s[at(e)] = 0;
       }
     }
@@ -172,15 +177,16 @@ std::vector<double> scatter_add_weighted_ref(ConstRows y, std::span<const int64_
   for (int64_t t = 0; t < inout.rows; ++t) {
     for (int64_t i = 0; i < inout.cols; ++i) {
       for (int64_t j = t * k; j < (t + 1) * k; ++j) {
-        result[at(t * inout.cols + i)] += static_cast<double>(weights[at(j)]) * y.row(position[at(j)])[i];
+        result[at(t * inout.cols + i)] +=
+            static_cast<double>(weights[at(j)]) * y.row(position[at(j)])[i];
       }
     }
   }
   return result;
 }
 
-AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_heads, int64_t num_key_value_heads,
-                           double scale, const AttentionKeys& keys) {
+AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_heads,
+                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys) {
   AttentionRef result;
   const int64_t d1 = keys.key.dim, d2 = keys.key_rope.dim;
   for (int64_t t = 0; t < q.rows; ++t) {
@@ -193,7 +199,8 @@ AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_
         const int64_t row = keys.block_rows[at(j / kKeyBlock)] + j % kKeyBlock;
         double dot = 0, abs = 0;
         for (int64_t i = 0; i < d1 + d2; ++i) {
-          const double k = i < d1 ? element(keys.key, row, kv_head, i) : element(keys.key_rope, row, kv_head, i - d1);
+          const double k = i < d1 ? element(keys.key, row, kv_head, i)
+                                  : element(keys.key_rope, row, kv_head, i - d1);
           dot += x[i] * k;
           abs += std::abs(x[i] * k);
         }
@@ -204,7 +211,9 @@ AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_
       double sum = 0;
       for (double& v : p) sum += v = std::exp(v - max);
       const auto segments = static_cast<double>((n + kKeySegment - 1) / kKeySegment);
-      const double e = (2 * scale * static_cast<double>(d1 + d2 + 6) * largest_abs + 2 * kKeySegment + 8 * segments) * kUnit;
+      const double e = (2 * scale * static_cast<double>(d1 + d2 + 6) * largest_abs +
+                        2 * kKeySegment + 8 * segments) *
+                       kUnit;
       for (int64_t i = 0; i < keys.value.dim; ++i) {
         double out = 0, abs = 0;
         for (int64_t j = 0; j < n; ++j) {

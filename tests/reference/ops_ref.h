@@ -1,5 +1,6 @@
-// Plain twins of rms_norm.h, rope.h, elementwise.h, softmax.h, router.h, moe_permute.h and attention.h: double, loops, dense
-// results [rows, cols], no blocks, no scratch. Each follows the formula of its header and nothing else.
+// Plain twins of rms_norm.h, rope.h, elementwise.h, softmax.h, router.h, moe_permute.h and
+// attention.h: double, loops, dense results [rows, cols], no blocks, no scratch. Each follows the
+// formula of its header and nothing else.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +17,10 @@ namespace fathom::reference {
 std::vector<double> rms_norm_ref(ConstRows x, const float* weight, double eps);
 
 // [positions, inv_freq.size() * 2]
-std::vector<double> rope_angles_ref(std::span<const int32_t> positions, std::span<const double> inv_freq,
-                                    double magnitude);
-std::vector<double> rope_ref(ConstRows cos_sin, RopeLayout layout, int64_t heads, int64_t head_stride, int64_t offset,
-                             ConstRows x);
+std::vector<double> rope_angles_ref(std::span<const int32_t> positions,
+                                    std::span<const double> inv_freq, double magnitude);
+std::vector<double> rope_ref(ConstRows cos_sin, RopeLayout layout, int64_t heads,
+                             int64_t head_stride, int64_t offset, ConstRows x);
 
 std::vector<double> swiglu_ref(ConstRows gate, ConstRows up);
 
@@ -40,7 +41,7 @@ struct AttentionRef {
   std::vector<double> out;     // [T, num_attention_heads * value.dim]
   std::vector<double> bounds;  // of attention.h
 };
-AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_heads, int64_t num_key_value_heads,
-                           double scale, const AttentionKeys& keys);
+AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_heads,
+                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys);
 
 }  // namespace fathom::reference

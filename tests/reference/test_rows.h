@@ -1,4 +1,5 @@
-// What every kernel test needs: the instruction sets of this machine and rows whose surroundings show a stray access.
+// What every kernel test needs: the instruction sets of this machine and rows whose surroundings
+// show a stray access.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +22,13 @@ inline std::vector<Isa> instruction_sets() {
 
 // Uniform in [-1, 1), one stream of numbers per purpose.
 inline float noise(uint64_t stream, int64_t i) {
-  return static_cast<float>(random_uniform({.seed = 7, .sequence = stream}, static_cast<uint64_t>(i)) * 2 - 1);
+  return static_cast<float>(
+      random_uniform({.seed = 7, .sequence = stream}, static_cast<uint64_t>(i)) * 2 - 1);
 }
 
-// [rows, cols] filled with scale * noise, at an address that is no multiple of 16 and with a stride of its own. What lies between and
-// around the rows is NaN: read, it poisons the result; written, intact() says so.
+// [rows, cols] filled with scale * noise, at an address that is no multiple of 16 and with a stride
+// of its own. What lies between and around the rows is NaN: read, it poisons the result; written,
+// intact() says so.
 class PaddedRows {
  public:
   PaddedRows(int64_t rows, int64_t cols, uint64_t stream = 0, float scale = 1)

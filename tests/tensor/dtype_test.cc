@@ -1,5 +1,5 @@
-// Conversions of the small float formats, exhaustively: every code against its definition, and the rounding
-// of f32 around every pair of neighbouring codes.
+// Conversions of the small float formats, exhaustively: every code against its definition, and the
+// rounding of f32 around every pair of neighbouring codes.
 #include "tensor/dtype.h"
 
 #include <gtest/gtest.h>
@@ -19,9 +19,10 @@ double ieee_value(uint32_t code, int exponent_bits, int mantissa_bits) {
   const int bias = (1 << (exponent_bits - 1)) - 1;
   const uint32_t exponent = code >> mantissa_bits & ((1u << exponent_bits) - 1);
   const uint32_t mantissa = code & ((1u << mantissa_bits) - 1);
-  const double magnitude = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
-                                         : std::ldexp(mantissa + (1 << mantissa_bits),
-                                                      static_cast<int>(exponent) - bias - mantissa_bits);
+  const double magnitude = exponent == 0
+                               ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                               : std::ldexp(mantissa + (1 << mantissa_bits),
+                                            static_cast<int>(exponent) - bias - mantissa_bits);
   return code >> (exponent_bits + mantissa_bits) & 1 ? -magnitude : magnitude;
 }
 
@@ -68,9 +69,10 @@ TEST(DType, EveryE4m3CodeIsItsValueAndOnly7fIsNan) {
   EXPECT_EQ(f8e4m3_to_f32(0x7e), 448.0f);
 }
 
-// What f32 rounding to a 16-bit format must do, seen around every pair of neighbours c, c+1: c itself is
-// kept, the middle goes to the even one, and the floats beside the middle to the nearer one. All f32 lie
-// between two of these points, and rounding is monotone between them only if each of these holds.
+// What f32 rounding to a 16-bit format must do, seen around every pair of neighbours c, c+1: c
+// itself is kept, the middle goes to the even one, and the floats beside the middle to the nearer
+// one. All f32 lie between two of these points, and rounding is monotone between them only if each
+// of these holds.
 template <class ToF32, class FromF32>
 void expect_nearest_even(uint32_t infinity, double past_largest, ToF32 to_f32, FromF32 from_f32) {
   for (uint32_t sign : {0u, 0x8000u}) {
@@ -80,7 +82,8 @@ void expect_nearest_even(uint32_t infinity, double past_largest, ToF32 to_f32, F
       const double low = std::fabs(static_cast<double>(to_f32(code)));
       // Past the largest finite value the next step would be 2^(emax+1); from its middle on all is
       // infinity.
-      const double high = c + 1 == infinity ? past_largest : std::fabs(static_cast<double>(to_f32(next)));
+      const double high =
+          c + 1 == infinity ? past_largest : std::fabs(static_cast<double>(to_f32(next)));
       const auto middle = static_cast<float>((low + high) / 2);
       ASSERT_EQ(static_cast<double>(middle), (low + high) / 2) << c;
       ASSERT_EQ(from_f32(to_f32(code)), code);
@@ -123,7 +126,8 @@ TEST(DType, NamesAreUniqueAndRowsAreWholeBlocks) {
     EXPECT_EQ(row_bytes(dtype, 0), 0);
     EXPECT_EQ(row_bytes(dtype, 5 * info.block_elements), 5 * info.block_bytes);
   }
-  EXPECT_EQ(dtype_name(DType::kF8E5M2), "F8_E5M2");  // first and last: the table has the order of the enum
+  // first and last: the table has the order of the enum
+  EXPECT_EQ(dtype_name(DType::kF8E5M2), "F8_E5M2");
   EXPECT_EQ(dtype_name(DType::kF32), "F32");
   EXPECT_EQ(row_bytes(DType::kQ4_K, 7168), 7168 / 256 * 144);
 }

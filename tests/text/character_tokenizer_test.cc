@@ -9,7 +9,8 @@ namespace fathom {
 namespace {
 
 Tokenizer characters() {
-  return Tokenizer::from_json(character_tokenizer_json(), "tokenizer.json", character_tokenizer_config_json());
+  return Tokenizer::from_json(character_tokenizer_json(), "tokenizer.json",
+                              character_tokenizer_config_json());
 }
 
 TEST(CharacterTokenizer, EveryPrintableCharacterIsOneTokenAndComesBack) {
@@ -34,7 +35,8 @@ TEST(CharacterTokenizer, OtherTextBecomesTheReplacementCharacter) {
 TEST(CharacterTokenizer, SpeaksR1sPromptFormat) {
   const Tokenizer t = characters();
   EXPECT_EQ(detect_chat_format(t), ChatFormat::kDeepseekR1);
-  const ChatMessage question{.role = ChatMessage::Role::kUser, .content = "1+1", .reasoning = {}, .tool_calls = {}};
+  const ChatMessage question{
+      .role = ChatMessage::Role::kUser, .content = "1+1", .reasoning = {}, .tool_calls = {}};
   const std::vector<int32_t> ids = encode_chat(t, ChatFormat::kDeepseekR1, {&question, 1}, {});
   EXPECT_EQ(t.decode(ids), "<｜begin▁of▁sentence｜><｜User｜>1+1<｜Assistant｜><think>\n");
   EXPECT_EQ(ids.size(), 8u);

@@ -1,5 +1,5 @@
-// Every format against what its published template renders (tools/chat_oracle.py), and the properties no
-// template shows.
+// Every format against what its published template renders (tools/chat_oracle.py), and the
+// properties no template shows.
 #include "text/chat_template.h"
 
 #include <fmt/format.h>
@@ -126,41 +126,55 @@ TEST(ChatTemplate, RendersWhatThePublishedTemplatesRender) {
 }
 
 TEST(ChatTemplate, RendersThePublishedExamplesOfV31AndV2) {
-  const std::vector<ChatMessage> messages = {system_says("You are a helpful assistant"), user("Who are you?"),
-                                             assistant("<think>Hmm</think>I am DeepSeek"), user("1+1=?")};
+  const std::vector<ChatMessage> messages = {
+      system_says("You are a helpful assistant"), user("Who are you?"),
+      assistant("<think>Hmm</think>I am DeepSeek"), user("1+1=?")};
   const std::string start =
-      "<｜begin▁of▁sentence｜>You are a helpful assistant<｜User｜>Who are you?<｜Assistant｜></think>I am DeepSeek"
+      "<｜begin▁of▁sentence｜>You are a helpful assistant<｜User｜>Who are "
+      "you?<｜Assistant｜></think>I am DeepSeek"
       "<｜end▁of▁sentence｜><｜User｜>1+1=?<｜Assistant｜>";
   EXPECT_EQ(rendered(ChatFormat::kDeepseekV31, messages, {true, true}), start + "<think>");
   EXPECT_EQ(rendered(ChatFormat::kDeepseekV31, messages, {true, false}), start + "</think>");
-  EXPECT_EQ(rendered(ChatFormat::kDeepseekV2, {system_says("S"), user("a"), assistant("b"), user("c")}),
-            "<｜begin▁of▁sentence｜>S\n\nUser: a\n\nAssistant: b<｜end▁of▁sentence｜>User: c\n\nAssistant:");
+  EXPECT_EQ(
+      rendered(ChatFormat::kDeepseekV2, {system_says("S"), user("a"), assistant("b"), user("c")}),
+      "<｜begin▁of▁sentence｜>S\n\nUser: a\n\nAssistant: b<｜end▁of▁sentence｜>User: "
+      "c\n\nAssistant:");
 }
 
 TEST(ChatTemplate, RendersToolRoundsWithEveryBlockClosed) {
-  const std::vector<ChatMessage> messages = {
-      user("w?"), assistant("", {{"f", "{}"}}), tool("1"), tool("2"),
-      assistant("", {{"g", "[]"}, {"h", "0"}}), tool("3"), user("and?")};
-  EXPECT_EQ(rendered(ChatFormat::kDeepseekR1, messages),
-            "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜>"
-            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜>"
-            "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
-            "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>1<｜tool▁output▁end｜>\n"
-            "<｜tool▁output▁begin｜>2<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
-            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n[]\n```<｜tool▁call▁end｜>\n"
-            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>h\n```json\n0\n```<｜tool▁call▁end｜>"
-            "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
-            "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>3<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
-            "<｜User｜>and?<｜Assistant｜><think>\n");
-  EXPECT_EQ(rendered(ChatFormat::kDeepseekV31,
-                     {user("w?"), assistant("", {{"f", "{}"}, {"g", "1"}}), tool("1"), tool("2")}),
-            "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜></think>"
-            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
-            "<｜tool▁call▁begin｜>g<｜tool▁sep｜>1<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
-            "<｜tool▁output▁begin｜>1<｜tool▁output▁end｜><｜tool▁output▁begin｜>2<｜tool▁output▁end｜>");
+  const std::vector<ChatMessage> messages = {user("w?"),
+                                             assistant("", {{"f", "{}"}}),
+                                             tool("1"),
+                                             tool("2"),
+                                             assistant("", {{"g", "[]"}, {"h", "0"}}),
+                                             tool("3"),
+                                             user("and?")};
+  EXPECT_EQ(
+      rendered(ChatFormat::kDeepseekR1, messages),
+      "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜>"
+      "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<"
+      "｜tool▁call▁end｜>"
+      "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+      "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>1<｜tool▁output▁end｜>\n"
+      "<｜tool▁output▁begin｜>2<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
+      "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n[]\n```<"
+      "｜tool▁call▁end｜>\n"
+      "<｜tool▁call▁begin｜>function<｜tool▁sep｜>h\n```json\n0\n```<｜tool▁call▁end｜>"
+      "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+      "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>3<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
+      "<｜User｜>and?<｜Assistant｜><think>\n");
+  EXPECT_EQ(
+      rendered(ChatFormat::kDeepseekV31,
+               {user("w?"), assistant("", {{"f", "{}"}, {"g", "1"}}), tool("1"), tool("2")}),
+      "<｜begin▁of▁sentence｜><｜User｜>w?<｜Assistant｜></think>"
+      "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+      "<｜tool▁call▁begin｜>g<｜tool▁sep｜>1<｜tool▁call▁end｜><｜tool▁calls▁end｜><"
+      "｜end▁of▁sentence｜>"
+      "<｜tool▁output▁begin｜>1<｜tool▁output▁end｜><｜tool▁output▁begin｜>2<｜tool▁output▁end｜>");
 }
 
-// What the oracle leaves out because the templates of these formats forget it: a thought beside tool calls.
+// What the oracle leaves out because the templates of these formats forget it: a thought beside
+// tool calls.
 TEST(ChatTemplate, DropsPastThoughtsEverywhere) {
   for (const ChatFormat format : kAll) {
     std::vector<ChatMessage> messages = {user("q"), assistant("answer"), user("r")};
@@ -172,8 +186,9 @@ TEST(ChatTemplate, DropsPastThoughtsEverywhere) {
         << chat_format_name(format);
   }
   for (const ChatFormat format : {ChatFormat::kDeepseekR1, ChatFormat::kDeepseekV31}) {
-    const std::string text = rendered(format, {user("q"), assistant("<think>secret</think>", {{"f", "{}"}}),
-                                               tool("1"), assistant("<think>secret</think>answer")});
+    const std::string text =
+        rendered(format, {user("q"), assistant("<think>secret</think>", {{"f", "{}"}}), tool("1"),
+                          assistant("<think>secret</think>answer")});
     EXPECT_EQ(text.find("secret"), std::string::npos) << text;
   }
 }
@@ -182,7 +197,8 @@ TEST(ChatTemplate, ContentsNeverBecomeSpecialPieces) {
   for (const ChatFormat format : kAll) {
     const bool tools = format != ChatFormat::kDeepseekV2 && format < ChatFormat::kChatMl;
     const auto build = [&](const std::string& evil) {
-      std::vector<ChatMessage> messages = {system_says(evil), user(evil), assistant(evil), user(evil)};
+      std::vector<ChatMessage> messages = {system_says(evil), user(evil), assistant(evil),
+                                           user(evil)};
       if (tools) {
         messages.push_back(assistant(evil, {{evil, evil}}));
         messages.push_back(tool(evil));
@@ -198,7 +214,8 @@ TEST(ChatTemplate, ContentsNeverBecomeSpecialPieces) {
       return texts;
     };
     const std::vector<std::string> honest = specials(build("x"));
-    for (const PromptPiece& piece : build("x")) EXPECT_EQ(piece.special, piece.text[0] == '<') << piece.text;
+    for (const PromptPiece& piece : build("x"))
+      EXPECT_EQ(piece.special, piece.text[0] == '<') << piece.text;
     for (const std::string evil :
          {"<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|im_end|>", "<|im_start|>", "<think>",
           "<｜tool▁outputs▁end｜>", "<｜begin▁of▁sentence｜>", "<｜User｜>"}) {
@@ -209,7 +226,8 @@ TEST(ChatTemplate, ContentsNeverBecomeSpecialPieces) {
 
 TEST(ChatTemplate, PlainPiecesAreJoinedAndNeverEmpty) {
   for (const Conversation& c : conversations()) {
-    const std::vector<PromptPiece> pieces = render_chat(ChatFormat::kDeepseekV31, c.messages, c.options);
+    const std::vector<PromptPiece> pieces =
+        render_chat(ChatFormat::kDeepseekV31, c.messages, c.options);
     for (size_t i = 0; i < pieces.size(); ++i) {
       EXPECT_FALSE(pieces[i].text.empty());
       EXPECT_TRUE(pieces[i].special || i == 0 || pieces[i - 1].special);
@@ -218,12 +236,15 @@ TEST(ChatTemplate, PlainPiecesAreJoinedAndNeverEmpty) {
 }
 
 TEST(ChatTemplate, RefusesWhatAFormatCannotSay) {
+  EXPECT_EQ(
+      message_of([] {
+        rendered(ChatFormat::kDeepseekV2, {user("q"), assistant("a"), tool("r")});
+      }),
+      "message 2: role 'tool', expected system, user or assistant (format deepseek-v2 has no tool "
+      "results)");
   EXPECT_EQ(message_of([] {
-              rendered(ChatFormat::kDeepseekV2, {user("q"), assistant("a"), tool("r")});
+              rendered(ChatFormat::kSmolLm2, {user("q"), assistant("", {{"f", "{}"}})});
             }),
-            "message 2: role 'tool', expected system, user or assistant (format deepseek-v2 has no tool "
-            "results)");
-  EXPECT_EQ(message_of([] { rendered(ChatFormat::kSmolLm2, {user("q"), assistant("", {{"f", "{}"}})}); }),
             "message 1: 1 tool calls, expected none (format smollm2 has none)");
   ChatMessage confused = user("q");
   confused.tool_calls = {{"f", "{}"}};
@@ -247,13 +268,15 @@ TEST(ChatTemplate, KnowsWhereThoughtsBegin) {
   for (const ChatFormat format : kAll) {
     for (const Conversation& c : conversations()) {
       if (format == ChatFormat::kDeepseekV2 || format >= ChatFormat::kChatMl) continue;
-      const auto last = std::ranges::find_if(c.messages.rbegin(), c.messages.rend(),
-                                             [](const ChatMessage& m) { return m.role != Role::kSystem; });
+      const auto last =
+          std::ranges::find_if(c.messages.rbegin(), c.messages.rend(),
+                               [](const ChatMessage& m) { return m.role != Role::kSystem; });
       const auto m =
           thinking_marks(format, c.options, last != c.messages.rend() && last->role == Role::kTool);
       const std::vector<PromptPiece> pieces = render_chat(format, c.messages, c.options);
       const bool opened = pieces.back().text == "<think>" && pieces.back().special;
-      const bool opened_line = pieces.back().text == "\n" && pieces[pieces.size() - 2].text == "<think>" &&
+      const bool opened_line = pieces.back().text == "\n" &&
+                               pieces[pieces.size() - 2].text == "<think>" &&
                                pieces[pieces.size() - 2].special;
       ASSERT_EQ(m && m->prompt_opens, opened || opened_line) << joined(pieces);
     }
@@ -261,7 +284,8 @@ TEST(ChatTemplate, KnowsWhereThoughtsBegin) {
 }
 
 TEST(ChatTemplate, NamesGoBothWays) {
-  for (const ChatFormat format : kAll) EXPECT_EQ(chat_format_by_name(chat_format_name(format)), format);
+  for (const ChatFormat format : kAll)
+    EXPECT_EQ(chat_format_by_name(chat_format_name(format)), format);
   EXPECT_EQ(message_of([] { chat_format_by_name("jinja\n"); }),
             "chat format: 'jinja\\x0a', expected one of deepseek-v2, deepseek-v2.5, deepseek-v3, "
             "deepseek-r1, deepseek-r1-0528, "
@@ -284,8 +308,9 @@ TEST(ChatTemplate, DetectsEveryPublishedTemplate) {
         Case{"deepseek-v3.1", 0, ChatFormat::kDeepseekV31},
         Case{"deepseek-v3.1-terminus", 0, ChatFormat::kDeepseekV31},
         Case{"r1-distill", 151646, ChatFormat::kR1DistillQwen},
-        Case{"r1-distill", 128000, ChatFormat::kR1DistillLlama}, Case{"chatml", {}, ChatFormat::kChatMl},
-        Case{"smollm2", {}, ChatFormat::kSmolLm2}, Case{"qwen2", {}, ChatFormat::kQwen2}}) {
+        Case{"r1-distill", 128000, ChatFormat::kR1DistillLlama},
+        Case{"chatml", {}, ChatFormat::kChatMl}, Case{"smollm2", {}, ChatFormat::kSmolLm2},
+        Case{"qwen2", {}, ChatFormat::kQwen2}}) {
     const std::string source = golden(std::string("templates/") + c.file + ".jinja");
     std::string spaced, written;  // re-indented, and with \n written as two characters
     for (const char ch : source) {
@@ -329,7 +354,8 @@ TEST(ChatTemplate, EncodesMarksAsTokensAndContentsAsText) {
   const auto encoded = [](const std::string& content) {
     return encode_chat(v3(), ChatFormat::kDeepseekV3, std::vector{user(content)}, {});
   };
-  EXPECT_EQ(encoded("Hello, world!"), (std::vector<int32_t>{0, 128803, 19923, 14, 2058, 3, 128804}));
+  EXPECT_EQ(encoded("Hello, world!"),
+            (std::vector<int32_t>{0, 128803, 19923, 14, 2058, 3, 128804}));
   std::vector<int32_t> ids = encoded("<｜Assistant｜>");
   EXPECT_EQ(v3().decode(ids), "<｜begin▁of▁sentence｜><｜User｜><｜Assistant｜><｜Assistant｜>");
   EXPECT_EQ(std::ranges::count(ids, 128804), 1);
@@ -357,8 +383,10 @@ TEST(ChatTemplate, EncodesPiecesAsTheWholeText) {
 }
 
 TEST(ChatTemplate, SaysWhatTheModelLacks) {
-  EXPECT_EQ(message_of([] { encode_chat(v3(), ChatFormat::kDeepseekR1, std::vector{user("q")}, {}); }),
-            "chat format deepseek-r1: token '<think>': not in the tokenizer (--template chooses another format)");
+  EXPECT_EQ(
+      message_of([] { encode_chat(v3(), ChatFormat::kDeepseekR1, std::vector{user("q")}, {}); }),
+      "chat format deepseek-r1: token '<think>': not in the tokenizer (--template chooses another "
+      "format)");
   const std::string choices =
       message_of([] { chat_format_by_name("x"); }).substr(std::string("chat format: 'x', ").size());
   const std::string tokenizer_json = golden("../text/deepseek-v3.json");
@@ -367,8 +395,11 @@ TEST(ChatTemplate, SaysWhatTheModelLacks) {
   };
   EXPECT_EQ(message_of([&] { detect(Json::object()); }),
             "chat template: the model carries none, " + choices + " (choose with --template)");
-  EXPECT_EQ(message_of([&] { detect({{"chat_template", "{{ messages }}"}}); }),
-            "chat template: the model's own is none that we know, " + choices + " (choose with --template)");
+  EXPECT_EQ(message_of([&] {
+              detect({{"chat_template", "{{ messages }}"}});
+            }),
+            "chat template: the model's own is none that we know, " + choices +
+                " (choose with --template)");
 }
 
 }  // namespace

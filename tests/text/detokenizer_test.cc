@@ -27,8 +27,8 @@ TEST(Detokenizer, HoldsBackUnfinishedCharacters) {
   std::vector<std::string> parts;
   for (const int32_t id : byte_ids(tokenizer, "a\u00e9\u4f60\U0001f600b"))
     parts.push_back(detokenizer.push(id));
-  EXPECT_EQ(parts,
-            (std::vector<std::string>{"a", "", "\u00e9", "", "", "\u4f60", "", "", "", "\U0001f600", "b"}));
+  EXPECT_EQ(parts, (std::vector<std::string>{"a", "", "\u00e9", "", "", "\u4f60", "", "", "",
+                                             "\U0001f600", "b"}));
   EXPECT_EQ(detokenizer.finish(), "");
 }
 

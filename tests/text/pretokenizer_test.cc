@@ -1,5 +1,5 @@
-// Pieces of each splitter; what the expressions say is checked at large by tokenizer_oracle_test, here case
-// by case.
+// Pieces of each splitter; what the expressions say is checked at large by tokenizer_oracle_test,
+// here case by case.
 #include "text/pretokenizer.h"
 
 #include <gtest/gtest.h>
@@ -38,7 +38,8 @@ TEST(PreTokenizer, SmolLmCutsEveryDigitFirst) {
 TEST(PreTokenizer, Llama3TakesContractionsInAnyCaseAndThreeDigits) {
   EXPECT_EQ(pieces("I'LL don't 1234567", {kLlama3}),
             (Pieces{"I", "'LL", " don", "'t", " ", "123", "456", "7"}));
-  EXPECT_EQ(pieces("x'\u017fy", {kLlama3}), (Pieces{"x", "'\u017f", "y"}));  // the long s folds to s
+  // the long s folds to s
+  EXPECT_EQ(pieces("x'\u017fy", {kLlama3}), (Pieces{"x", "'\u017f", "y"}));
   EXPECT_EQ(pieces("a\n\n  b();\r\n", {kLlama3}), (Pieces{"a", "\n\n", " ", " b", "();\r\n"}));
 }
 
@@ -49,20 +50,24 @@ TEST(PreTokenizer, Qwen2DiffersFromLlama3InDigitsOnly) {
 TEST(PreTokenizer, DeepseekV3IsolatesDigitsAndCjkFirst) {
   EXPECT_EQ(pieces("has 1234 days", {kDigits3, kCjkKana, kDeepseekV3}),
             (Pieces{"has", " ", "123", "4", " days"}));
-  EXPECT_EQ(pieces("你好，world", {kDigits3, kCjkKana, kDeepseekV3}), (Pieces{"你好", "，", "world"}));
-  EXPECT_EQ(pieces("don't _name .x", {kDeepseekV3}), (Pieces{"don", "'t", " _", "name", " .", "x"}));
+  EXPECT_EQ(pieces("你好，world", {kDigits3, kCjkKana, kDeepseekV3}),
+            (Pieces{"你好", "，", "world"}));
+  EXPECT_EQ(pieces("don't _name .x", {kDeepseekV3}),
+            (Pieces{"don", "'t", " _", "name", " .", "x"}));
   EXPECT_EQ(pieces("/path _x\n", {kDeepseekV3}), (Pieces{"/path", " _", "x", "\n"}));
-  EXPECT_EQ(pieces("e\u0301t\u00e9 a\u0301", {kDeepseekV3}), (Pieces{"e\u0301t\u00e9", " a\u0301"}));
+  EXPECT_EQ(pieces("e\u0301t\u00e9 a\u0301", {kDeepseekV3}),
+            (Pieces{"e\u0301t\u00e9", " a\u0301"}));
   EXPECT_EQ(pieces("foo   bar  \n  ", {kDeepseekV3}), (Pieces{"foo", "  ", " bar", "  \n", "  "}));
 }
 
 TEST(PreTokenizer, DeepseekLlmSplitsItsWordsOnceMoreAtNonAsciiLetters) {
-  // The range :-~ of the punctuation step holds the ASCII letters: the published expression, odd as it is.
-  EXPECT_EQ(
-      pieces("Größe x", {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul, kDigit}),
-      (Pieces{"Gr", "öß", "e", " x"}));
-  EXPECT_EQ(pieces("a \n\n 한국 12 ",
-                   {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace, kCjkHangul, kDigit}),
+  // The range :-~ of the punctuation step holds the ASCII letters: the published expression, odd as
+  // it is.
+  EXPECT_EQ(pieces("Größe x", {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace,
+                               kCjkHangul, kDigit}),
+            (Pieces{"Gr", "öß", "e", " x"}));
+  EXPECT_EQ(pieces("a \n\n 한국 12 ", {kLineBreak, kCasedLetters, kAsciiPunctuation, kTrailingSpace,
+                                       kCjkHangul, kDigit}),
             (Pieces{"a", " ", "\n", "\n", " ", "한국", " ", "1", "2", " "}));
 }
 
@@ -86,7 +91,8 @@ TEST(PreTokenizer, WhiteSpaceIsUnicodeWhiteSpace) {
 }
 
 TEST(PreTokenizer, IllFormedBytesAreSymbolsAndKeepTheirBytes) {
-  EXPECT_EQ(pieces("a\xff\xfe b\xe4\xbd", {kDeepseekV3}), (Pieces{"a", "\xff\xfe", " b", "\xe4\xbd"}));
+  EXPECT_EQ(pieces("a\xff\xfe b\xe4\xbd", {kDeepseekV3}),
+            (Pieces{"a", "\xff\xfe", " b", "\xe4\xbd"}));
 }
 
 TEST(PreTokenizer, PiecesJoinedAreTheTextForAnyBytes) {
@@ -99,7 +105,8 @@ TEST(PreTokenizer, PiecesJoinedAreTheTextForAnyBytes) {
   for (uint64_t round = 0; round < 300; ++round) {
     const RandomKey key{1, RandomPurpose::kTest, round};
     std::string text;
-    for (uint64_t i = 0; i < round % 40; ++i) text += alphabet[random_bits(key, i) % std::size(alphabet)];
+    for (uint64_t i = 0; i < round % 40; ++i)
+      text += alphabet[random_bits(key, i) % std::size(alphabet)];
     for (const Splitter splitter : all) {
       std::string joined;
       for (const std::string_view piece : split(text, std::vector{splitter})) {
@@ -112,14 +119,16 @@ TEST(PreTokenizer, PiecesJoinedAreTheTextForAnyBytes) {
 }
 
 TEST(PreTokenizer, TimeIsLinear) {
-  const std::clock_t begin = std::clock();  // of the processor: other work on the machine does not count
+  // of the processor: other work on the machine does not count
+  const std::clock_t begin = std::clock();
   for (const std::string_view unit : {" ", "\n", "a", "1", "'", "\u3000", "你", " \n", "  a"}) {
     std::string text;
     while (text.size() < 500'000) text += unit;
     text += 'x';
     for (int s = 0; s <= static_cast<int>(kDeepseekV3); ++s) split(text, std::vector{Splitter(s)});
   }
-  EXPECT_LT((std::clock() - begin) / CLOCKS_PER_SEC, 100);  // seconds; quadratic would be many minutes
+  // seconds; quadratic would be many minutes
+  EXPECT_LT((std::clock() - begin) / CLOCKS_PER_SEC, 100);
 }
 
 TEST(PreTokenizer, ExpressionsAreKnownInBothSpellings) {

@@ -32,7 +32,8 @@ std::string by_search(const std::vector<std::string>& stops, const std::string& 
   for (size_t end = 1; end <= text.size(); ++end) {
     size_t longest = 0;
     for (const std::string& stop : stops) {
-      if (std::string_view(text).substr(0, end).ends_with(stop)) longest = std::max(longest, stop.size());
+      if (std::string_view(text).substr(0, end).ends_with(stop))
+        longest = std::max(longest, stop.size());
     }
     if (longest > 0) return text.substr(0, end - longest) + "|";
   }
@@ -94,7 +95,8 @@ TEST(StopStrings, TakesLinearTimeOnLongHeldText) {
   for (int i = 0; i < 1 << 20; ++i) emitted += matcher.push("a").size();
   EXPECT_EQ(emitted, (1u << 20) - (1u << 18));
   EXPECT_EQ(matcher.finish().size(), 1u << 18);
-  EXPECT_LT(seconds_now() - start, 20.0);  // moving the held text for every byte would be 2^38 bytes and more
+  // moving the held text for every byte would be 2^38 bytes and more
+  EXPECT_LT(seconds_now() - start, 20.0);
 }
 
 TEST(StopStrings, RefusesTooManyAndEmptyOnes) {

@@ -37,7 +37,8 @@ std::string parse(std::optional<ThinkingMarks> marks, const std::vector<std::str
 TEST(ThinkingParser, SplitsThoughtFromAnswer) {
   EXPECT_EQ(parse(kOpen, {"why\n</think>\n\nbecause"}), "{why\n}\n\nbecause");
   EXPECT_EQ(parse(kClosed, {"<think>why</think>because"}), "{why}because");
-  EXPECT_EQ(parse(kOpen, {"<think>why</think>because"}), "{why}because");  // the prompt's mark repeated
+  // the prompt's mark repeated
+  EXPECT_EQ(parse(kOpen, {"<think>why</think>because"}), "{why}because");
   EXPECT_EQ(parse(kOpen, {"</think>because"}), "because");
   EXPECT_EQ(parse(kClosed, {"<think></think>because"}), "because");
 }
@@ -72,7 +73,8 @@ TEST(ThinkingParser, GivesTheSameForEverySplit) {
   for (uint64_t round = 0; round < 3000; ++round) {
     const RandomKey key{7, RandomPurpose::kTest, round};
     std::string text;
-    for (uint64_t i = 0; i < random_bits(key, 0) % 8; ++i) text += words[random_bits(key, 1 + i) % 9];
+    for (uint64_t i = 0; i < random_bits(key, 0) % 8; ++i)
+      text += words[random_bits(key, 1 + i) % 9];
     std::vector<std::string> bytes, pieces(1);
     for (size_t i = 0; i < text.size(); ++i) {
       bytes.emplace_back(1, text[i]);

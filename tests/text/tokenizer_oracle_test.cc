@@ -1,6 +1,6 @@
-// Our ids against those of PyPI `tokenizers` (tools/tokenizer_oracle.py) on generated strings of all kinds,
-// as hashes. Where FATHOM_TOKENIZER_ORACLE names a folder, that one is read instead of ours
-// (tools/check_tokenizer.sh, many more strings).
+// Our ids against those of PyPI `tokenizers` (tools/tokenizer_oracle.py) on generated strings of
+// all kinds, as hashes. Where FATHOM_TOKENIZER_ORACLE names a folder, that one is read instead of
+// ours (tools/check_tokenizer.sh, many more strings).
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -38,8 +38,8 @@ class TokenizerOracle : public testing::TestWithParam<const char*> {};
 TEST_P(TokenizerOracle, GivesTheSameIds) {
   const std::string name = GetParam();
   const fs::path file = folder() / (name + ".json");
-  const Tokenizer tokenizer =
-      Tokenizer::from_json(name == "published-v3" ? published_v3() : read_file(file, 1 << 28), name);
+  const Tokenizer tokenizer = Tokenizer::from_json(
+      name == "published-v3" ? published_v3() : read_file(file, 1 << 28), name);
   const auto strings = nlohmann::json::parse(read_file(folder() / "strings.json", 1 << 28));
   std::ifstream hashes(folder() / (name + ".hashes"));
   size_t mismatches = 0;
@@ -57,8 +57,8 @@ TEST_P(TokenizerOracle, GivesTheSameIds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPreTokenizer, TokenizerOracle,
-                         testing::Values("published-v3", "gpt2", "smollm", "llama3", "qwen2", "deepseek-llm",
-                                         "deepseek-coder", "deepseek-v3"),
+                         testing::Values("published-v3", "gpt2", "smollm", "llama3", "qwen2",
+                                         "deepseek-llm", "deepseek-coder", "deepseek-v3"),
                          [](const auto& param_info) {
                            std::string name = param_info.param;
                            std::replace(name.begin(), name.end(), '-', '_');

@@ -51,7 +51,8 @@ TEST(PublishedV3, PublishedVectors) {
        {19923, 3,   223,   5464, 5008, 1175,  19,   940,   223, 19,  438,   223, 20,
         6113,  257, 76589, 131,  100,  76032, 1628, 76589, 131, 108, 76589, 131, 98}},
       {"Hello, world!", {19923, 14, 2058, 3}},
-      {"The year 2024 has 1234567 days.", {671, 1141, 223, 939, 22, 769, 223, 6895, 18009, 25, 3137, 16}},
+      {"The year 2024 has 1234567 days.",
+       {671, 1141, 223, 939, 22, 769, 223, 6895, 18009, 25, 3137, 16}},
       {"  leading spaces\n\n\ttabs\r\n x", {223, 6646, 13564, 271, 17299, 10284, 204, 201, 1527}},
       {"def f(x):\n    return x**2 + 1\n",
        {3465, 285, 4042, 3395, 361, 1354, 1527, 666, 20, 940, 223, 19, 201}},
@@ -109,7 +110,8 @@ TEST(PublishedV3, PlainTextForgesNoAddedToken) {
 }
 
 TEST(Tokenizer, TheLongestAddedTokenWins) {
-  const Tokenizer tokenizer = golden_tokenizer("gpt2");  // runs of 3, 4 and 8 spaces are added tokens
+  // runs of 3, 4 and 8 spaces are added tokens
+  const Tokenizer tokenizer = golden_tokenizer("gpt2");
   const auto spaces = [&](size_t n) { return *tokenizer.find(std::string(n, ' ')); };
   EXPECT_EQ(tokenizer.encode(std::string(15, ' '), false), (Ids{spaces(8), spaces(4), spaces(3)}));
   EXPECT_EQ(tokenizer.encode(std::string(4, ' ') + "\n", true).front(), spaces(4));
@@ -125,10 +127,10 @@ TEST(PublishedV3, PrefixesOfAddedTokensStayText) {
 
 // Random bytes, biased towards what splitters and decoders care about.
 std::string random_text(uint64_t round) {
-  const std::string_view bits[] = {" ",          "  ",      "\n",       "\r\n",    "a",    "The",
-                                   "'s",         "12",      "é",        "e\u0301", "你好", "。",
-                                   "한",         "\xff",    "\xe4\xbd", "😀",       "!",    "<|endoftext|>",
-                                   "<｜User｜>", "<think>", "   ",      "ü",       "\xc3", "\xed\xa0\x80"};
+  const std::string_view bits[] = {
+      " ",          "  ",      "\n",  "\r\n", "a",    "The",         "'s", "12", "é",
+      "e\u0301",    "你好",    "。",  "한",   "\xff", "\xe4\xbd",    "😀",  "!",  "<|endoftext|>",
+      "<｜User｜>", "<think>", "   ", "ü",    "\xc3", "\xed\xa0\x80"};
   const RandomKey key{3, RandomPurpose::kTest, round};
   std::string text;
   for (uint64_t i = 0; i < round % 60; ++i) {
@@ -161,18 +163,22 @@ TEST(Tokenizer, EncodeThenDecodeGivesTheSameBytesForAnyInput) {
 TEST(Tokenizer, ByteTheVocabularyLacksBecomesTheReplacementCharacter) {
   const Tokenizer tokenizer = golden_tokenizer("deepseek-llm");
   EXPECT_EQ(tokenizer.decode(tokenizer.encode("a\xff", false)), "a\ufffd");
-  EXPECT_EQ(tokenizer.encode("ü", false), Ids{*tokenizer.find("ü")});  // an added token, though plain text
+  // an added token, though plain text
+  EXPECT_EQ(tokenizer.encode("ü", false), Ids{*tokenizer.find("ü")});
   EXPECT_EQ(tokenizer.decode(tokenizer.encode("ü", false)), "ü");
 }
 
 TEST(Tokenizer, TimeIsNearLinearInAMegabyteOfOneThing) {
-  const std::clock_t begin = std::clock();  // of the processor: other work on the machine does not count
-  for (const std::string_view unit : {"a", " ", "\n", "<", "\xff", "你", "\u0301", "<｜place▁holder▁no▁"}) {
+  // of the processor: other work on the machine does not count
+  const std::clock_t begin = std::clock();
+  for (const std::string_view unit :
+       {"a", " ", "\n", "<", "\xff", "你", "\u0301", "<｜place▁holder▁no▁"}) {
     std::string text;
     while (text.size() < 1'000'000) text += unit;
     EXPECT_EQ(v3().decode(v3().encode(text, true)), text);
   }
-  EXPECT_LT((std::clock() - begin) / CLOCKS_PER_SEC, 100);  // seconds; quadratic would be many minutes
+  // seconds; quadratic would be many minutes
+  EXPECT_LT((std::clock() - begin) / CLOCKS_PER_SEC, 100);
 }
 
 TEST(Tokenizer, StrippingTokensSwallowWhiteSpaceOnTheirSide) {
@@ -214,7 +220,8 @@ TEST(TokenizerJson, RefusesWhatItDoesNotKnowByName) {
       {"t.json: model: missing", [](json& f) { f.erase("model"); }},
       {"t.json: model: type: found 'Unigram', expected 'BPE'",
        [](json& f) { f["model"]["type"] = "Unigram"; }},
-      {"t.json: model: dropout: found a rate, expected none", [](json& f) { f["model"]["dropout"] = 0.1; }},
+      {"t.json: model: dropout: found a rate, expected none",
+       [](json& f) { f["model"]["dropout"] = 0.1; }},
       {"t.json: model: end_of_word_suffix: found '</w>', expected none",
        [](json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }},
       {"t.json: model: continuing_subword_prefix: found '##'",
@@ -255,11 +262,13 @@ TEST(TokenizerJson, RefusesWhatItDoesNotKnowByName) {
        }},
       {"t.json: decoder: type: found 'WordPiece', expected 'ByteLevel'",
        [](json& f) { f["decoder"]["type"] = "WordPiece"; }},
-      {"t.json: post_processor: type: found 'BertProcessing', expected ByteLevel or TemplateProcessing",
+      {"t.json: post_processor: type: found 'BertProcessing', expected ByteLevel or "
+       "TemplateProcessing",
        [](json& f) {
          f["post_processor"] = {{"type", "BertProcessing"}};
        }},
-      {"t.json: post_processor: single: expected the text, at most with one special token before it",
+      {"t.json: post_processor: single: expected the text, at most with one special token before "
+       "it",
        [](json& f) {
          f["post_processor"] = {
              {"type", "TemplateProcessing"},
@@ -278,11 +287,14 @@ TEST(TokenizerJson, RefusesSplitsOtherThanTheKnownOnes) {
       f["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {split, f["pre_tokenizer"]}}};
     });
   };
-  const json good = {
-      {"type", "Split"}, {"pattern", {{"Regex", "\\p{N}"}}}, {"behavior", "Isolated"}, {"invert", false}};
+  const json good = {{"type", "Split"},
+                     {"pattern", {{"Regex", "\\p{N}"}}},
+                     {"behavior", "Isolated"},
+                     {"invert", false}};
   json bad = good;
   bad["behavior"] = "Removed";
-  EXPECT_EQ(with(bad), "t.json: pre_tokenizer: Split: behavior: found 'Removed', expected 'Isolated'");
+  EXPECT_EQ(with(bad),
+            "t.json: pre_tokenizer: Split: behavior: found 'Removed', expected 'Isolated'");
   bad = good;
   bad["invert"] = true;
   EXPECT_EQ(with(bad), "t.json: pre_tokenizer: Split: invert: found true, expected false");
@@ -308,8 +320,10 @@ TEST(TokenizerJson, RefusesTokensAndMergesThatDoNotAgree) {
       {"t.json: token 'zz': id 2097152, expected one in [0, 2097152)",
        [](json& f) { f["model"]["vocab"]["zz"] = 2097152; }},
       {"t.json: token 5000: empty", [](json& f) { f["model"]["vocab"][""] = 5000; }},
-      {"t.json: token 'zz': id 7 belongs to another token", [](json& f) { f["model"]["vocab"]["zz"] = 7; }},
-      {"t.json: vocabulary: no token for byte 239 (expected byte-level BPE, where bytes are tokens)",
+      {"t.json: token 'zz': id 7 belongs to another token",
+       [](json& f) { f["model"]["vocab"]["zz"] = 7; }},
+      {"t.json: vocabulary: no token for byte 239 (expected byte-level BPE, where bytes are "
+       "tokens)",
        [](json& f) { f["model"]["vocab"].erase("ï"), f["model"]["merges"] = json::array(); }},
       {"t.json: merge 0 of 'zq' and 'a': 'zq' is no ordinary token",
        [](json& f) { f["model"]["merges"] = {"zq a"}; }},
@@ -329,7 +343,8 @@ TEST(TokenizerJson, RefusesTokensAndMergesThatDoNotAgree) {
        [](json& f) {
          f["model"]["merges"] = {{"a", "b", "c"}};
        }},
-      {"t.json: added_tokens: id: found -1", [&](json& f) { f["added_tokens"].push_back(added(-1, "<x>")); }},
+      {"t.json: added_tokens: id: found -1",
+       [&](json& f) { f["added_tokens"].push_back(added(-1, "<x>")); }},
       {"t.json: token '<x>': id 3000000, expected one in [0, 2097152)",
        [&](json& f) { f["added_tokens"].push_back(added(3000000, "<x>")); }},
       {"t.json: token '<x>': id 7 belongs to another token",
@@ -338,20 +353,25 @@ TEST(TokenizerJson, RefusesTokensAndMergesThatDoNotAgree) {
        [&](json& f) { f["added_tokens"].push_back(added(5000, "<mask>")); }},
       {"t.json: added token '<x>': listed twice",
        [&](json& f) {
-         f["added_tokens"].push_back(added(5000, "<x>")), f["added_tokens"].push_back(added(5000, "<x>"));
+         f["added_tokens"].push_back(added(5000, "<x>")),
+             f["added_tokens"].push_back(added(5000, "<x>"));
        }},
       {"t.json: token 'the': listed twice",
-       [&](json& f) { f["model"]["vocab"]["the"] = 5000, f["added_tokens"].push_back(added(5001, "the")); }},
+       [&](json& f) {
+         f["model"]["vocab"]["the"] = 5000, f["added_tokens"].push_back(added(5001, "the"));
+       }},
       {"t.json: added token 'Ġ': also spells ' ' in the vocabulary",
        [&](json& f) { f["added_tokens"].push_back(added(f["model"]["vocab"]["Ġ"], "Ġ")); }},
       {"t.json: added_tokens: '<x>': single_word: found true, expected false",
        [&](json& f) {
-         f["added_tokens"].push_back(added(5000, "<x>")), f["added_tokens"].back()["single_word"] = true;
+         f["added_tokens"].push_back(added(5000, "<x>")),
+             f["added_tokens"].back()["single_word"] = true;
        }},
       // A merge must not lead to a token that only templates may write.
       {"t.json: merge 0 of 't' and 'h': 'th' is no ordinary token",
        [&](json& f) {
-         f["added_tokens"].push_back(added(f["model"]["vocab"]["th"], "th")), f["model"]["merges"] = {"t h"};
+         f["added_tokens"].push_back(added(f["model"]["vocab"]["th"], "th")),
+             f["model"]["merges"] = {"t h"};
        }},
   };
   for (const auto& [expected, change] : cases) {
@@ -366,14 +386,17 @@ TEST(TokenizerJson, RefusesTokensAndMergesThatDoNotAgree) {
 }
 
 TEST(TokenizerJson, RefusesBrokenAndDeepJson) {
-  EXPECT_NE(error_of([] { Tokenizer::from_json("{", "t.json"); }).find("t.json"), std::string::npos);
-  EXPECT_NE(error_of([] { Tokenizer::from_json(std::string(100, '['), "t.json"); }).find("nested deeper"),
-            std::string::npos);
-  EXPECT_NE(error_of([] { Tokenizer::from_json("[]", "t.json"); }).find("expected an object"),
+  EXPECT_NE(error_of([] { Tokenizer::from_json("{", "t.json"); }).find("t.json"),
             std::string::npos);
   EXPECT_NE(
-      error_of([] { Tokenizer::from_json(R"({"model":1,"model":2})", "t.json"); }).find("duplicate key"),
+      error_of([] { Tokenizer::from_json(std::string(100, '['), "t.json"); }).find("nested deeper"),
       std::string::npos);
+  EXPECT_NE(error_of([] { Tokenizer::from_json("[]", "t.json"); }).find("expected an object"),
+            std::string::npos);
+  EXPECT_NE(error_of([] {
+              Tokenizer::from_json(R"({"model":1,"model":2})", "t.json");
+            }).find("duplicate key"),
+            std::string::npos);
 }
 
 TEST(TokenizerJson, BothSpellingsOfMergesAreOne) {
@@ -388,13 +411,13 @@ TEST(TokenizerJson, BothSpellingsOfMergesAreOne) {
 
 TEST(TokenizerJson, BosComesFromTheConfigOrTheTemplate) {
   json file = golden_json("gpt2");
-  file["post_processor"] = {
-      {"type", "Sequence"},
-      {"processors",
-       {{{"type", "ByteLevel"}, {"trim_offsets", false}},
-        {{"type", "TemplateProcessing"},
-         {"single",
-          {{{"SpecialToken", {{"id", "<|im_start|>"}, {"type_id", 0}}}}, {{"Sequence", {{"id", "A"}}}}}}}}}};
+  file["post_processor"] = {{"type", "Sequence"},
+                            {"processors",
+                             {{{"type", "ByteLevel"}, {"trim_offsets", false}},
+                              {{"type", "TemplateProcessing"},
+                               {"single",
+                                {{{"SpecialToken", {{"id", "<|im_start|>"}, {"type_id", 0}}}},
+                                 {{"Sequence", {{"id", "A"}}}}}}}}}};
   const std::string text = file.dump();
   const auto read = [&](const char* config) { return Tokenizer::from_json(text, "t", config); };
   EXPECT_FALSE(Tokenizer::from_json(text, "t").bos_id());
@@ -404,14 +427,17 @@ TEST(TokenizerJson, BosComesFromTheConfigOrTheTemplate) {
   EXPECT_FALSE(read(R"({"bos_token": "<|endoftext|>"})").add_bos());
   EXPECT_FALSE(read(R"({"bos_token": null, "eos_token": null})").bos_id());
   EXPECT_EQ(
-      read(R"({"chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]})")
+      read(
+          R"({"chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]})")
           .chat_template_source(),
       "y");
   const auto config_refusal = [&](const char* config) { return error_of([&] { read(config); }); };
-  EXPECT_EQ(config_refusal(R"({"bos_token": "<none>"})"),
-            "t (tokenizer_config.json): bos_token: found '<none>', which is no token of this tokenizer");
-  EXPECT_EQ(config_refusal(R"({"eos_token": {"content": "<none>"}})"),
-            "t (tokenizer_config.json): eos_token: found '<none>', which is no token of this tokenizer");
+  EXPECT_EQ(
+      config_refusal(R"({"bos_token": "<none>"})"),
+      "t (tokenizer_config.json): bos_token: found '<none>', which is no token of this tokenizer");
+  EXPECT_EQ(
+      config_refusal(R"({"eos_token": {"content": "<none>"}})"),
+      "t (tokenizer_config.json): eos_token: found '<none>', which is no token of this tokenizer");
   EXPECT_EQ(config_refusal(R"({"add_bos_token": true})"),
             "t (tokenizer_config.json): add_bos_token: found true without a bos_token");
 }
@@ -419,7 +445,8 @@ TEST(TokenizerJson, BosComesFromTheConfigOrTheTemplate) {
 TEST(TokenizerCheckpoint, ReadsTheFilesBesideTheWeights) {
   const TempDir folder;
   const std::string header = R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})";
-  folder.write("model.safetensors", le_bytes<uint64_t>(header.size()) + header + std::string(4, '\0'));
+  folder.write("model.safetensors",
+               le_bytes<uint64_t>(header.size()) + header + std::string(4, '\0'));
   folder.write("config.json", "{}");
   const auto open = [&] { return Tokenizer::from_checkpoint(Checkpoint::open(folder.path())); };
   EXPECT_NE(error_of(open).find("no tokenizer.json"), std::string::npos);
@@ -454,9 +481,9 @@ struct GgufTokenizer {
     for (const json& token : file["added_tokens"])
       put(token["content"], token["id"], token["special"].get<bool>() ? 3 : 4);
     for (const json& merge : file["model"]["merges"]) {
-      merges.push_back(merge.is_string()
-                           ? merge.get<std::string>()
-                           : fmt::format("{} {}", merge[0].get<std::string>(), merge[1].get<std::string>()));
+      merges.push_back(merge.is_string() ? merge.get<std::string>()
+                                         : fmt::format("{} {}", merge[0].get<std::string>(),
+                                                       merge[1].get<std::string>()));
     }
   }
   std::string bytes() const {
@@ -469,7 +496,8 @@ struct GgufTokenizer {
     for (const int32_t type : types) type_array += le_bytes(type);
     GgufBuilder builder = extra;
     builder.str("tokenizer.ggml.model", model).str("tokenizer.ggml.pre", pre);
-    builder.key("tokenizer.ggml.tokens", 9, strings(tokens)).key("tokenizer.ggml.merges", 9, strings(merges));
+    builder.key("tokenizer.ggml.tokens", 9, strings(tokens))
+        .key("tokenizer.ggml.merges", 9, strings(merges));
     builder.key("tokenizer.ggml.token_type", 9, type_array);
     return builder.bytes();
   }
@@ -498,7 +526,8 @@ TEST(TokenizerGguf, GivesTheSameIdsAsTokenizerJson) {
     EXPECT_EQ(from_gguf.vocab_size(), from_json.vocab_size());
     size_t compared = 0;
     for (const std::string text : strings) {
-      EXPECT_EQ(from_gguf.encode(text, false), from_json.encode(text, false)) << name << ": " << text;
+      EXPECT_EQ(from_gguf.encode(text, false), from_json.encode(text, false))
+          << name << ": " << text;
       // GGUF does not say which tokens strip or are normalised.
       if (text.find("<mask>") != text.npos || text.find("<sep>") != text.npos ||
           text.find("<nfc-") != text.npos)
@@ -554,10 +583,12 @@ TEST(TokenizerGguf, Refusals) {
        [](auto& f) { f.pre = std::string("kimi-k2"); }},
       {"m.gguf: tokenizer.ggml.pre: found 'tekken', expected deepseek-llm",
        [](auto& f) { f.pre = std::string("tekken"); }},
-      {"m.gguf: tokenizer.ggml.tokens: 0 tokens, expected 1 to 2097152", [](auto& f) { f.tokens.clear(); }},
+      {"m.gguf: tokenizer.ggml.tokens: 0 tokens, expected 1 to 2097152",
+       [](auto& f) { f.tokens.clear(); }},
       {"m.gguf: tokenizer.ggml.token_type: 1000 types, expected 1014 (as many as tokens)",
        [](auto& f) { f.types.resize(1000); }},
-      {"m.gguf: key 'tokenizer.ggml.token_type': element 0: found 7", [](auto& f) { f.types[0] = 7; }},
+      {"m.gguf: key 'tokenizer.ggml.token_type': element 0: found 7",
+       [](auto& f) { f.types[0] = 7; }},
       {"m.gguf: token 9: empty", [](auto& f) { f.tokens[9].clear(); }},
       {"m.gguf: key 'tokenizer.ggml.tokens': string of 65537",
        [](auto& f) { f.tokens[9] = std::string(65537, 'x'); }},
@@ -566,7 +597,8 @@ TEST(TokenizerGguf, Refusals) {
        [](auto& f) { f.tokens[9] = std::string("<0x1G>"), f.types[9] = 6; }},
       {"m.gguf: byte token 9: found '<0x123>'",
        [](auto& f) { f.tokens[9] = std::string("<0x123>"), f.types[9] = 6; }},
-      {"m.gguf: merge 0: found 'ab', expected two tokens", [](auto& f) { f.merges[0] = std::string("ab"); }},
+      {"m.gguf: merge 0: found 'ab', expected two tokens",
+       [](auto& f) { f.merges[0] = std::string("ab"); }},
       {"m.gguf: merge 0 of 'a' and 'Q!': 'Q!' is no ordinary token",
        [](auto& f) { f.merges[0] = std::string("a Q!"); }},
       {"m.gguf: key 'tokenizer.ggml.bos_token_id'",
@@ -584,7 +616,9 @@ TEST(TokenizerGguf, Refusals) {
   }
   const std::string bare =
       GgufBuilder().str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", "gpt-2").bytes();
-  EXPECT_EQ(error_of([&] { Tokenizer::from_gguf(Gguf::parse(std::as_bytes(std::span(bare)), "m.gguf")); }),
+  EXPECT_EQ(error_of([&] {
+              Tokenizer::from_gguf(Gguf::parse(std::as_bytes(std::span(bare)), "m.gguf"));
+            }),
             "m.gguf: tokenizer.ggml.tokens: missing");
 }
 

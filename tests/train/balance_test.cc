@@ -8,8 +8,10 @@ namespace {
 ParameterTable two_layers() {
   ParameterTable table;
   append_parameter(table, "model.layers.0.mlp.gate.weight", {4, 2}, ParameterKind::kRouter);
-  append_parameter(table, "model.layers.0.mlp.gate.e_score_correction_bias", {4}, ParameterKind::kBuffer);
-  append_parameter(table, "model.layers.1.mlp.gate.e_score_correction_bias", {4}, ParameterKind::kBuffer);
+  append_parameter(table, "model.layers.0.mlp.gate.e_score_correction_bias", {4},
+                   ParameterKind::kBuffer);
+  append_parameter(table, "model.layers.1.mlp.gate.e_score_correction_bias", {4},
+                   ParameterKind::kBuffer);
   return table;
 }
 

@@ -13,7 +13,10 @@
 namespace fathom {
 namespace {
 
-Tokenizer characters() { return Tokenizer::from_json(character_tokenizer_json(), "tokenizer.json", character_tokenizer_config_json()); }
+Tokenizer characters() {
+  return Tokenizer::from_json(character_tokenizer_json(), "tokenizer.json",
+                              character_tokenizer_config_json());
+}
 
 // The text of the tokens that count.
 std::string learned_text(const Tokenizer& t, const Document& d) {
@@ -27,7 +30,9 @@ std::string learned_text(const Tokenizer& t, const Document& d) {
 TEST(Documents, ConversationIsWhatInferenceFeedsThenWhatTheModelWrites) {
   const Tokenizer t = characters();
   const Document d = conversation_document(t, ChatFormat::kDeepseekR1, "1+1?", {"1+1=2\n", "2"});
-  EXPECT_EQ(t.decode(d.tokens), "<｜begin▁of▁sentence｜><｜User｜>1+1?<｜Assistant｜><think>\n1+1=2\n</think>\n\n2<｜end▁of▁sentence｜>");
+  EXPECT_EQ(t.decode(d.tokens),
+            "<｜begin▁of▁sentence｜><｜User｜>1+1?<｜Assistant｜><think>\n1+1=2\n</"
+            "think>\n\n2<｜end▁of▁sentence｜>");
   EXPECT_EQ(learned_text(t, d), "1+1=2\n</think>\n\n2<｜end▁of▁sentence｜>");
   const ChatMessage user{ChatMessage::Role::kUser, "1+1?", {}, {}};
   const std::vector<int32_t> prompt = encode_chat(t, ChatFormat::kDeepseekR1, {&user, 1}, {});
@@ -99,7 +104,9 @@ TEST(Packer, CutsLongTextsAndDropsLongAnswers) {
   StepBatch batch;
   cuts.next(29, batch);
   const auto parts = batch.micro_batches(1000);
-  EXPECT_EQ(std::vector<int64_t>(parts[0].document_lengths.begin(), parts[0].document_lengths.end()), (std::vector<int64_t>{10, 10, 5, 4}));
+  EXPECT_EQ(
+      std::vector<int64_t>(parts[0].document_lengths.begin(), parts[0].document_lengths.end()),
+      (std::vector<int64_t>{10, 10, 5, 4}));
   EXPECT_EQ(cuts.counts().cut, 1);
   Packer drops(source, 10, false);
   drops.next(8, batch);
@@ -130,7 +137,8 @@ TEST(StepBatch, TargetsStayInTheDocumentAndFollowTheMask) {
   batch.add(std::vector<int32_t>{7, 8, 9}, {false, false, true}, 0);
   batch.add(std::vector<int32_t>{4, 5}, {true, true}, 0);
   const TrainBatch part = batch.micro_batches(100)[0];
-  EXPECT_EQ(std::vector<int32_t>(part.targets.begin(), part.targets.end()), (std::vector<int32_t>{-1, 9, -1, 5, -1}));
+  EXPECT_EQ(std::vector<int32_t>(part.targets.begin(), part.targets.end()),
+            (std::vector<int32_t>{-1, 9, -1, 5, -1}));
 }
 
 struct Jsonl {
@@ -142,8 +150,10 @@ struct Jsonl {
 TEST(JsonlMessages, LearnsTheAssistantsTurns) {
   const Tokenizer t = characters();
   const Jsonl file(
-      R"({"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes","reasoning_content":"hm\n"}]})" "\n\n"
-      R"({"messages":[{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})" "\n");
+      R"({"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes","reasoning_content":"hm\n"}]})"
+      "\n\n"
+      R"({"messages":[{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})"
+      "\n");
   const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
   std::set<std::string> seen;
   for (uint64_t i = 0; i < 2; ++i) {
@@ -151,14 +161,18 @@ TEST(JsonlMessages, LearnsTheAssistantsTurns) {
     source->document(i, d);
     seen.insert(learned_text(t, d));
   }
-  EXPECT_EQ(seen, (std::set<std::string>{"hm\n</think>\n\nyes<｜end▁of▁sentence｜>", "</think>\n\nb<｜end▁of▁sentence｜>"}));
+  EXPECT_EQ(seen, (std::set<std::string>{"hm\n</think>\n\nyes<｜end▁of▁sentence｜>",
+                                         "</think>\n\nb<｜end▁of▁sentence｜>"}));
 }
 
-// R1's history has no thoughts, so the second turn follows other tokens than the first one ended with.
+// R1's history has no thoughts, so the second turn follows other tokens than the first one ended
+// with.
 TEST(JsonlMessages, EveryTurnIsLearnedAfterWhatInferenceWouldFeed) {
   const Tokenizer t = characters();
-  const Jsonl file(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","reasoning_content":"x\n"},)"
-                   R"({"role":"user","content":"c"},{"role":"assistant","content":"d","reasoning_content":"y\n"}]})" "\n");
+  const Jsonl file(
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","reasoning_content":"x\n"},)"
+      R"({"role":"user","content":"c"},{"role":"assistant","content":"d","reasoning_content":"y\n"}]})"
+      "\n");
   const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
   std::set<std::string> whole, learned;
   for (uint64_t i = 0; i < 2; ++i) {
@@ -167,16 +181,20 @@ TEST(JsonlMessages, EveryTurnIsLearnedAfterWhatInferenceWouldFeed) {
     whole.insert(t.decode(d.tokens));
     learned.insert(learned_text(t, d));
   }
-  EXPECT_EQ(learned, (std::set<std::string>{"x\n</think>\n\nb<｜end▁of▁sentence｜>", "y\n</think>\n\nd<｜end▁of▁sentence｜>"}));
-  EXPECT_TRUE(whole.contains("<｜begin▁of▁sentence｜><｜User｜>a<｜Assistant｜>b<｜end▁of▁sentence｜><｜User｜>c<｜Assistant｜><think>\ny\n</think>"
-                             "\n\nd<｜end▁of▁sentence｜>"));
+  EXPECT_EQ(learned, (std::set<std::string>{"x\n</think>\n\nb<｜end▁of▁sentence｜>",
+                                            "y\n</think>\n\nd<｜end▁of▁sentence｜>"}));
+  EXPECT_TRUE(
+      whole.contains("<｜begin▁of▁sentence｜><｜User｜>a<｜Assistant｜>b<｜end▁of▁sentence｜><"
+                     "｜User｜>c<｜Assistant｜><think>\ny\n</think>"
+                     "\n\nd<｜end▁of▁sentence｜>"));
 }
 
 TEST(JsonlMessages, WhatIsHeldOutIsNotTrainedOn) {
   const Tokenizer t = characters();
   std::string text;
   for (int i = 0; i < 60; ++i) {
-    text += R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":")" + std::to_string(i) + "\"}]}\n";
+    text += R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":")" +
+            std::to_string(i) + "\"}]}\n";
   }
   const Jsonl file(text), small(text.substr(0, text.find('\n') + 1));
   std::set<std::string> seen[2];
@@ -191,7 +209,9 @@ TEST(JsonlMessages, WhatIsHeldOutIsNotTrainedOn) {
   EXPECT_EQ(seen[0].size(), 57u);
   EXPECT_EQ(seen[1].size(), 3u);
   for (const std::string& held_out : seen[1]) EXPECT_FALSE(seen[0].contains(held_out));
-  EXPECT_NE(error_of([&] { jsonl_messages(t, ChatFormat::kDeepseekR1, small.path(), 1, Split::kValidation); }).find("expected at least 20"),
+  EXPECT_NE(error_of([&] {
+              jsonl_messages(t, ChatFormat::kDeepseekR1, small.path(), 1, Split::kValidation);
+            }).find("expected at least 20"),
             std::string::npos);
 }
 
@@ -205,7 +225,9 @@ TEST(TaskConversations, ValidationsProblemsAreHeldOut) {
       source->document(i, d);
       int64_t a = 0, b = 0, c = 0;
       const std::string text = t.decode(d.tokens);
-      ASSERT_EQ(std::sscanf(text.c_str() + text.find("Use "), "Use %ld, %ld and %ld to", &a, &b, &c), 3) << text;
+      ASSERT_EQ(
+          std::sscanf(text.c_str() + text.find("Use "), "Use %ld, %ld and %ld to", &a, &b, &c), 3)
+          << text;
       EXPECT_EQ(split_of(hash_numbers("countdown", {a, b, c})), split);
     }
   }
@@ -215,7 +237,8 @@ TEST(JsonlMessages, EachEpochIsAPermutationAndTheyDiffer) {
   const Tokenizer t = characters();
   std::string text;
   for (int i = 0; i < 50; ++i) {
-    text += R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":")" + std::to_string(i) + "\"}]}\n";
+    text += R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":")" +
+            std::to_string(i) + "\"}]}\n";
   }
   const Jsonl file(text);
   const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
@@ -226,7 +249,8 @@ TEST(JsonlMessages, EachEpochIsAPermutationAndTheyDiffer) {
     epochs[i / 50].push_back(learned_text(t, d));
   }
   EXPECT_NE(epochs[0], epochs[1]);
-  for (auto& epoch : epochs) EXPECT_EQ(std::set<std::string>(epoch.begin(), epoch.end()).size(), 50u);
+  for (auto& epoch : epochs)
+    EXPECT_EQ(std::set<std::string>(epoch.begin(), epoch.end()).size(), 50u);
 }
 
 TEST(JsonlMessages, RefusesWithFileLineAndField) {
@@ -236,8 +260,10 @@ TEST(JsonlMessages, RefusesWithFileLineAndField) {
       {"nonsense\n", "chat.jsonl:1: "},
       {"\n\n{\"messages\": 3}\n", "chat.jsonl:3: messages: expected an array"},
       {"{\"messages\": []}\n", "chat.jsonl:1: messages: expected an array of at least one message"},
-      {"{\"messages\": [{\"role\":\"user\",\"content\":\"x\"}]}\n", "the last one is not the assistant's"},
-      {"{\"messages\": [{\"role\":\"wizard\",\"content\":\"x\"}]}\n", "chat.jsonl:1: messages[0]: role: found 'wizard', expected system, user or assistant"},
+      {"{\"messages\": [{\"role\":\"user\",\"content\":\"x\"}]}\n",
+       "the last one is not the assistant's"},
+      {"{\"messages\": [{\"role\":\"wizard\",\"content\":\"x\"}]}\n",
+       "chat.jsonl:1: messages[0]: role: found 'wizard', expected system, user or assistant"},
       {"{\"messages\": [{\"role\":\"user\"}]}\n", "messages[0]: content"},
       {"{\"messages\": [{\"role\":\"user\",\"content\":7}]}\n", "messages[0]: content"},
       {"{\"text\": \"x\"}\n", "chat.jsonl:1: messages"},

@@ -26,7 +26,8 @@ using reference::expect_same_bits;
 // A recorded model with a tokenizer beside it.
 struct Folder {
   explicit Folder(const std::string& name) {
-    for (const char* file : {"config.json", "model.safetensors"}) fs::copy_file(golden_path("models/" + name + "/" + file), folder / file);
+    for (const char* file : {"config.json", "model.safetensors"})
+      fs::copy_file(golden_path("models/" + name + "/" + file), folder / file);
     folder.write("tokenizer.json", character_tokenizer_json());
     folder.write("tokenizer_config.json", character_tokenizer_config_json());
   }
@@ -46,18 +47,22 @@ std::vector<float> logits_of(const Model& model, const std::string& name) {
 std::vector<float> mtp_logits(const Model& model, const std::string& name) {
   Context ctx(2);
   const std::vector<int32_t> ids = golden_ids(name);
-  const int64_t tokens = std::ssize(ids), vocab = model.config().vocab_size, width = model.config().hidden_size;
-  std::vector<float> logits(static_cast<size_t>(tokens * vocab)), hidden(static_cast<size_t>(tokens * width));
+  const int64_t tokens = std::ssize(ids), vocab = model.config().vocab_size,
+                width = model.config().hidden_size;
+  std::vector<float> logits(static_cast<size_t>(tokens * vocab)),
+      hidden(static_cast<size_t>(tokens * width));
   Feeder feeder(model, ctx, tokens, DType::kF32, MlaForm::kAbsorbed);
   Rows states{hidden.data(), tokens, width, width};
   feeder.feed(ids, {logits.data(), tokens, vocab, vocab}, &states);
   logits.resize(static_cast<size_t>((tokens - 1) * vocab));
-  feeder.feed_mtp(std::span(ids).subspan(1), {hidden.data(), tokens - 1, width, width}, {logits.data(), tokens - 1, vocab, vocab});
+  feeder.feed_mtp(std::span(ids).subspan(1), {hidden.data(), tokens - 1, width, width},
+                  {logits.data(), tokens - 1, vocab, vocab});
   return logits;
 }
 
 // Puts these weights into the folder, matrices in BF16.
-void write_weights(const Folder& folder, const ParameterTable& table, std::span<const float> master, const ModelConfig& config) {
+void write_weights(const Folder& folder, const ParameterTable& table, std::span<const float> master,
+                   const ModelConfig& config) {
   TrainState state;
   state.table = &table;
   state.master = master;
@@ -67,16 +72,19 @@ void write_weights(const Folder& folder, const ParameterTable& table, std::span<
 
 std::vector<int64_t> likeliest(const std::vector<float>& logits, int64_t vocab) {
   std::vector<int64_t> ids;
-  for (auto row = logits.begin(); row != logits.end(); row += vocab) ids.push_back(std::max_element(row, row + vocab) - row);
+  for (auto row = logits.begin(); row != logits.end(); row += vocab)
+    ids.push_back(std::max_element(row, row + vocab) - row);
   return ids;
 }
 
 class Export : public testing::TestWithParam<std::string> {};
 
-// MLA keeps every bit; so does Qwen2. FP8 weights run as BF16 do unless everything is f32. Llama's rows of q and k are permuted, and their dot products add up in another order.
+// MLA keeps every bit; so does Qwen2. FP8 weights run as BF16 do unless everything is f32. Llama's
+// rows of q and k are permuted, and their dot products add up in another order.
 TEST_P(Export, F32ReadsBackAsTheSameModel) {
   const Folder folder(GetParam());
-  const Model before = Model::load(folder.folder.path()), after = Model::load(folder.exported({DType::kF32, true}));
+  const Model before = Model::load(folder.folder.path()),
+              after = Model::load(folder.exported({DType::kF32, true}));
   EXPECT_EQ(after.has_mtp(), before.has_mtp());
   EXPECT_EQ(after.config().architecture, before.config().architecture);
   const auto f32_logits = [](const Model& model) {
@@ -85,7 +93,8 @@ TEST_P(Export, F32ReadsBackAsTheSameModel) {
   };
   const std::vector<float> expected = f32_logits(before), actual = f32_logits(after);
   if (GetParam() != "llama3") {
-    if (before.has_mtp() && GetParam() != "v3-fp8") expect_same_bits(mtp_logits(after, GetParam()), mtp_logits(before, GetParam()));
+    if (before.has_mtp() && GetParam() != "v3-fp8")
+      expect_same_bits(mtp_logits(after, GetParam()), mtp_logits(before, GetParam()));
     return expect_same_bits(actual, expected);
   }
   double largest = 0;
@@ -103,7 +112,8 @@ TEST_P(ExportRecorded, Bf16IsTheModelWithRoundedMatrices) {
   EXPECT_EQ(model.weights().embed_tokens.weight.dtype, DType::kBF16);
   EXPECT_EQ(model.config().num_nextn_predict_layers, 0);
   Context ctx(2, detect_isa(), Precision::kF32);
-  const std::vector<float> actual = feed_logits(model, ctx, golden_ids(GetParam()), {96}, MlaForm::kAbsorbed);
+  const std::vector<float> actual =
+      feed_logits(model, ctx, golden_ids(GetParam()), {96}, MlaForm::kAbsorbed);
   const std::vector<float> expected = golden_values(GetParam(), "logits_bf16_weights");
   double largest = 0;
   for (const float value : expected) largest = std::max<double>(largest, std::abs(value));
@@ -111,14 +121,16 @@ TEST_P(ExportRecorded, Bf16IsTheModelWithRoundedMatrices) {
   size_t equal = 0, rows = 0;
   const auto vocab = static_cast<size_t>(model.config().vocab_size);
   for (size_t r = 0; r * vocab < expected.size(); ++r, ++rows) {
-    const auto a = actual.begin() + static_cast<std::ptrdiff_t>(r * vocab), e = expected.begin() + static_cast<std::ptrdiff_t>(r * vocab);
+    const auto a = actual.begin() + static_cast<std::ptrdiff_t>(r * vocab),
+               e = expected.begin() + static_cast<std::ptrdiff_t>(r * vocab);
     const auto width = static_cast<std::ptrdiff_t>(vocab);
     equal += std::max_element(a, a + width) - a == std::max_element(e, e + width) - e ? 1 : 0;
   }
   EXPECT_GE(equal * 100, rows * 85) << equal << " of " << rows << " likeliest tokens agree";
 }
 
-// A BF16 folder and its BF16 file: the same bits in both forms of attention, and from the MTP layer.
+// A BF16 folder and its BF16 file: the same bits in both forms of attention, and from the MTP
+// layer.
 // Not Llama's: its rows of q and k are permuted, see above.
 class ExportInOrder : public Export {};
 
@@ -130,26 +142,31 @@ TEST_P(ExportInOrder, Bf16OfABf16FolderHasItsBits) {
   copy_weights(model.config(), table, model.weights(), master);
   const Folder rounded(GetParam());
   write_weights(rounded, table, master, model.config());
-  const Model before = Model::load(rounded.folder.path()), after = Model::load(rounded.exported({DType::kBF16, true}));
+  const Model before = Model::load(rounded.folder.path()),
+              after = Model::load(rounded.exported({DType::kBF16, true}));
   Context ctx(2);
   for (const MlaForm form : {MlaForm::kExpanded, MlaForm::kAbsorbed}) {
     const auto ids = golden_ids(GetParam());
-    expect_same_bits(feed_logits(after, ctx, ids, {96}, form), feed_logits(before, ctx, ids, {96}, form));
+    expect_same_bits(feed_logits(after, ctx, ids, {96}, form),
+                     feed_logits(before, ctx, ids, {96}, form));
   }
   ASSERT_EQ(after.has_mtp(), before.has_mtp());
-  if (before.has_mtp()) expect_same_bits(mtp_logits(after, GetParam()), mtp_logits(before, GetParam()));
+  if (before.has_mtp())
+    expect_same_bits(mtp_logits(after, GetParam()), mtp_logits(before, GetParam()));
 }
 
 TEST_P(Export, KeepsTheLikeliestTokens) {
   const Folder folder(GetParam());
   const Model before = Model::load(folder.folder.path());
   const auto expected = likeliest(logits_of(before, GetParam()), before.config().vocab_size);
-  for (const auto& [dtype, least] : {std::pair(DType::kF32, 96), std::pair(DType::kF16, 95), std::pair(DType::kQ8_0, 86)}) {
+  for (const auto& [dtype, least] :
+       {std::pair(DType::kF32, 96), std::pair(DType::kF16, 95), std::pair(DType::kQ8_0, 86)}) {
     const Model after = Model::load(folder.exported({dtype, true}));
     const auto actual = likeliest(logits_of(after, GetParam()), after.config().vocab_size);
     int equal = 0;
     for (size_t i = 0; i < actual.size(); ++i) equal += actual[i] == expected[i] ? 1 : 0;
-    EXPECT_GE(equal, least) << dtype_name(dtype);  // random models: near ties, and experts that flip
+    // random models: near ties, and experts that flip
+    EXPECT_GE(equal, least) << dtype_name(dtype);
   }
 }
 
@@ -159,14 +176,21 @@ std::string test_name(const testing::TestParamInfo<std::string>& parameter) {
   return name;
 }
 INSTANTIATE_TEST_SUITE_P(All, Export, testing::ValuesIn(golden_models()), test_name);
-INSTANTIATE_TEST_SUITE_P(All, ExportRecorded, testing::Values("v3", "moonlight", "v2", "v2-lite", "qwen2", "llama3"), test_name);
-INSTANTIATE_TEST_SUITE_P(All, ExportInOrder, testing::Values("v3", "moonlight", "v2", "v2-lite", "v3-fp8", "qwen2"), test_name);
+INSTANTIATE_TEST_SUITE_P(All, ExportRecorded,
+                         testing::Values("v3", "moonlight", "v2", "v2-lite", "qwen2", "llama3"),
+                         test_name);
+INSTANTIATE_TEST_SUITE_P(All, ExportInOrder,
+                         testing::Values("v3", "moonlight", "v2", "v2-lite", "v3-fp8", "qwen2"),
+                         test_name);
 
 // What GGUF has no key for is refused, not left out: the file would be another model.
 struct Changed {
-  Changed(const std::string& name, const std::vector<std::pair<std::string, nlohmann::json>>& fields) : folder(name) {
+  Changed(const std::string& name,
+          const std::vector<std::pair<std::string, nlohmann::json>>& fields)
+      : folder(name) {
     auto config = nlohmann::json::parse(read_file(folder.folder / "config.json", 1 << 20));
-    for (const auto& [pointer, value] : fields) config[nlohmann::json::json_pointer(pointer)] = value;
+    for (const auto& [pointer, value] : fields)
+      config[nlohmann::json::json_pointer(pointer)] = value;
     folder.folder.write("config.json", config.dump());
   }
   Folder folder;
@@ -175,8 +199,12 @@ struct Changed {
 TEST(ExportConfig, WhatGgufCannotSayIsRefused) {
   const Changed mscale("v3", {{"/rope_scaling/mscale_all_dim", 0.5}});
   const std::string place = (mscale.folder.folder / "config.json").string();
-  EXPECT_EQ(error_of([&] { mscale.folder.exported({DType::kF32, true}); }),
-            place + ": rope_scaling: mscale 1 and mscale_all_dim 0.5, expected the same (GGUF has one key for both)");
+  EXPECT_EQ(error_of([&] {
+              mscale.folder.exported({DType::kF32, true});
+            }),
+            place +
+                ": rope_scaling: mscale 1 and mscale_all_dim 0.5, expected the same (GGUF has one "
+                "key for both)");
   EXPECT_FALSE(fs::exists(mscale.folder.folder / "out.gguf"));
 
   const Changed frequency("v2-lite", {{"/moe_layer_freq", 2}});
@@ -184,38 +212,50 @@ TEST(ExportConfig, WhatGgufCannotSayIsRefused) {
   const ParameterTable table = parameter_table(config);
   const std::vector<float> zeros(static_cast<size_t>(table.total));
   write_weights(frequency.folder, table, zeros, config);
-  EXPECT_EQ(error_of([&] { frequency.folder.exported({DType::kF32, true}); }),
-            (frequency.folder.folder / "config.json").string() + ": moe_layer_freq: found 2, expected 1 (GGUF has no key for it)");
+  EXPECT_EQ(error_of([&] {
+              frequency.folder.exported({DType::kF32, true});
+            }),
+            (frequency.folder.folder / "config.json").string() +
+                ": moe_layer_freq: found 2, expected 1 (GGUF has no key for it)");
 }
 
 // V2-Lite's greedy choice knows no groups, and a reader groups wherever the file has groups.
 TEST(ExportConfig, GroupsThatTheRuleIgnoresStayOut) {
   const Changed grouped("v2-lite", {{"/n_group", 2}, {"/topk_group", 1}});
-  const Model before = Model::load(grouped.folder.folder.path()), after = Model::load(grouped.folder.exported({DType::kF32, true}));
+  const Model before = Model::load(grouped.folder.folder.path()),
+              after = Model::load(grouped.folder.exported({DType::kF32, true}));
   EXPECT_EQ(after.config().router.topk_method, TopkMethod::kGreedy);
   expect_same_bits(logits_of(after, "v2-lite"), logits_of(before, "v2-lite"));
 }
 
 TEST(ExportConfig, QLoraRankZeroIsWritten) {
   const Folder folder("v2-lite");
-  EXPECT_EQ(Gguf::open(folder.exported({DType::kF32, true})).integer("deepseek2.attention.q_lora_rank", 0, 0), 0);
+  EXPECT_EQ(Gguf::open(folder.exported({DType::kF32, true}))
+                .integer("deepseek2.attention.q_lora_rank", 0, 0),
+            0);
 }
 
 TEST(ExportTokenizer, UpToThreeEndsComeAlongAndMoreAreRefused) {
   const Folder folder("llama3");
   folder.folder.write("generation_config.json", R"({"eos_token_id": [20, 21]})");
-  const auto ends = [](const fs::path& path) { return Tokenizer::from_checkpoint(Checkpoint::open(path)).eos_ids(); };
+  const auto ends = [](const fs::path& path) {
+    return Tokenizer::from_checkpoint(Checkpoint::open(path)).eos_ids();
+  };
   EXPECT_EQ(ends(folder.folder.path()).size(), 3u);
   EXPECT_EQ(ends(folder.exported({DType::kF32, true})), ends(folder.folder.path()));
   folder.folder.write("generation_config.json", R"({"eos_token_id": [20, 21, 22]})");
-  EXPECT_EQ(error_of([&] { folder.exported({DType::kF32, true}); }),
-            (folder.folder / "tokenizer.json").string() + ": 4 end tokens, expected at most 3 (GGUF has no more keys)");
+  EXPECT_EQ(error_of([&] {
+              folder.exported({DType::kF32, true});
+            }),
+            (folder.folder / "tokenizer.json").string() +
+                ": 4 end tokens, expected at most 3 (GGUF has no more keys)");
 }
 
 TEST(ExportTokenizer, TheConfigsIdsCountWhereTheTokenizerNamesNone) {
   const Changed changed("qwen2", {{"/bos_token_id", 3}, {"/eos_token_id", 4}});
   fs::remove(changed.folder.folder / "tokenizer_config.json");
-  const ModelConfig config = load_config(Checkpoint::open(changed.folder.exported({DType::kF32, true})));
+  const ModelConfig config =
+      load_config(Checkpoint::open(changed.folder.exported({DType::kF32, true})));
   EXPECT_EQ(config.bos_token_id, 3);
   EXPECT_EQ(config.eos_token_ids, std::vector<int64_t>{4});
 }
@@ -223,7 +263,8 @@ TEST(ExportTokenizer, TheConfigsIdsCountWhereTheTokenizerNamesNone) {
 TEST(ExportTokenizer, NeedsNoAddedTokens) {
   const Folder folder("qwen2");
   auto file = nlohmann::json::parse(read_file(folder.folder / "tokenizer.json", 1 << 24));
-  for (const auto& added : file["added_tokens"]) file["model"]["vocab"][added["content"].get<std::string>()] = added["id"];
+  for (const auto& added : file["added_tokens"])
+    file["model"]["vocab"][added["content"].get<std::string>()] = added["id"];
   file.erase("added_tokens");
   folder.folder.write("tokenizer.json", file.dump());
   fs::remove(folder.folder / "tokenizer_config.json");
@@ -233,7 +274,8 @@ TEST(ExportTokenizer, NeedsNoAddedTokens) {
 TEST(ExportTokenizer, ComesAlong) {
   const Folder folder("v3");
   const Checkpoint file = Checkpoint::open(folder.exported({DType::kF32, true}));
-  const Tokenizer before = Tokenizer::from_checkpoint(Checkpoint::open(folder.folder.path())), after = Tokenizer::from_checkpoint(file);
+  const Tokenizer before = Tokenizer::from_checkpoint(Checkpoint::open(folder.folder.path())),
+                  after = Tokenizer::from_checkpoint(file);
   const std::string text = "Use 3, 7 and 25 to make 46.\n<think>";
   EXPECT_EQ(after.encode(text, false), before.encode(text, false));
   EXPECT_EQ(after.encode(text, true), before.encode(text, true));
@@ -254,14 +296,18 @@ TEST(ExportTokenizer, IsMissedByNameAndNothingIsWritten) {
 // Half a step of the block's scale, and the rounding of the scale to f16.
 TEST(QuantizeRow, Q8IsWithinHalfAStep) {
   std::vector<float> x(96), back(96);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = i < 32 ? 0.0f : static_cast<float>(std::sin(static_cast<double>(i)) * std::pow(10, static_cast<double>(i / 32)));
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = i < 32 ? 0.0f
+                  : static_cast<float>(std::sin(static_cast<double>(i)) *
+                                       std::pow(10, static_cast<double>(i / 32)));
   std::vector<std::byte> row(3 * 34);
   quantize_row(DType::kQ8_0, x.data(), 96, row.data());
   dequantize_row(detect_isa(), DType::kQ8_0, row.data(), 96, back.data());
   for (size_t begin = 0; begin < 96; begin += 32) {
     float largest = 0;
     for (size_t i = begin; i < begin + 32; ++i) largest = std::max(largest, std::abs(x[i]));
-    for (size_t i = begin; i < begin + 32; ++i) EXPECT_LE(std::abs(back[i] - x[i]), largest / 127 * 0.5 * 1.001 + largest * 0x1p-11) << i;
+    for (size_t i = begin; i < begin + 32; ++i)
+      EXPECT_LE(std::abs(back[i] - x[i]), largest / 127 * 0.5 * 1.001 + largest * 0x1p-11) << i;
   }
 }
 

@@ -25,7 +25,8 @@ constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315;
 struct Shape {
   int64_t rows, cols;
 };
-constexpr Shape kShapes[] = {{1, 1}, {1, 40}, {40, 1}, {3, 5}, {16, 16}, {33, 33}, {24, 70}, {70, 24}, {17, 300}, {300, 17}};
+constexpr Shape kShapes[] = {{1, 1},   {1, 40},  {40, 1},  {3, 5},    {16, 16},
+                             {33, 33}, {24, 70}, {70, 24}, {17, 300}, {300, 17}};
 
 std::vector<float> numbers(uint64_t stream, int64_t n, float scale = 1) {
   std::vector<float> x;
@@ -76,10 +77,12 @@ struct Twin {
   double error;  // bound of the program's, as a Frobenius norm
 };
 
-// Newton-Schulz with the whole matrix on one side. The bound: what one iteration rounds, from the dot products' own bound
-// gamma sum|x w|, propagated by spectral norms (singular values stay below 1.21, those of the Gram matrix below 1.47); and an
-// error that an iteration is given leaves it at most four times as large, since the polynomial's slope on [0, 1.21] is between -1.7
-// and 4 and a matrix function of singular values has the Lipschitz constant of its scalar (in the Frobenius norm).
+// Newton-Schulz with the whole matrix on one side. The bound: what one iteration rounds, from the
+// dot products' own bound gamma sum|x w|, propagated by spectral norms (singular values stay below
+// 1.21, those of the Gram matrix below 1.47); and an error that an iteration is given leaves it at
+// most four times as large, since the polynomial's slope on [0, 1.21] is between -1.7 and 4 and a
+// matrix function of singular values has the Lipschitz constant of its scalar (in the Frobenius
+// norm).
 Twin orthogonalised(const Matrix& u, double error) {
   Matrix x = u;
   const double scale = 1 / (u.norm() + 1e-7);
@@ -88,16 +91,21 @@ Twin orthogonalised(const Matrix& u, double error) {
   if (!wide) x = transpose(x);
   // Dividing by the norm at most doubles a relative error; its own roundings are 2 u.
   error = 2 * error * scale + 2 * kUnit;
-  // Of linear(), with one rounding more for a portable product; the Gram matrix of a tall one comes from linear_backward_weight().
+  // Of linear(), with one rounding more for a portable product; the Gram matrix of a tall one comes
+  // from linear_backward_weight().
   const auto gamma = [](int64_t terms) { return (static_cast<double>(terms) / 16 + 6) * kUnit; };
-  const double gamma_gram = wide ? gamma(x.cols) : (std::min<double>(static_cast<double>(x.cols), 256) + static_cast<double>(x.cols) / 256 + 2) * kUnit;
+  const double gamma_gram = wide ? gamma(x.cols)
+                                 : (std::min<double>(static_cast<double>(x.cols), 256) +
+                                    static_cast<double>(x.cols) / 256 + 2) *
+                                       kUnit;
   for (int i = 0; i < 5; ++i) {
     const Matrix a = product(x, transpose(x)), a2 = product(a, a);
     Matrix b(a.rows, a.cols);
     for (size_t k = 0; k < b.values.size(); ++k) b.values[k] = kB * a.values[k] + kC * a2.values[k];
     const Matrix bx = product(b, x);
     const double in_a = gamma_gram * product(absolute(x), transpose(absolute(x))).norm();
-    const double in_b = (-kB + 2 * kC * 1.47) * in_a + kC * gamma(a.rows) * product(absolute(a), absolute(a)).norm() +
+    const double in_b = (-kB + 2 * kC * 1.47) * in_a +
+                        kC * gamma(a.rows) * product(absolute(a), absolute(a)).norm() +
                         4 * kUnit * (-kB * a.norm() + kC * a2.norm());
     const double here = 1.21 * in_b + gamma(a.rows) * product(absolute(b), absolute(x)).norm() +
                         4 * kUnit * (kA * x.norm() + bx.norm());
@@ -113,7 +121,8 @@ double distance(const Matrix& expected, std::span<const float> actual) {
   return difference.norm();
 }
 
-// One-sided Jacobi: rotates pairs of rows until all are orthogonal; their lengths are the singular values.
+// One-sided Jacobi: rotates pairs of rows until all are orthogonal; their lengths are the singular
+// values.
 std::vector<double> singular_values(Matrix x) {
   if (x.rows > x.cols) x = transpose(x);
   for (int sweep = 0; sweep < 30; ++sweep) {
@@ -121,10 +130,12 @@ std::vector<double> singular_values(Matrix x) {
       for (int64_t q = p + 1; q < x.rows; ++q) {
         double pp = 0, qq = 0, pq = 0;
         for (int64_t j = 0; j < x.cols; ++j) {
-          pp += x.at(p, j) * x.at(p, j), qq += x.at(q, j) * x.at(q, j), pq += x.at(p, j) * x.at(q, j);
+          pp += x.at(p, j) * x.at(p, j), qq += x.at(q, j) * x.at(q, j),
+              pq += x.at(p, j) * x.at(q, j);
         }
         if (pq == 0) continue;
-        const double angle = 0.5 * std::atan2(2 * pq, pp - qq), c = std::cos(angle), s = std::sin(angle);
+        const double angle = 0.5 * std::atan2(2 * pq, pp - qq), c = std::cos(angle),
+                     s = std::sin(angle);
         for (int64_t j = 0; j < x.cols; ++j) {
           const double a = x.at(p, j), b = x.at(q, j);
           x.at(p, j) = c * a + s * b;
@@ -157,18 +168,21 @@ TEST(Muon, AStepIsItsTwinsForEveryShape) {
       std::vector<bf16> compute(w.size());
       for (uint64_t t = 0; t < 3; ++t) {
         std::vector<float> g = numbers(10 + t, n, 1e-3f);
-        const MuonStep s{.lr = 0.02f, .momentum = 0.95f, .weight_decay = 0.1f, .gradient_scale = 0.7f};
+        const MuonStep s{
+            .lr = 0.02f, .momentum = 0.95f, .weight_decay = 0.1f, .gradient_scale = 0.7f};
         Matrix u(rows, cols);
         std::vector<double> expected_momentum;
         double momentum_terms = 0;
         for (size_t i = 0; i < w.size(); ++i) {
-          const double scaled = double{s.gradient_scale} * g[i], m = double{s.momentum} * momentum[i] + scaled;
+          const double scaled = double{s.gradient_scale} * g[i],
+                       m = double{s.momentum} * momentum[i] + scaled;
           expected_momentum.push_back(m);
           u.values[i] = scaled + s.momentum * m;
           momentum_terms += std::pow(std::abs(momentum[i]) + 2 * std::abs(scaled), 2);
         }
         const Twin twin = orthogonalised(u, 4 * kUnit * std::sqrt(momentum_terms));
-        const double rate = double{s.lr} * 0.2 * std::sqrt(static_cast<double>(std::max(rows, cols)));
+        const double rate =
+            double{s.lr} * 0.2 * std::sqrt(static_cast<double>(std::max(rows, cols)));
         Matrix expected(rows, cols);
         double bound = rate * twin.error;
         for (size_t i = 0; i < w.size(); ++i) {
@@ -197,7 +211,8 @@ TEST(Orthogonalise, AppliesThePolynomialToTheSingularValues) {
     std::vector<float> x(static_cast<size_t>(rows * cols));
     double norm = 0;
     for (const double s : diagonal) norm += s * s;
-    for (int64_t i = 0; i < side; ++i) x[static_cast<size_t>(i * cols + i)] = static_cast<float>(diagonal[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < side; ++i)
+      x[static_cast<size_t>(i * cols + i)] = static_cast<float>(diagonal[static_cast<size_t>(i)]);
     orthogonalise(ctx, {x.data(), rows, cols, cols});
     std::vector<double> expected(x.size());
     for (int64_t i = 0; i < side; ++i) {
@@ -205,15 +220,18 @@ TEST(Orthogonalise, AppliesThePolynomialToTheSingularValues) {
       for (int k = 0; k < 5; ++k) s = kA * s + kB * s * s * s + kC * std::pow(s, 5);
       expected[static_cast<size_t>(i * cols + i)] = s;
     }
-    // Some 20 roundings of 10 at most an iteration, each four times as large in the next: 341 of them.
+    // Some 20 roundings of 10 at most an iteration, each four times as large in the next: 341 of
+    // them.
     expect_close(std::span<const float>(x), expected, 341 * 200 * kUnit);
   }
 }
 
-// Of square matrices some singular values are so near 0 that five iterations do not bring them up, so these are not square.
+// Of square matrices some singular values are so near 0 that five iterations do not bring them up,
+// so these are not square.
 TEST(Orthogonalise, BringsTheSingularValuesOfRandomMatricesNearOne) {
   Context ctx(2);
-  for (const auto& [rows, cols] : {Shape{1, 50}, Shape{8, 12}, Shape{32, 64}, Shape{64, 32}, Shape{40, 200}, Shape{200, 40}}) {
+  for (const auto& [rows, cols] :
+       {Shape{1, 50}, Shape{8, 12}, Shape{32, 64}, Shape{64, 32}, Shape{40, 200}, Shape{200, 40}}) {
     for (const float scale : {1e-3f, 1.0f, 1e4f}) {
       std::vector<float> x = numbers(static_cast<uint64_t>(rows), rows * cols, scale);
       orthogonalise(ctx, {x.data(), rows, cols, cols});
@@ -255,7 +273,8 @@ TEST(Muon, HasTheSameBitsOnAnyNumberOfThreads) {
     std::vector<std::vector<float>> results;
     for (const int threads : {1, 2, 3}) {
       Context ctx(threads);
-      std::vector<float> w = numbers(1, rows * cols), g = numbers(2, rows * cols), momentum = numbers(3, rows * cols);
+      std::vector<float> w = numbers(1, rows * cols), g = numbers(2, rows * cols),
+                         momentum = numbers(3, rows * cols);
       muon(ctx, {.lr = 0.1f}, {w.data(), rows, cols, cols}, g, momentum, {});
       results.push_back(w);
     }

@@ -28,9 +28,12 @@ ParameterTable small_table() {
   append_parameter(t, "model.layers.0.self_attn.q_proj.weight", {10, 6}, ParameterKind::kMatrix);
   append_parameter(t, "model.layers.0.self_attn.q_proj.bias", {10}, ParameterKind::kVector);
   append_parameter(t, "model.layers.0.mlp.gate.weight", {4, 6}, ParameterKind::kRouter);
-  append_parameter(t, "model.layers.0.mlp.gate.e_score_correction_bias", {4}, ParameterKind::kBuffer);
-  append_parameter(t, "model.layers.0.mlp.experts.0.up_proj.weight", {5, 6}, ParameterKind::kMatrix);
-  append_parameter(t, "model.layers.0.mlp.experts.1.up_proj.weight", {5, 6}, ParameterKind::kMatrix);
+  append_parameter(t, "model.layers.0.mlp.gate.e_score_correction_bias", {4},
+                   ParameterKind::kBuffer);
+  append_parameter(t, "model.layers.0.mlp.experts.0.up_proj.weight", {5, 6},
+                   ParameterKind::kMatrix);
+  append_parameter(t, "model.layers.0.mlp.experts.1.up_proj.weight", {5, 6},
+                   ParameterKind::kMatrix);
   append_parameter(t, "lm_head.weight", {11, 6}, ParameterKind::kEmbedding);
   return t;
 }
@@ -53,13 +56,15 @@ std::span<float> of(std::vector<float>& array, const Parameter& p) {
 }
 
 // The first step in double: m = (1 - beta1) g and v = (1 - beta2) g^2, corrected to g and g^2.
-void expect_adamw(const Parameter& p, Arrays& before, std::vector<float>& after, double lr, double decay) {
+void expect_adamw(const Parameter& p, Arrays& before, std::vector<float>& after, double lr,
+                  double decay) {
   std::vector<double> expected, bounds;
   const std::span<float> w = of(before.master, p), g = of(before.gradients, p);
   for (size_t i = 0; i < w.size(); ++i) {
     const double update = lr * g[i] / (std::abs(double{g[i]}) + 1e-8);
     expected.push_back(w[i] * (1 - lr * decay) - update);
-    // The f32 rates and corrections have relative errors of a few u / (1 - beta) beside the step's own.
+    // The f32 rates and corrections have relative errors of a few u / (1 - beta) beside the step's
+    // own.
     bounds.push_back(8 * kUnit * std::abs(w[i]) + 100 * kUnit * std::abs(update));
   }
   SCOPED_TRACE(p.name);
@@ -81,7 +86,8 @@ TEST(Optimizer, GroupsScaleTheRateAndReplaceTheDecay) {
   optimizer.step(ctx, 0.1, table.total, arrays.master, arrays.gradients, {});
   const struct {
     double lr, decay;
-  } kExpected[] = {{0.05, 0}, {0.1, 0.3}, {0.1, 0.2}, {0.1, 0}, {0.1, 0.2}, {0, 0}, {0, 0.2}, {0.4, 0.2}, {0.05, 0}};
+  } kExpected[] = {{0.05, 0}, {0.1, 0.3}, {0.1, 0.2}, {0.1, 0}, {0.1, 0.2},
+                   {0, 0},    {0, 0.2},   {0.4, 0.2}, {0.05, 0}};
   for (size_t i = 0; i < table.parameters.size(); ++i) {
     expect_adamw(table.parameters[i], before, arrays.master, kExpected[i].lr, kExpected[i].decay);
   }
@@ -100,7 +106,8 @@ TEST(Optimizer, MuonUpdatesTheLayersMatricesEachOnItsOwnAndAdamWTheRest) {
   for (const Parameter& p : table.parameters) {
     SCOPED_TRACE(p.name);
     if (p.kind != ParameterKind::kMatrix) {
-      const bool buffer = p.kind == ParameterKind::kBuffer, decays = p.kind != ParameterKind::kVector && !buffer;
+      const bool buffer = p.kind == ParameterKind::kBuffer,
+                 decays = p.kind != ParameterKind::kVector && !buffer;
       expect_adamw(p, before, arrays.master, buffer ? 0 : 0.1, decays ? 0.1 : 0);
       continue;
     }
@@ -110,8 +117,10 @@ TEST(Optimizer, MuonUpdatesTheLayersMatricesEachOnItsOwnAndAdamWTheRest) {
     muon(ctx, {.lr = grouped ? 0.05f : 0.1f, .weight_decay = grouped ? 0.4f : 0.1f},
          {alone.data(), p.shape[0], p.shape[1], p.shape[1]}, of(before.gradients, p), momentum, {});
     expect_same_bits(of(arrays.master, p), alone);
-    for (int64_t i = p.offset; i < p.offset + p.count; ++i) EXPECT_EQ(optimizer.second_moment()[static_cast<size_t>(i)], 0.0f);
-    expect_same_bits(optimizer.first_moment().subspan(static_cast<size_t>(p.offset), momentum.size()), momentum);
+    for (int64_t i = p.offset; i < p.offset + p.count; ++i)
+      EXPECT_EQ(optimizer.second_moment()[static_cast<size_t>(i)], 0.0f);
+    expect_same_bits(
+        optimizer.first_moment().subspan(static_cast<size_t>(p.offset), momentum.size()), momentum);
   }
   for (const float g : arrays.gradients) EXPECT_EQ(g, 0.0f);
 }
@@ -147,7 +156,8 @@ TEST(Optimizer, WhatIsNotTrainedAndWhatIsNotFiniteStays) {
   EXPECT_NE(arrays.master[0], before.master[0]);
 
   before = arrays;
-  arrays.gradients[static_cast<size_t>(table.parameters[2].offset)] = std::numeric_limits<float>::infinity();
+  arrays.gradients[static_cast<size_t>(table.parameters[2].offset)] =
+      std::numeric_limits<float>::infinity();
   EXPECT_TRUE(optimizer.step(ctx, 0.1, table.total, arrays.master, arrays.gradients, {}).skipped);
   expect_same_bits(arrays.master, before.master);
   EXPECT_EQ(optimizer.steps(), 1);
@@ -158,10 +168,12 @@ TEST(Optimizer, AGroupThatMatchesNothingIsNamed) {
   OptimizerOptions options;
   options.groups = {{.match = {"norm", "up_prj"}}};
   EXPECT_EQ(error_of([&] { Optimizer(table, options, table.total); }, ExitCode::kBadInput),
-            "optimizer.groups: match 'up_prj': no parameter of this model that an earlier group leaves, expected a part of a name such as 'mlp.experts'");
+            "optimizer.groups: match 'up_prj': no parameter of this model that an earlier group "
+            "leaves, expected a part of a name such as 'mlp.experts'");
   options.groups = {{.match = {"all"}}, {.match = {"norm"}}};
   EXPECT_EQ(error_of([&] { Optimizer(table, options, table.total); }, ExitCode::kBadInput),
-            "optimizer.groups: match 'norm': no parameter of this model that an earlier group leaves, expected a part of a name such as 'mlp.experts'");
+            "optimizer.groups: match 'norm': no parameter of this model that an earlier group "
+            "leaves, expected a part of a name such as 'mlp.experts'");
   options.groups = {{.match = {"all"}}};
   Optimizer(table, options, table.total);
 }

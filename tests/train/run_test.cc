@@ -15,12 +15,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "formats/checkpoint.h"
 #include "formats/safetensors.h"
 #include "model/gradient.h"
 #include "model/model.h"
 #include "tests/base/test_files.h"
 #include "text/character_tokenizer.h"
-#include "formats/checkpoint.h"
 #include "train/data.h"
 #include "train/export.h"
 #include "train/shards.h"
@@ -79,7 +79,9 @@ lr = 3e-3
 warmup_steps = 3
 )";
 
-Recipe tiny(std::vector<std::string> overrides = {}) { return parse_recipe(kTiny, "tiny.toml", overrides); }
+Recipe tiny(std::vector<std::string> overrides = {}) {
+  return parse_recipe(kTiny, "tiny.toml", overrides);
+}
 
 TrainingOptions options_for(const TempDir& folder, bool resume) {
   TrainingOptions options;
@@ -96,7 +98,9 @@ struct Watch : RunObserver {
   }
   void note(const std::string& text) override { notes.push_back(text); }
   void validated(int64_t, double) override { ++validations; }
-  bool stop_requested() override { return stop_after >= 0 && static_cast<int64_t>(losses.size()) >= stop_after; }
+  bool stop_requested() override {
+    return stop_after >= 0 && static_cast<int64_t>(losses.size()) >= stop_after;
+  }
   std::vector<double> losses;
   std::vector<StepLine> lines;
   std::vector<std::string> notes;
@@ -144,13 +148,18 @@ void expect_same_when_resumed(const std::vector<std::string>& overrides) {
   EXPECT_EQ(losses, watch.losses);
   EXPECT_LT(losses.back(), losses.front());
   EXPECT_EQ(optimizer_bytes(parts.path()), optimizer_bytes(whole.path()));
-  EXPECT_EQ(read_file(parts.path() / "model" / "model.safetensors", 1 << 26), read_file(whole.path() / "model" / "model.safetensors", 1 << 26));
+  EXPECT_EQ(read_file(parts.path() / "model" / "model.safetensors", 1 << 26),
+            read_file(whole.path() / "model" / "model.safetensors", 1 << 26));
 }
 
-TEST(Run, ResumedRunsHaveTheBitsOfOneThatWasNeverStopped) { expect_same_when_resumed({"threads=1"}); }
+TEST(Run, ResumedRunsHaveTheBitsOfOneThatWasNeverStopped) {
+  expect_same_when_resumed({"threads=1"});
+}
 
 TEST(Run, SoHaveResumedRunsOfMuon) {
-  expect_same_when_resumed({"threads=1", "optimizer.kind=muon", "optimizer.groups=[{ match = \"experts|norm\", lr_scale = 0.5, weight_decay = 0.01 }]"});
+  expect_same_when_resumed(
+      {"threads=1", "optimizer.kind=muon",
+       "optimizer.groups=[{ match = \"experts|norm\", lr_scale = 0.5, weight_decay = 0.01 }]"});
 }
 
 TEST(Run, ThreadsDoNotChangeTheCurve) {
@@ -165,14 +174,16 @@ TEST(Run, ThreadsDoNotChangeTheCurve) {
   EXPECT_EQ(curves[0], curves[2]);
 }
 
-// Micro-batches of a few documents against one batch: the same mean gradient, summed in another order. After one step of AdamW, which
-// makes rounding errors whole steps where a gradient is nearly 0, the second loss agrees to 1e-3.
+// Micro-batches of a few documents against one batch: the same mean gradient, summed in another
+// order. After one step of AdamW, which makes rounding errors whole steps where a gradient is
+// nearly 0, the second loss agrees to 1e-3.
 TEST(Run, MicroBatchesAreTheSameStepToRounding) {
   std::vector<std::vector<double>> curves;
   for (const char* micro : {"train.micro_batch_tokens=512", "train.micro_batch_tokens=128"}) {
     const TempDir run;
     Watch watch;
-    run_training(tiny({micro, "train.precision=f32", "train.tokens=1024"}), options_for(run, false), watch);
+    run_training(tiny({micro, "train.precision=f32", "train.tokens=1024"}), options_for(run, false),
+                 watch);
     curves.push_back(watch.losses);
   }
   EXPECT_NEAR(curves[0][0], curves[1][0], 1e-6);
@@ -181,7 +192,8 @@ TEST(Run, MicroBatchesAreTheSameStepToRounding) {
 
 TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
   const TempDir whole, killed;
-  const std::vector<std::string> overrides = {"threads=1", "checkpoint.every=2", "train.tokens=10000"};
+  const std::vector<std::string> overrides = {"threads=1", "checkpoint.every=2",
+                                              "train.tokens=10000"};
   Watch watch;
   run_training(tiny(overrides), options_for(whole, false), watch);
   for (int kill_number = 0; kill_number < 50; ++kill_number) {
@@ -206,25 +218,33 @@ TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
 std::string from_model(const fs::path& run, const std::string& more = "") {
   std::string recipe(kTiny);
   const size_t begin = recipe.find("[model]"), end = recipe.find("[data]");
-  return recipe.replace(begin, end - begin, "[model]\npath = \"" + (run / "model").string() + "\"\n" + more);
+  return recipe.replace(begin, end - begin,
+                        "[model]\npath = \"" + (run / "model").string() + "\"\n" + more);
 }
 
-const std::vector<std::string> kFaster = {"train.tokens=15000", "schedule.lr=2e-2"};  // enough for a few adapters to show
+// enough for a few adapters to show
+const std::vector<std::string> kFaster = {"train.tokens=15000", "schedule.lr=2e-2"};
 
 TEST(Run, ALoraRunEndsWithTheMergedModelAndItsAdapter) {
   const TempDir first, second;
   Watch watch, tuned;
   run_training(tiny(), options_for(first, false), watch);
-  run_training(parse_recipe(from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n"), "lora.toml", kFaster),
-               options_for(second, false), tuned);
+  run_training(
+      parse_recipe(from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n"),
+                   "lora.toml", kFaster),
+      options_for(second, false), tuned);
   EXPECT_LT(tuned.losses.back(), tuned.losses.front() - 0.01);
-  const Model base = Model::load(first.path() / "model"), merged = Model::load(second.path() / "model");
+  const Model base = Model::load(first.path() / "model"),
+              merged = Model::load(second.path() / "model");
   ASSERT_TRUE(merged.has_mtp());
   const WeightView& before = base.weights().layers[1].mla->o_proj.weight;
   const WeightView& after = merged.weights().layers[1].mla->o_proj.weight;
-  EXPECT_NE(std::memcmp(before.data, after.data, static_cast<size_t>(before.rows * row_bytes(before.dtype, before.cols))), 0);
+  EXPECT_NE(std::memcmp(before.data, after.data,
+                        static_cast<size_t>(before.rows * row_bytes(before.dtype, before.cols))),
+            0);
   EXPECT_TRUE(fs::exists(second.path() / "adapter" / "adapter_model.safetensors"));
-  const auto config = nlohmann::json::parse(read_file(second.path() / "adapter" / "adapter_config.json", 1 << 20));
+  const auto config =
+      nlohmann::json::parse(read_file(second.path() / "adapter" / "adapter_config.json", 1 << 20));
   EXPECT_EQ(config["r"], 4);
   EXPECT_EQ(config["target_modules"][0], "model.layers.0.self_attn.q_a_proj");
   EXPECT_FALSE(fs::exists(second.path() / "model" / "adapter_config.json"));
@@ -234,16 +254,23 @@ TEST(Run, ALoraRunEndsWithTheMergedModelAndItsAdapter) {
 TEST(Run, TheMtpWeightAndTheBiasRateHaveASchedule) {
   const TempDir first, second;
   Watch watch;
-  run_training(tiny({"mtp.late_loss_weight=0.1", "mtp.late_from=0.5", "moe.bias_update_until=0.25"}), options_for(first, false), watch);
+  run_training(
+      tiny({"mtp.late_loss_weight=0.1", "mtp.late_from=0.5", "moe.bias_update_until=0.25"}),
+      options_for(first, false), watch);
   ASSERT_EQ(watch.lines.size(), 12u);
   for (const StepLine& line : watch.lines) {
-    EXPECT_NEAR(line.loss, line.cross_entropy + (line.step <= 6 ? 0.3 : 0.1) * line.mtp_cross_entropy + line.balance, 1e-9) << line.step;
+    EXPECT_NEAR(
+        line.loss,
+        line.cross_entropy + (line.step <= 6 ? 0.3 : 0.1) * line.mtp_cross_entropy + line.balance,
+        1e-9)
+        << line.step;
   }
   run_training(tiny({"moe.bias_update_until=0"}), options_for(second, false), watch);
   const auto bias = [](const TempDir& run) {
     const Model model = Model::load(run.path() / "model");
     float most = 0;
-    for (const float b : model.weights().layers[1].moe->e_score_correction_bias) most = std::max(most, std::abs(b));
+    for (const float b : model.weights().layers[1].moe->e_score_correction_bias)
+      most = std::max(most, std::abs(b));
     return most;
   };
   EXPECT_NEAR(bias(first), 0.003f, 1e-6);  // three steps of 0.001
@@ -260,8 +287,12 @@ TEST(Run, ALoraRunOnAGgufBaseEndsWithTheMergedModel) {
   std::string text = from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n");
   const std::string folder = (first.path() / "model").string();
   text.replace(text.find(folder), folder.size(), gguf.string());
-  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(parse_recipe(text, "q.toml"), options_for(second, false), tuned); }).find("tokenizer.path: missing"),
-            std::string::npos);
+  EXPECT_NE(
+      error_text(
+          ExitCode::kBadInput,
+          [&] { run_training(parse_recipe(text, "q.toml"), options_for(second, false), tuned); })
+          .find("tokenizer.path: missing"),
+      std::string::npos);
   std::vector<std::string> overrides = kFaster;
   overrides.push_back("tokenizer.path=" + folder);
   run_training(parse_recipe(text, "q.toml", overrides), options_for(second, false), tuned);
@@ -279,13 +310,15 @@ TEST(Run, ABaseWithoutItsDeclaredMtpLayerIsRefused) {
     const Safetensors whole = Safetensors::open(file);
     std::vector<TensorToWrite> main;
     for (const TensorInfo& t : whole.tensors()) {
-      if (!t.name.starts_with("model.layers.2.")) main.push_back({t.name, t.dtype, t.shape, {t.data, t.bytes}});
+      if (!t.name.starts_with("model.layers.2."))
+        main.push_back({t.name, t.dtype, t.shape, {t.data, t.bytes}});
     }
     write_safetensors(file, main);
   }
   for (const char* lora : {"", "[lora]\nrank = 4\ntargets = [\"all\"]\n"}) {
     const std::string message = error_text(ExitCode::kBadInput, [&] {
-      run_training(parse_recipe(from_model(first.path(), lora), "again.toml"), options_for(second, false), watch);
+      run_training(parse_recipe(from_model(first.path(), lora), "again.toml"),
+                   options_for(second, false), watch);
     });
     EXPECT_NE(message.find("model.layers.2.eh_proj.weight: missing"), std::string::npos) << message;
   }
@@ -295,7 +328,8 @@ TEST(Run, TheBestCheckpointIsKeptAndAResumeKnowsIt) {
   const TempDir run;
   Watch watch;
   // A rate that makes the model worse: its best is an early step, long out of the last two.
-  const std::vector<std::string> overrides = {"schedule.kind=constant", "schedule.lr=1", "schedule.warmup_steps=0", "evaluation.every=1",
+  const std::vector<std::string> overrides = {"schedule.kind=constant", "schedule.lr=1",
+                                              "schedule.warmup_steps=0", "evaluation.every=1",
                                               "checkpoint.every=1"};
   watch.stop_after = 8;
   run_training(tiny(overrides), options_for(run, false), watch);
@@ -307,7 +341,8 @@ TEST(Run, TheBestCheckpointIsKeptAndAResumeKnowsIt) {
   run_training(tiny(overrides), options_for(run, true), rest);
   const auto later = nlohmann::json::parse(find_checkpoint(run.path())->state_json);
   EXPECT_GE(later["best_score"].get<double>(), state["best_score"].get<double>());
-  EXPECT_TRUE(fs::exists(run.path() / fmt::format("step-{:08}", later["best_step"].get<int64_t>())));
+  EXPECT_TRUE(
+      fs::exists(run.path() / fmt::format("step-{:08}", later["best_step"].get<int64_t>())));
 }
 
 TEST(Run, AnotherTokenizerIsNotResumed) {
@@ -322,8 +357,11 @@ TEST(Run, AnotherTokenizerIsNotResumed) {
   std::string changed = config;
   changed.replace(changed.find("\"add_bos_token\": true"), 21, "\"add_bos_token\": false");
   tokenizer.write("tokenizer_config.json", changed);
-  const std::string message = error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(run, true), watch); });
-  EXPECT_NE(message.find("tokenizer_config.json: differs from this run's at byte"), std::string::npos) << message;
+  const std::string message =
+      error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(run, true), watch); });
+  EXPECT_NE(message.find("tokenizer_config.json: differs from this run's at byte"),
+            std::string::npos)
+      << message;
 }
 
 TEST(Run, ShardsAreResumedBitForBitAndChangedOnesRefused) {
@@ -332,14 +370,17 @@ TEST(Run, ShardsAreResumedBitForBitAndChangedOnesRefused) {
   const Tokenizer tokenizer = files.load("characters");
   const auto write = [&](const fs::path& folder, int documents) {
     ShardWriter writer(folder, files.fingerprint(), 2000);
-    for (int d = 0; d < documents; ++d) writer.add(text_document(tokenizer, fmt::format("{} and {} are {}", d, d + 1, 2 * d + 1)).tokens);
+    for (int d = 0; d < documents; ++d)
+      writer.add(
+          text_document(tokenizer, fmt::format("{} and {} are {}", d, d + 1, 2 * d + 1)).tokens);
     writer.finish();
   };
   write(data.path() / "a", 400);
   std::string text = kTiny;
   const std::string tasks = "tasks = { arithmetic = 1.0 }";
   text.replace(text.find(tasks), tasks.size(), "path = \"" + (data.path() / "a").string() + "\"");
-  const Recipe recipe = parse_recipe(text, "tiny.toml", std::vector<std::string>{"data.kind=shards"});
+  const Recipe recipe =
+      parse_recipe(text, "tiny.toml", std::vector<std::string>{"data.kind=shards"});
   Watch watch;
   run_training(recipe, options_for(whole, false), watch);
   EXPECT_LT(watch.losses.back(), watch.losses.front());
@@ -352,40 +393,53 @@ TEST(Run, ShardsAreResumedBitForBitAndChangedOnesRefused) {
   EXPECT_EQ(optimizer_bytes(parts.path()), optimizer_bytes(whole.path()));
   fs::remove_all(data.path() / "a");
   write(data.path() / "a", 401);
-  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(parts, true), part); }).find("data.path has changed"),
-            std::string::npos);
+  EXPECT_NE(
+      error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(parts, true), part); })
+          .find("data.path has changed"),
+      std::string::npos);
 }
 
 TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {
   const TempDir run;
   Watch watch;
   run_training(tiny(), options_for(run, false), watch);
-  EXPECT_NE(error_text(ExitCode::kBadInput, [&] {
-              run_training(tiny({"optimizer.kind=muon"}), options_for(run, true), watch);
-            }).find("first difference: 'kind = \"adamw\"' there, 'kind = \"muon\"' here"),
+  EXPECT_NE(error_text(
+                ExitCode::kBadInput,
+                [&] { run_training(tiny({"optimizer.kind=muon"}), options_for(run, true), watch); })
+                .find("first difference: 'kind = \"adamw\"' there, 'kind = \"muon\"' here"),
             std::string::npos);
-  EXPECT_NE(error_text(ExitCode::kBadInput, [&] { run_training(tiny(), options_for(run, false), watch); }).find("holds a run already (step 12)"),
-            std::string::npos);
-  EXPECT_NE(error_text(ExitCode::kBadInput, [&] {
-              run_training(tiny({"optimizer.clip=0.5"}), options_for(run, true), watch);
-            }).find("first difference: 'clip = 1.0' there, 'clip = 0.5' here"),
-            std::string::npos);
+  EXPECT_NE(
+      error_text(ExitCode::kBadInput, [&] { run_training(tiny(), options_for(run, false), watch); })
+          .find("holds a run already (step 12)"),
+      std::string::npos);
+  EXPECT_NE(
+      error_text(ExitCode::kBadInput,
+                 [&] { run_training(tiny({"optimizer.clip=0.5"}), options_for(run, true), watch); })
+          .find("first difference: 'clip = 1.0' there, 'clip = 0.5' here"),
+      std::string::npos);
 }
 
-// A NaN in a weight makes every gradient one: five steps are skipped, then the run ends, and names the tensor rather than save it.
+// A NaN in a weight makes every gradient one: five steps are skipped, then the run ends, and names
+// the tensor rather than save it.
 TEST(Run, ANanInAWeightEndsWithCodeFour) {
   const TempDir first, second;
   Watch watch;
   run_training(tiny(), options_for(first, false), watch);
   const fs::path file = first.path() / "model" / "model.safetensors";
   const Safetensors tensors = Safetensors::open(file);
-  const auto offset = tensors.find("model.layers.1.self_attn.o_proj.weight")->data - tensors.file().bytes().data();
-  std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(offset + 20).write("\xc0\x7f", 2);
+  const auto offset =
+      tensors.find("model.layers.1.self_attn.o_proj.weight")->data - tensors.file().bytes().data();
+  std::fstream(file, std::ios::in | std::ios::out | std::ios::binary)
+      .seekp(offset + 20)
+      .write("\xc0\x7f", 2);
   Watch failing;
   const std::string message = error_text(ExitCode::kDiverged, [&] {
-    run_training(parse_recipe(from_model(first.path()), "again.toml"), options_for(second, false), failing);
+    run_training(parse_recipe(from_model(first.path()), "again.toml"), options_for(second, false),
+                 failing);
   });
-  EXPECT_EQ(message, "checkpoint: tensor model.layers.1.self_attn.o_proj.weight: element 10 is nan, expected finite weights (nothing was saved)");
+  EXPECT_EQ(message,
+            "checkpoint: tensor model.layers.1.self_attn.o_proj.weight: element 10 is nan, "
+            "expected finite weights (nothing was saved)");
   EXPECT_EQ(failing.losses.size(), 5u);
 }
 
@@ -413,21 +467,32 @@ TEST(Run, MisfitsAreNamed) {
   const TempDir run;
   Watch watch;
   const auto refusal = [&](std::vector<std::string> overrides) {
-    return error_text(ExitCode::kBadInput, [&] { run_training(tiny(std::move(overrides)), options_for(run, false), watch); });
+    return error_text(ExitCode::kBadInput, [&] {
+      run_training(tiny(std::move(overrides)), options_for(run, false), watch);
+    });
   };
-  EXPECT_NE(refusal({"data.sequence_length=512"}).find("data.sequence_length: found 512, expected at most the model's max_position_embeddings 256"),
+  EXPECT_NE(refusal({"data.sequence_length=512"})
+                .find("data.sequence_length: found 512, expected at most the model's "
+                      "max_position_embeddings 256"),
             std::string::npos);
-  EXPECT_NE(refusal({"model.vocab_size=50"}).find("model.vocab_size: found 50, expected at least the tokenizer's 106"), std::string::npos);
-  EXPECT_NE(refusal({"tokenizer.path=/no/such"}).find("/no/such/tokenizer.json: cannot open"), std::string::npos);
-  EXPECT_NE(refusal({"optimizer.groups=[{ match = \"q_prj\" }]"}).find("optimizer.groups: match 'q_prj': no parameter of this model"), std::string::npos);
-  EXPECT_NE(refusal({"model.num_attention_heads=0"}).find("num_attention_heads"), std::string::npos);
+  EXPECT_NE(refusal({"model.vocab_size=50"})
+                .find("model.vocab_size: found 50, expected at least the tokenizer's 106"),
+            std::string::npos);
+  EXPECT_NE(refusal({"tokenizer.path=/no/such"}).find("/no/such/tokenizer.json: cannot open"),
+            std::string::npos);
+  EXPECT_NE(refusal({"optimizer.groups=[{ match = \"q_prj\" }]"})
+                .find("optimizer.groups: match 'q_prj': no parameter of this model"),
+            std::string::npos);
+  EXPECT_NE(refusal({"model.num_attention_heads=0"}).find("num_attention_heads"),
+            std::string::npos);
 }
 
 TEST(Run, MemoryIsRefusedWithTheFiguresBeforeItIsTaken) {
   const TempDir run;
   Watch watch;
   const std::string message = error_text(ExitCode::kNoResources, [&] {
-    run_training(tiny({"train.tokens_per_step=200000000", "train.tokens=1000000000"}), options_for(run, false), watch);
+    run_training(tiny({"train.tokens_per_step=200000000", "train.tokens=1000000000"}),
+                 options_for(run, false), watch);
   });
   EXPECT_NE(message.find("MB for a micro-batch"), std::string::npos) << message;
 }
@@ -450,7 +515,11 @@ TEST(ActivationBytes, BoundsWhatAStepTakes) {
     StepLosses losses;
     losses.expert_tokens.resize(static_cast<size_t>(moe_layers(model) * config.n_routed_experts));
     add_gradients(ctx, model, {ids, lengths, ids},
-                  {.targets = tokens, .mtp_targets = tokens, .documents = 64, .mtp_loss_weight = 0.3, .sequence_balance_alpha = 0.1,
+                  {.targets = tokens,
+                   .mtp_targets = tokens,
+                   .documents = 64,
+                   .mtp_loss_weight = 0.3,
+                   .sequence_balance_alpha = 0.1,
                    .recompute = recompute},
                   &views, losses);
     const auto taken = static_cast<double>(ctx.scratch().reserved_bytes());

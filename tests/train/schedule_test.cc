@@ -8,8 +8,8 @@ namespace {
 Schedule schedule(ScheduleKind kind) { return {kind, 1.0, 10, 0.1, 0.2}; }
 
 TEST(Schedule, WarmsUpLinearlyToTheHighestRate) {
-  for (const auto kind : {ScheduleKind::kConstant, ScheduleKind::kCosine, ScheduleKind::kLinear, ScheduleKind::kWsd, ScheduleKind::kV3,
-                          ScheduleKind::kV2}) {
+  for (const auto kind : {ScheduleKind::kConstant, ScheduleKind::kCosine, ScheduleKind::kLinear,
+                          ScheduleKind::kWsd, ScheduleKind::kV3, ScheduleKind::kV2}) {
     EXPECT_DOUBLE_EQ(schedule(kind).lr_at(0, 100), 0.1);
     EXPECT_DOUBLE_EQ(schedule(kind).lr_at(4, 100), 0.5);
     EXPECT_DOUBLE_EQ(schedule(kind).lr_at(9, 100), 1.0);
@@ -19,14 +19,16 @@ TEST(Schedule, WarmsUpLinearlyToTheHighestRate) {
 
 TEST(Schedule, EndsWhereItShould) {
   EXPECT_DOUBLE_EQ(schedule(ScheduleKind::kConstant).lr_at(99, 100), 1.0);
-  for (const auto kind : {ScheduleKind::kCosine, ScheduleKind::kLinear, ScheduleKind::kWsd, ScheduleKind::kV3}) {
+  for (const auto kind :
+       {ScheduleKind::kCosine, ScheduleKind::kLinear, ScheduleKind::kWsd, ScheduleKind::kV3}) {
     EXPECT_NEAR(schedule(kind).lr_at(99, 100), 0.1, 1e-12);
   }
   EXPECT_NEAR(schedule(ScheduleKind::kV2).lr_at(99, 100), 0.316 * 0.316, 1e-12);
 }
 
 TEST(Schedule, HasItsShapeInTheMiddle) {
-  EXPECT_NEAR(schedule(ScheduleKind::kLinear).lr_at(55, 101), 0.55, 1e-12);  // half way from 10 to 100
+  // half way from 10 to 100
+  EXPECT_NEAR(schedule(ScheduleKind::kLinear).lr_at(55, 101), 0.55, 1e-12);
   EXPECT_NEAR(schedule(ScheduleKind::kCosine).lr_at(55, 101), 0.55, 1e-12);
   EXPECT_DOUBLE_EQ(schedule(ScheduleKind::kWsd).lr_at(80, 100), 1.0);
   EXPECT_LT(schedule(ScheduleKind::kWsd).lr_at(81, 100), 1.0);
@@ -37,7 +39,8 @@ TEST(Schedule, HasItsShapeInTheMiddle) {
 }
 
 TEST(Schedule, TakesTheShortestRuns) {
-  for (const auto kind : {ScheduleKind::kCosine, ScheduleKind::kLinear, ScheduleKind::kWsd, ScheduleKind::kV3, ScheduleKind::kV2}) {
+  for (const auto kind : {ScheduleKind::kCosine, ScheduleKind::kLinear, ScheduleKind::kWsd,
+                          ScheduleKind::kV3, ScheduleKind::kV2}) {
     Schedule s = schedule(kind);
     s.warmup_steps = 0;
     for (int64_t step = 0; step < 2; ++step) {

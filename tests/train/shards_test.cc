@@ -1,4 +1,5 @@
-// Token shards: what is written comes back, cut and held out as promised, and nothing damaged is trained on.
+// Token shards: what is written comes back, cut and held out as promised, and nothing damaged is
+// trained on.
 #include "train/shards.h"
 
 #include <gtest/gtest.h>
@@ -26,7 +27,8 @@ std::vector<int32_t> numbered(int32_t d) {
   return tokens;
 }
 
-ShardCounts write_numbered(const fs::path& folder, int32_t documents, int64_t tokens_per_file = 300) {
+ShardCounts write_numbered(const fs::path& folder, int32_t documents,
+                           int64_t tokens_per_file = 300) {
   ShardWriter writer(folder, kTokenizer, tokens_per_file);
   for (int32_t d = 0; d < documents; ++d) writer.add(numbered(d));
   return writer.finish();
@@ -49,8 +51,11 @@ std::vector<std::vector<int32_t>> epoch(const DocumentSource& source) {
   }
 }
 
-std::string refusal(const fs::path& folder, uint64_t tokenizer = kTokenizer, int64_t vocab = 10'000) {
-  return error_of([&] { shard_documents(open_shards(folder, tokenizer, vocab), 20, 1, Split::kTrain); }, ExitCode::kBadInput);
+std::string refusal(const fs::path& folder, uint64_t tokenizer = kTokenizer,
+                    int64_t vocab = 10'000) {
+  return error_of(
+      [&] { shard_documents(open_shards(folder, tokenizer, vocab), 20, 1, Split::kTrain); },
+      ExitCode::kBadInput);
 }
 
 TEST(Shards, EveryTokenIsTrainedOnOnceOrHeldOut) {
@@ -71,7 +76,8 @@ TEST(Shards, EveryTokenIsTrainedOnOnceOrHeldOut) {
   }
   for (int32_t d = 0; d < 100; ++d) {
     for (const int32_t id : numbered(d)) {
-      const bool alone = d % 50 % 20 == 0 && id == d * 100 + d % 50;  // the last token of its document, alone in its piece
+      // the last token of its document, alone in its piece
+      const bool alone = d % 50 % 20 == 0 && id == d * 100 + d % 50;
       EXPECT_EQ(times[id], alone ? 0 : 1) << id;
     }
   }
@@ -104,8 +110,10 @@ TEST(Shards, OfFewDocumentsTheLastTwentiethIsHeldOut) {
   writer.add(book);
   writer.finish();
   int32_t highest = 0, lowest = 4000;
-  for (const auto& piece : epoch(*open_split(folder.path()))) highest = std::max(highest, piece.back());
-  for (const auto& piece : epoch(*open_split(folder.path(), Split::kValidation))) lowest = std::min(lowest, piece.front());
+  for (const auto& piece : epoch(*open_split(folder.path())))
+    highest = std::max(highest, piece.back());
+  for (const auto& piece : epoch(*open_split(folder.path(), Split::kValidation)))
+    lowest = std::min(lowest, piece.front());
   EXPECT_EQ(highest, 3799);
   EXPECT_EQ(lowest, 3800);
 }
@@ -115,14 +123,19 @@ TEST(Shards, DamageIsNamed) {
   write_numbered(folder.path(), 40);
   const fs::path shard = folder.path() / "shard-00001.safetensors", away = folder.path() / "away";
   const auto size = fs::file_size(shard);
-  EXPECT_NE(refusal(folder.path(), kTokenizer + 1).find("shards.json: tokenizer: found"), std::string::npos);
+  EXPECT_NE(refusal(folder.path(), kTokenizer + 1).find("shards.json: tokenizer: found"),
+            std::string::npos);
   EXPECT_NE(refusal(folder.path(), kTokenizer, 3000).find("expected 0 to 2999"), std::string::npos);
 
   fs::copy_file(shard, away);
-  std::fstream(shard, std::ios::in | std::ios::out | std::ios::binary).seekp(static_cast<std::streamoff>(size) - 3).put('\x7f');
-  EXPECT_NE(refusal(folder.path()).find("shard-00001.safetensors: its content has changed"), std::string::npos);
+  std::fstream(shard, std::ios::in | std::ios::out | std::ios::binary)
+      .seekp(static_cast<std::streamoff>(size) - 3)
+      .put('\x7f');
+  EXPECT_NE(refusal(folder.path()).find("shard-00001.safetensors: its content has changed"),
+            std::string::npos);
   fs::resize_file(shard, size - 4);
-  EXPECT_NE(refusal(folder.path()).find(fmt::format("{} bytes, expected {}", size - 4, size)), std::string::npos);
+  EXPECT_NE(refusal(folder.path()).find(fmt::format("{} bytes, expected {}", size - 4, size)),
+            std::string::npos);
   fs::remove(shard);
   EXPECT_NE(refusal(folder.path()).find("shard-00001.safetensors"), std::string::npos);
   fs::create_directory(shard);  // there, but not to be read
@@ -131,7 +144,8 @@ TEST(Shards, DamageIsNamed) {
   fs::rename(away, shard);
   EXPECT_NO_THROW(open_split(folder.path()));
 
-  std::ofstream(folder.path() / "shards.json") << R"({"tokenizer": "0000000000000011", "files": []})";
+  std::ofstream(folder.path() / "shards.json")
+      << R"({"tokenizer": "0000000000000011", "files": []})";
   EXPECT_NE(refusal(folder.path()).find("files: expected an array of 1"), std::string::npos);
   fs::remove(folder.path() / "shards.json");
   EXPECT_NE(refusal(folder.path()).find("shards.json"), std::string::npos);
@@ -145,15 +159,24 @@ TEST(Shards, AFileOfAnotherShapeIsNamed) {
   const TensorToWrite good_ends{"ends", DType::kI64, {1}, std::as_bytes(std::span(ends))};
   const auto refused = [&](std::vector<TensorToWrite> tensors) {
     const FileDigest digest = write_safetensors(folder / "shard-00000.safetensors", tensors);
-    folder.write("shards.json", fmt::format(R"({{"tokenizer": "{}", "files": [{{"bytes": {}, "hash": "{}"}}]}})", hash_text(kTokenizer), digest.bytes,
-                                            hash_text(digest.hash)));
+    folder.write("shards.json",
+                 fmt::format(R"({{"tokenizer": "{}", "files": [{{"bytes": {}, "hash": "{}"}}]}})",
+                             hash_text(kTokenizer), digest.bytes, hash_text(digest.hash)));
     return refusal(folder.path());
   };
   EXPECT_NE(refused({good_ends}).find("tensor 'tokens': missing"), std::string::npos);
-  EXPECT_NE(refused({good_ends, {"tokens", DType::kU32, {4}, good.data}}).find("tensor 'tokens': found U32 with 1 dimensions, expected I32 with 1"), std::string::npos);
-  EXPECT_NE(refused({good_ends, {"tokens", DType::kI32, {2, 2}, good.data}}).find("found I32 with 2 dimensions"), std::string::npos);
-  EXPECT_NE(refused({{"ends", DType::kI64, {2}, std::as_bytes(std::span(falling))}, good}).find("tensor 'ends': found 2 after 3"), std::string::npos);
-  EXPECT_NE(refused({{"ends", DType::kI64, {1}, std::as_bytes(std::span(beyond))}, good}).find("expected rising numbers up to 4"), std::string::npos);
+  EXPECT_NE(refused({good_ends, {"tokens", DType::kU32, {4}, good.data}})
+                .find("tensor 'tokens': found U32 with 1 dimensions, expected I32 with 1"),
+            std::string::npos);
+  EXPECT_NE(refused({good_ends, {"tokens", DType::kI32, {2, 2}, good.data}})
+                .find("found I32 with 2 dimensions"),
+            std::string::npos);
+  EXPECT_NE(refused({{"ends", DType::kI64, {2}, std::as_bytes(std::span(falling))}, good})
+                .find("tensor 'ends': found 2 after 3"),
+            std::string::npos);
+  EXPECT_NE(refused({{"ends", DType::kI64, {1}, std::as_bytes(std::span(beyond))}, good})
+                .find("expected rising numbers up to 4"),
+            std::string::npos);
 }
 
 TEST(Shards, AnUnfinishedFolderIsNothingAndAFinishedOneIsNotOverwritten) {
@@ -166,7 +189,9 @@ TEST(Shards, AnUnfinishedFolderIsNothingAndAFinishedOneIsNotOverwritten) {
   write_numbered(folder.path(), 40);
   EXPECT_NO_THROW(open_split(folder.path()));
   EXPECT_FALSE(std::filesystem::exists(folder / "shard-00020.safetensors"));  // the first writer's
-  EXPECT_NE(error_of([&] { ShardWriter(folder.path(), kTokenizer); }, ExitCode::kBadInput).find("holds token shards already"), std::string::npos);
+  EXPECT_NE(error_of([&] { ShardWriter(folder.path(), kTokenizer); }, ExitCode::kBadInput)
+                .find("holds token shards already"),
+            std::string::npos);
 }
 
 TEST(Shards, TooLittleTextIsRefused) {
@@ -174,8 +199,11 @@ TEST(Shards, TooLittleTextIsRefused) {
   ShardWriter writer(folder.path(), kTokenizer);
   writer.add(std::vector<int32_t>{5});
   writer.finish();
-  EXPECT_NE(refusal(folder.path()).find("1 documents of 1 tokens in all, expected more"), std::string::npos);
-  EXPECT_NE(error_of([&] { ShardWriter(empty.path(), kTokenizer).finish(); }, ExitCode::kBadInput).find("no document to write"), std::string::npos);
+  EXPECT_NE(refusal(folder.path()).find("1 documents of 1 tokens in all, expected more"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] { ShardWriter(empty.path(), kTokenizer).finish(); }, ExitCode::kBadInput)
+                .find("no document to write"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -20,12 +20,14 @@ TEST_P(EveryTask, AcceptsItsOwnAnswersAndRefusesOthers) {
   for (uint64_t i = 0; i < 2000; ++i) {
     const Problem p = task->problem(1, i, Split::kTest);
     EXPECT_TRUE(task->verify(p, p.answer).correct()) << p.question << " " << p.answer;
-    for (const char* wrong : {"", "none", "1/0", "((((", "99999999999999999999", "\xff\xfe", "1+1=2"}) {
+    for (const char* wrong :
+         {"", "none", "1/0", "((((", "99999999999999999999", "\xff\xfe", "1+1=2"}) {
       EXPECT_FALSE(task->verify(p, wrong).correct()) << p.question << " " << wrong;
     }
     const WorkedSolution s = task->solve(p, i);
     const Verdict verdict = task->verify(p, answer_of(s.thought + "</think>\n\n" + s.answer));
-    EXPECT_TRUE(verdict.correct() || s.answer == "none") << p.question << "\n" << s.thought << s.answer;
+    EXPECT_TRUE(verdict.correct() || s.answer == "none") << p.question << "\n"
+                                                         << s.thought << s.answer;
   }
 }
 
@@ -49,7 +51,8 @@ TEST_P(EveryTask, IsAFunctionOfSeedAndIndex) {
   const auto task = make_task(GetParam());
   std::set<std::string> questions;
   for (uint64_t i = 0; i < 200; ++i) {
-    EXPECT_EQ(task->problem(3, i, Split::kTrain).question, task->problem(3, i, Split::kTrain).question);
+    EXPECT_EQ(task->problem(3, i, Split::kTrain).question,
+              task->problem(3, i, Split::kTrain).question);
     EXPECT_EQ(task->text(3, i), task->text(3, i));
     questions.insert(task->problem(3, i, Split::kTrain).question);
     EXPECT_LT(task->text(3, i).size(), 400u);
@@ -66,7 +69,9 @@ TEST(Countdown, TextsNeverHoldATestTriple) {
   int searches = 0;
   for (uint64_t i = 0; i < 3000; ++i) {
     int64_t a = 0, b = 0, c = 0, target = 0;
-    if (std::sscanf(task->text(9, i).c_str(), "Use %ld, %ld and %ld to make %ld.", &a, &b, &c, &target) != 4) continue;
+    if (std::sscanf(task->text(9, i).c_str(), "Use %ld, %ld and %ld to make %ld.", &a, &b, &c,
+                    &target) != 4)
+      continue;
     ++searches;
     EXPECT_EQ(split_of(hash_numbers("countdown", {a, b, c})), Split::kTrain);
   }
@@ -93,7 +98,8 @@ TEST(Countdown, ReadsItsOwnQuestionsAndNoOthers) {
     EXPECT_EQ(read->target, p.target);
     EXPECT_TRUE(task->verify(*read, p.answer).correct());
   }
-  for (const char* other : {"", "Use 3, 7 and 25 to make 46", "Use 3, 7 and 25 to make 046.", "Use 99999999999999999999, 1 and 2 to make 3.",
+  for (const char* other : {"", "Use 3, 7 and 25 to make 46", "Use 3, 7 and 25 to make 046.",
+                            "Use 99999999999999999999, 1 and 2 to make 3.",
                             "What is 1 and 2 and 3 and 4?", "Use 1, 2, 3 and 4 to make 5."}) {
     EXPECT_FALSE(task->read(other)) << other;
   }
@@ -122,10 +128,17 @@ TEST(Expression, EvaluatesAsPeopleWrite) {
 
 TEST(Expression, RefusesWithAReason) {
   const std::pair<std::string, const char*> kCases[] = {
-      {"", "ends too early"},        {"2+", "ends too early"},          {"2 3", "unexpected character"},
-      {"(2", "missing )"},           {"7/2", "division that is not exact"}, {"7/(3-3)", "division by zero"},
-      {"9223372036854775807+1", "too large"}, {"99999999999999999999", "too large"}, {"a", "expected a number"},
-      {std::string(100, '(') + "1", "nested too deeply"}, {std::string(600, '1'), "longer than an expression may be"},
+      {"", "ends too early"},
+      {"2+", "ends too early"},
+      {"2 3", "unexpected character"},
+      {"(2", "missing )"},
+      {"7/2", "division that is not exact"},
+      {"7/(3-3)", "division by zero"},
+      {"9223372036854775807+1", "too large"},
+      {"99999999999999999999", "too large"},
+      {"a", "expected a number"},
+      {std::string(100, '(') + "1", "nested too deeply"},
+      {std::string(600, '1'), "longer than an expression may be"},
       {"-9223372036854775807-1-1", "too large"}};
   for (const auto& [text, why] : kCases) {
     const ExpressionResult r = evaluate_expression(text);
@@ -153,7 +166,9 @@ TEST(Tasks, AnUnknownNameIsAnsweredWithTheChoices) {
     make_task("sudoku");
     FAIL();
   } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find("task 'sudoku': unknown, expected one of countdown, digit_sum"), std::string::npos);
+    EXPECT_NE(
+        std::string(e.what()).find("task 'sudoku': unknown, expected one of countdown, digit_sum"),
+        std::string::npos);
   }
 }
 

@@ -34,11 +34,20 @@ struct Saved {
       : config(Model::load(golden_path("models/v3")).config()), table(parameter_table(config)) {
     for (std::vector<float>* array : {&master, &first, &second}) {
       array->resize(static_cast<size_t>(table.total));
-      for (size_t i = 0; i < array->size(); ++i) (*array)[i] = reference::noise(static_cast<uint64_t>(step), static_cast<int64_t>(i));
+      for (size_t i = 0; i < array->size(); ++i)
+        (*array)[i] = reference::noise(static_cast<uint64_t>(step), static_cast<int64_t>(i));
     }
-    state = {.step = step, .table = &table, .master = master, .first_moment = first, .second_moment = second, .config = &config,
-             .f32 = false, .adapter = false, .state_json = "{\"step\": " + std::to_string(step) + "}\n",
-             .side_files = {{"tokenizer.json", character_tokenizer_json()}, {"tokenizer_config.json", character_tokenizer_config_json()}}};
+    state = {.step = step,
+             .table = &table,
+             .master = master,
+             .first_moment = first,
+             .second_moment = second,
+             .config = &config,
+             .f32 = false,
+             .adapter = false,
+             .state_json = "{\"step\": " + std::to_string(step) + "}\n",
+             .side_files = {{"tokenizer.json", character_tokenizer_json()},
+                            {"tokenizer_config.json", character_tokenizer_config_json()}}};
   }
   ModelConfig config;
   ParameterTable table;
@@ -48,7 +57,8 @@ struct Saved {
 
 std::vector<std::string> folders(const fs::path& run) {
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(run)) names.push_back(entry.path().filename().string());
+  for (const auto& entry : fs::directory_iterator(run))
+    names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -77,12 +87,14 @@ TEST(Checkpoint, IsAModelFolderWithTheMtpLayerAsV3StoresIt) {
   EXPECT_EQ(model.weights().lm_head.weight.dtype, DType::kBF16);
   EXPECT_EQ(model.weights().layers[1].moe->gate[3], [&] {
     for (const Parameter& p : saved.table.parameters) {
-      if (p.name == "model.layers.1.mlp.gate.weight") return saved.master[static_cast<size_t>(p.offset + 3)];
+      if (p.name == "model.layers.1.mlp.gate.weight")
+        return saved.master[static_cast<size_t>(p.offset + 3)];
     }
     return 0.0f;
   }());
   const Safetensors file = Safetensors::open(run.path() / "step-00000007" / "model.safetensors");
-  for (const char* copy : {"model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight"}) {
+  for (const char* copy :
+       {"model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight"}) {
     EXPECT_NE(file.find(copy), nullptr) << copy;
   }
 }
@@ -90,7 +102,8 @@ TEST(Checkpoint, IsAModelFolderWithTheMtpLayerAsV3StoresIt) {
 TEST(Checkpoint, DamageOfAnyFileIsSeenAndTheOneBeforeCounts) {
   const TempDir run;
   save_checkpoint(run.path(), Saved(1).state);
-  for (const char* name : {"config.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "manifest.json"}) {
+  for (const char* name : {"config.json", "model.safetensors", "optimizer.safetensors",
+                           "state.json", "tokenizer.json", "manifest.json"}) {
     for (const bool cut : {false, true}) {
       save_checkpoint(run.path(), Saved(2).state);
       const fs::path file = run.path() / "step-00000002" / name;
@@ -125,7 +138,9 @@ TEST(Checkpoint, WeightsThatAreNotFiniteAreNamedAndNotSaved) {
     FAIL();
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ExitCode::kDiverged);
-    EXPECT_NE(std::string(e.what()).find(saved.table.parameters[4].name + ": element 5 is nan"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find(saved.table.parameters[4].name + ": element 5 is nan"),
+              std::string::npos)
+        << e.what();
   }
   EXPECT_TRUE(folders(run.path()).empty());
 }
@@ -134,11 +149,13 @@ TEST(Checkpoint, WeightsThatAreNotFiniteAreNamedAndNotSaved) {
 TEST(Checkpoint, AWeightThatRoundsToInfinityIsNotSavedUnlessAsF32) {
   const TempDir run;
   Saved saved(3);
-  const auto matrix = std::find_if(saved.table.parameters.begin(), saved.table.parameters.end(),
-                                   [](const Parameter& p) { return p.kind == ParameterKind::kMatrix; });
+  const auto matrix =
+      std::find_if(saved.table.parameters.begin(), saved.table.parameters.end(),
+                   [](const Parameter& p) { return p.kind == ParameterKind::kMatrix; });
   saved.master[static_cast<size_t>(matrix->offset)] = -std::numeric_limits<float>::max();
   EXPECT_EQ(error_of([&] { save_checkpoint(run.path(), saved.state); }, ExitCode::kDiverged),
-            "checkpoint: tensor " + matrix->name + ": element 0 is -inf, expected finite weights (nothing was saved)");
+            "checkpoint: tensor " + matrix->name +
+                ": element 0 is -inf, expected finite weights (nothing was saved)");
   EXPECT_TRUE(folders(run.path()).empty());
   saved.state.f32 = true;
   save_checkpoint(run.path(), saved.state);
@@ -157,12 +174,16 @@ TEST(Checkpoint, AnotherModelsIsRefusedByTheFirstTensorThatDiffers) {
   };
   const std::string place = (folder / "model.safetensors").string();
   ParameterTable other = saved.table;
-  Parameter& wide = *std::find_if(other.parameters.begin(), other.parameters.end(),
-                                  [](const Parameter& p) { return p.shape.size() == 2 && p.shape[0] != p.shape[1]; });
+  Parameter& wide = *std::find_if(
+      other.parameters.begin(), other.parameters.end(),
+      [](const Parameter& p) { return p.shape.size() == 2 && p.shape[0] != p.shape[1]; });
   const std::vector<int64_t> shape = wide.shape;
   std::swap(wide.shape[0], wide.shape[1]);
-  EXPECT_EQ(refusal(other), fmt::format("{}: tensor {}: found '{}' {}, expected '{}' {} (the checkpoint of another model)", place,
-                                        &wide - other.parameters.data(), wide.name, shape_text(shape), wide.name, shape_text(wide.shape)));
+  EXPECT_EQ(refusal(other),
+            fmt::format(
+                "{}: tensor {}: found '{}' {}, expected '{}' {} (the checkpoint of another model)",
+                place, &wide - other.parameters.data(), wide.name, shape_text(shape), wide.name,
+                shape_text(wide.shape)));
   other = saved.table;
   std::swap(other.parameters[3], other.parameters[4]);
   EXPECT_NE(refusal(other).find("expected '" + other.parameters[3].name + "'"), std::string::npos);
@@ -183,9 +204,11 @@ TEST(Checkpoint, MatricesAreTheMastersRoundedToBf16AndVectorsTheMasters) {
   append_parameter(saved.table, "a.bias", {1200}, ParameterKind::kVector);
   for (std::vector<float>* array : {&saved.master, &saved.first, &saved.second}) {
     array->resize(static_cast<size_t>(saved.table.total));
-    for (size_t i = 0; i < array->size(); ++i) (*array)[i] = reference::noise(1, static_cast<int64_t>(i));
+    for (size_t i = 0; i < array->size(); ++i)
+      (*array)[i] = reference::noise(1, static_cast<int64_t>(i));
   }
-  saved.state.master = saved.master, saved.state.first_moment = saved.first, saved.state.second_moment = saved.second;
+  saved.state.master = saved.master, saved.state.first_moment = saved.first,
+  saved.state.second_moment = saved.second;
   save_checkpoint(run.path(), saved.state);
   const Safetensors file = Safetensors::open(run.path() / "step-00000001" / "model.safetensors");
   ASSERT_EQ(file.tensors().size(), 2u);
@@ -197,7 +220,9 @@ TEST(Checkpoint, MatricesAreTheMastersRoundedToBf16AndVectorsTheMasters) {
     std::memcpy(&value, matrix.data + 2 * i, sizeof value);
     ASSERT_EQ(value, f32_to_bf16(saved.master[static_cast<size_t>(i)])) << i;
   }
-  EXPECT_EQ(std::memcmp(bias.data, saved.master.data() + saved.table.parameters[1].offset, bias.bytes), 0);
+  EXPECT_EQ(
+      std::memcmp(bias.data, saved.master.data() + saved.table.parameters[1].offset, bias.bytes),
+      0);
 }
 
 TEST(Checkpoint, TakesTheBytesItSaysBeforehand) {
@@ -228,8 +253,11 @@ TEST(Checkpoint, AnotherConfigTokenizerOrRecipeIsNamedWithThePlace) {
   const auto refusal = [&] { return error_of([&] { expect_same_run(found, saved.state); }); };
 
   saved.state.side_files[2].second = "seed = 1\n[schedule]\nlr = 0.002\n";
-  EXPECT_EQ(refusal(), folder + "/recipe.toml: differs from this run's at byte 29: '[schedule]\\x0alr = 0.001\\x0a' there, "
-                                "'[schedule]\\x0alr = 0.002\\x0a' here (another recipe.toml is another run)");
+  EXPECT_EQ(refusal(),
+            folder +
+                "/recipe.toml: differs from this run's at byte 29: '[schedule]\\x0alr = "
+                "0.001\\x0a' there, "
+                "'[schedule]\\x0alr = 0.002\\x0a' here (another recipe.toml is another run)");
   saved.state.side_files[0].second += ' ';  // the first that differs
   EXPECT_EQ(refusal().find(folder + "/tokenizer.json: differs"), 0u) << refusal();
   saved.config.rope.rope_theta += 1;
@@ -243,7 +271,8 @@ TEST(Checkpoint, AFolderThatCannotBeListedIsNoFreshStart) {
   const TempDir dir;
   EXPECT_FALSE(find_checkpoint(dir / "missing"));
   const std::string file = dir.write("run", "").string();
-  EXPECT_EQ(error_of([&] { find_checkpoint(file); }, ExitCode::kNoResources), file + ": cannot list: Not a directory");
+  EXPECT_EQ(error_of([&] { find_checkpoint(file); }, ExitCode::kNoResources),
+            file + ": cannot list: Not a directory");
 }
 
 TEST(Prune, KeepsTheLastOnesTheBestAndNeverFewerThanTwoGoodOnes) {
@@ -252,11 +281,12 @@ TEST(Prune, KeepsTheLastOnesTheBestAndNeverFewerThanTwoGoodOnes) {
   fs::create_directory(run.path() / "step-00000009.tmp");
   fs::remove(run.path() / "step-00000005" / "manifest.json");  // damaged: does not count
   prune_checkpoints(run.path(), 2, 1);
-  EXPECT_EQ(folders(run.path()), (std::vector<std::string>{"step-00000001", "step-00000003", "step-00000004", "step-00000005"}));
+  EXPECT_EQ(folders(run.path()), (std::vector<std::string>{"step-00000001", "step-00000003",
+                                                           "step-00000004", "step-00000005"}));
 }
 
-// Every write, rename, sync and deletion is a moment to be killed at: 50 children save step after step. Each is killed somewhere in
-// the save after its first, however fast the machine is.
+// Every write, rename, sync and deletion is a moment to be killed at: 50 children save step after
+// step. Each is killed somewhere in the save after its first, however fast the machine is.
 TEST(Checkpoint, SurvivesBeingKilledAtAnyMoment) {
   const TempDir run;
   Saved odd(1), even(2);
@@ -280,7 +310,8 @@ TEST(Checkpoint, SurvivesBeingKilledAtAnyMoment) {
     ::close(saved[1]);
     double seconds = 0;
     ASSERT_EQ(::read(saved[0], &seconds, sizeof seconds), static_cast<ssize_t>(sizeof seconds));
-    ::usleep(static_cast<useconds_t>(1.2e6 * seconds * random_uniform({.seed = 5}, static_cast<uint64_t>(kill_number))));
+    ::usleep(static_cast<useconds_t>(
+        1.2e6 * seconds * random_uniform({.seed = 5}, static_cast<uint64_t>(kill_number))));
     ::kill(child, SIGKILL);
     ::waitpid(child, nullptr, 0);
     ::close(saved[0]);
@@ -293,10 +324,12 @@ TEST(Checkpoint, SurvivesBeingKilledAtAnyMoment) {
     expect_same_bits(master, last % 2 == 1 ? odd.master : even.master);
   }
   prune_checkpoints(run.path(), 2, std::nullopt);
-  for (const std::string& name : folders(run.path())) EXPECT_EQ(name.find(".tmp"), std::string::npos) << name;
+  for (const std::string& name : folders(run.path()))
+    EXPECT_EQ(name.find(".tmp"), std::string::npos) << name;
 }
 
-// The disk is full at every possible byte of the largest file (RLIMIT_FSIZE stands for it): exit code 3, the old one stays.
+// The disk is full at every possible byte of the largest file (RLIMIT_FSIZE stands for it): exit
+// code 3, the old one stays.
 TEST(Checkpoint, AFullDiskLeavesTheOneBefore) {
   const TempDir run;
   const Saved first(1), second(2);

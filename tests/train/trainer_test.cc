@@ -20,9 +20,13 @@ using reference::expect_same_bits;
 struct RecordedRun : RecordedBatch {
   explicit RecordedRun(const std::string& name) : RecordedBatch(name) {
     const auto& adamw = settings["adamw"];
-    optimizer = {.beta1 = adamw["beta1"], .beta2 = adamw["beta2"], .eps = adamw["eps"],
-                 .weight_decay = adamw["weight_decay"], .clip = adamw["clip"]};
-    step = {.lr = adamw["lr"], .mtp_loss_weight = settings["mtp_weight"],
+    optimizer = {.beta1 = adamw["beta1"],
+                 .beta2 = adamw["beta2"],
+                 .eps = adamw["eps"],
+                 .weight_decay = adamw["weight_decay"],
+                 .clip = adamw["clip"]};
+    step = {.lr = adamw["lr"],
+            .mtp_loss_weight = settings["mtp_weight"],
             .sequence_balance_alpha = settings["balance_alpha"],
             .bias_update_rate = adamw["bias_rate"]};
     losses = adamw["losses"].get<std::vector<double>>();
@@ -43,10 +47,10 @@ TrainerOptions options_of(const RecordedRun& run, OptimizerKind kind = Optimizer
 
 class RecordedTraining : public testing::TestWithParam<const char*> {};
 
-// Ten steps are no smooth function of the arithmetic: where two experts' scores nearly tie, the last bits
-// decide, and a token that goes elsewhere moves weights by whole steps (it happens to v3 on AVX-512,
-// not on the other two). So every instruction set is held to 1 % of the loss and 3 % of the rest, and the
-// nearest one, which flipped nothing, to 1e-3.
+// Ten steps are no smooth function of the arithmetic: where two experts' scores nearly tie, the
+// last bits decide, and a token that goes elsewhere moves weights by whole steps (it happens to v3
+// on AVX-512, not on the other two). So every instruction set is held to 1 % of the loss and 3 % of
+// the rest, and the nearest one, which flipped nothing, to 1e-3.
 TEST_P(RecordedTraining, TenStepsAreTheIndependentImplementations) {
   const RecordedRun run(GetParam());
   const Model base = Model::load(run.folder);
@@ -84,7 +88,8 @@ TEST_P(RecordedTraining, TenStepsAreTheIndependentImplementations) {
   EXPECT_LT(nearest, 1e-3);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RecordedTraining, testing::Values("v3", "moonlight", "qwen2", "llama3"));
+INSTANTIATE_TEST_SUITE_P(All, RecordedTraining,
+                         testing::Values("v3", "moonlight", "qwen2", "llama3"));
 
 TEST(Trainer, ThreadsDoNotChangeOneBitOfTheWeights) {
   const RecordedRun run("v3");
@@ -122,7 +127,8 @@ TEST(Trainer, AStepAllocatesNothing) {
     for (const OptimizerKind kind : {OptimizerKind::kAdamW, OptimizerKind::kMuon}) {
       const RecordedRun run(name);
       const Model base = Model::load(run.folder);
-      Context ctx(1);  // a second thread may meet its first item, and allocate its scratch, at any later step
+      // a second thread may meet its first item, and allocate its scratch, at any later step
+      Context ctx(1);
       Trainer trainer(ctx, base, options_of(run, kind), 0);
       const TrainBatch batch = run.batch();
       for (int step = 0; step < 2; ++step) trainer.step({&batch, 1}, run.step);

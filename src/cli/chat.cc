@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -127,13 +128,19 @@ class Chat {
                                                              engine.cache_dtype))));
   }
 
+  // Between two lines Ctrl-C belongs to `turn_`. It opens and closes while the editor holds the
+  // terminal and reads Ctrl-C as a key, so that no press falls between the two and ends the chat:
+  // one before the first token stops the answer, one after the last does nothing.
   LineEditor::Result read_line() {
     ConsoleTerminal terminal;
+    turn_.reset();
     LineEditor editor(terminal, history_);
-    return editor.read({.sign = ">>> ",
-                        .continuation = "... ",
-                        .hint = "Type a message (/help for help)",
-                        .color = color_});
+    LineEditor::Result line = editor.read({.sign = ">>> ",
+                                           .continuation = "... ",
+                                           .hint = "Type a message (/help for help)",
+                                           .color = color_});
+    turn_.emplace();
+    return line;
   }
 
   // Everything the program itself says goes to stderr, grey.
@@ -221,7 +228,6 @@ class Chat {
     sampling.choice = static_cast<uint64_t>(turns_);
     PartPrinter printer(session_.options.output, session_.options.hide_thinking);
     const ConsoleTerminal silent(ConsoleTerminal::Mode::kSilent);
-    InterruptScope scope;
     const Generation generation =
         generate(session_.engine, session_.opened,
                  {encode_messages(session_, messages_), max_tokens_, sampling,
@@ -362,6 +368,7 @@ class Chat {
   std::string attachment_;  // of /read, for the next message
   int64_t max_tokens_;      // 0 = what the context leaves
   int64_t turns_ = 0;
+  std::optional<InterruptScope> turn_;  // open from one line's end to the next line's begin
   bool done_ = false;
 };
 

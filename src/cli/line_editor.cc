@@ -516,8 +516,8 @@ std::atomic<bool> changed{false};
 void leave_terminal() {
   constexpr std::string_view kPasteOff = "\x1b[?2004l";
   if (!changed.exchange(false)) return;
-  [[maybe_unused]] const ssize_t n = ::write(STDOUT_FILENO, kPasteOff.data(), kPasteOff.size());
   tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_mode);
+  [[maybe_unused]] const ssize_t n = ::write(STDOUT_FILENO, kPasteOff.data(), kPasteOff.size());
 }
 
 }  // namespace

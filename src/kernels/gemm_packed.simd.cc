@@ -13,6 +13,9 @@ constexpr int64_t kRows = kPackedTile.rows, kColumns = kPackedTile.columns,
                   kParts = kColumns / kPartLanes;
 static_assert(kParts == 2);
 
+// Prefetch distances, in steps: x of a tile comes from L3, w from L2, what is packed from memory.
+constexpr int64_t kAheadX = 64, kAheadW = 8, kAheadPacked = 16;
+
 struct F32 {
   static Part dot(Part x, Part w, Part sum) { return fma_part(x, w, sum); }
 };
@@ -38,6 +41,12 @@ __attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const 
       for (int64_t j = 0; j < kParts; ++j) body(sum[i][j], p + i * kColumns + j * kPartLanes);
     }
   };
+  if (b.last) {  // the stores at the end would wait for these lines
+    for (int64_t i = 0; i < R; ++i) {
+      __builtin_prefetch(y + i * y_stride, 1);
+      __builtin_prefetch(y + i * y_stride + n - 1, 1);
+    }
+  }
   for (int lane = 0; lane < 16; ++lane) {
     float* const kept = partial == nullptr ? nullptr : partial + lane * kRows * kColumns;
     if (b.first) {
@@ -49,6 +58,9 @@ __attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const 
     const float* ws = w + lane * b.w_lane;
     for (int64_t step = 0; step < b.steps; ++step, xs += kRows, ws += kColumns) {
       const Part w0 = load_part(ws), w1 = load_part(ws + kPartLanes);
+      __builtin_prefetch(xs + kAheadX * kRows);
+      __builtin_prefetch(ws + kAheadW * kColumns);
+      __builtin_prefetch(ws + kAheadW * kColumns + kPartLanes);
 #pragma GCC unroll 12
       for (int64_t i = 0; i < R; ++i) {
         const Part v = set_part(xs[i]);
@@ -72,6 +84,8 @@ __attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const 
     float* const to = y + i * y_stride;
     if (bias != nullptr) {
       for (int64_t j = 0; j < n; ++j) to[j] = totals[j] + bias[j];
+    } else if (n == kColumns) {
+      __builtin_memcpy(to, totals, kColumns * 4);
     } else {
       __builtin_memcpy(to, totals, static_cast<size_t>(n) * 4);
     }
@@ -133,7 +147,11 @@ void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps,
   constexpr int64_t kPlace[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
   for (int64_t s = 0; s < steps; ++s) {
     F32x16 a[16];
-    for (int64_t r = 0; r < 16; ++r) a[r] = r < rows ? load(in + r * in_stride + 16 * s) : zero();
+    for (int64_t r = 0; r < 16; ++r) {
+      const float* const from = in + r * in_stride + 16 * s;
+      a[r] = r < rows ? load(from) : zero();
+      if (r < rows) __builtin_prefetch(from + 16 * kAheadPacked);
+    }
     transpose_16(a);
     float* const to = out + s * row_length;
     for (int64_t l = 0; l < 16; ++l) {

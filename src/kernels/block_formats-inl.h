@@ -1,0 +1,246 @@
+// The GGUF block formats (models of their layout: ggml's block_q4_0 and so on), one body per format
+// for two readers: the 16 values of a run in one row (quantize.simd.cc), and those of 16 rows at
+// once (gemm_int8.simd.cc).
+//
+// A reader In gives of its block(s)
+//   Bytes bytes(offset)        16 bytes (of each row)
+//   F32x16 f16(offset)         a scale (of each row), one lane per value it belongs to
+//   Dword dword, u16, u8(offset)  an integer (of each row)
+//   Bytes fifth_bits(offset)   16 where the bit of the value is set, of the two bytes there
+//   number(Dword), power(Dword)  as f32; 2^n from its bits
+//   join(Dword x 4)            16 bytes from four integers
+//   lookup(code book, Bytes)   entries of a table of 16 signed bytes
+//   Scales(F32x16 d, Bytes s)  whose [i] is d times the signed byte i of s
+// and a writer Out takes put(offset, d, q) and put(offset, d, q, m): the 16 values from `offset` of
+// the block on are d q and d q + m, q signed bytes. All products are exact in f32 (11 bits of an
+// f16 scale times at most 13 bits of integers).
+#pragma once
+
+#include "kernels/simd-inl.h"
+
+namespace fathom::FATHOM_SIMD_TARGET {
+namespace {
+
+// The 4-bit code books of IQ4_NL and MXFP4; the second is the doubled E2M1.
+constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                             1,    13,   25,  38,  53,  69,  89,  113};
+constexpr int8_t kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+// kElements and kBytes of a block; kRun: values that share a scale; kMinimum: q d + m.
+struct Q8_0 {
+  static constexpr int64_t kElements = 32, kBytes = 34, kRun = 32;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const F32x16 d = b.f16(0);
+    y.put(0, d, b.bytes(2));
+    y.put(16, d, b.bytes(18));
+  }
+};
+
+struct Q4_0 {
+  static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const F32x16 d = b.f16(0);
+    const auto q = b.bytes(2);
+    y.put(0, d, (q & 15) - 8);
+    y.put(16, d, (q >> 4) - 8);
+  }
+};
+
+struct Q4_1 {
+  static constexpr int64_t kElements = 32, kBytes = 20, kRun = 32;
+  static constexpr bool kMinimum = true;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const F32x16 d = b.f16(0), m = b.f16(2);
+    const auto q = b.bytes(4);
+    y.put(0, d, q & 15, m);
+    y.put(16, d, q >> 4, m);
+  }
+};
+
+struct Q5_0 {
+  static constexpr int64_t kElements = 32, kBytes = 22, kRun = 32;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const F32x16 d = b.f16(0);
+    const auto q = b.bytes(6);
+    y.put(0, d, ((q & 15) | b.fifth_bits(2)) - 16);
+    y.put(16, d, ((q >> 4) | b.fifth_bits(4)) - 16);
+  }
+};
+
+struct Q5_1 {
+  static constexpr int64_t kElements = 32, kBytes = 24, kRun = 32;
+  static constexpr bool kMinimum = true;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const F32x16 d = b.f16(0), m = b.f16(2);
+    const auto q = b.bytes(8);
+    y.put(0, d, (q & 15) | b.fifth_bits(4), m);
+    y.put(16, d, (q >> 4) | b.fifth_bits(6), m);
+  }
+};
+
+struct Iq4Nl {
+  static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const F32x16 d = b.f16(0);
+    const auto q = b.bytes(2);
+    y.put(0, d, b.lookup(kIq4, q & 15));
+    y.put(16, d, b.lookup(kIq4, q >> 4));
+  }
+};
+
+struct Mxfp4 {
+  static constexpr int64_t kElements = 32, kBytes = 17, kRun = 32;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const auto e = b.u8(0);
+    // 2^(e - 128), for e < 2 a subnormal
+    const F32x16 d = b.power(e < 2 ? (e + 1) << 21 : (e - 1) << 23);
+    const auto q = b.bytes(1);
+    y.put(0, d, b.lookup(kFp4, q & 15));
+    y.put(16, d, b.lookup(kFp4, q >> 4));
+  }
+};
+
+// ---- blocks of 256: 8 or 16 runs, each with a scale of its own ----
+
+struct Q2_K {
+  static constexpr int64_t kElements = 256, kBytes = 84, kRun = 16;
+  static constexpr bool kMinimum = true;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const auto s = b.bytes(0);
+    const typename In::Scales d(b.f16(80), s & 15), m(b.f16(82) * set(-1.0f), s >> 4);
+    for (int half = 0; half < 2; ++half) {
+      auto q0 = b.bytes(16 + 32 * half), q1 = b.bytes(32 + 32 * half);
+      for (int k = 8 * half; k < 8 * half + 8; k += 2) {
+        y.put(16 * k, d[k], q0 & 3, m[k]);
+        y.put(16 * k + 16, d[k + 1], q1 & 3, m[k + 1]);
+        q0 = q0 >> 2;
+        q1 = q1 >> 2;
+      }
+    }
+  }
+};
+
+struct Q3_K {
+  static constexpr int64_t kElements = 256, kBytes = 110, kRun = 16;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const auto a0 = b.dword(96), a1 = b.dword(100), t = b.dword(104);
+    constexpr uint32_t kLow = 0x0f0f0f0f, kHigh = 0x30303030;
+    const auto s =
+        In::join((a0 & kLow) | ((t << 4) & kHigh), (a1 & kLow) | ((t << 2) & kHigh),
+                 ((a0 >> 4) & kLow) | (t & kHigh), ((a1 >> 4) & kLow) | ((t >> 2) & kHigh));
+    const typename In::Scales d(b.f16(108), s - 32);
+    auto h0 = b.bytes(0), h1 = b.bytes(16);  // a clear bit subtracts 4
+    for (int half = 0; half < 2; ++half) {
+      auto q0 = b.bytes(32 + 32 * half), q1 = b.bytes(48 + 32 * half);
+      for (int k = 8 * half; k < 8 * half + 8; k += 2) {
+        y.put(16 * k, d[k], ((q0 & 3) | ((h0 << 2) & 4)) - 4);
+        y.put(16 * k + 16, d[k + 1], ((q1 & 3) | ((h1 << 2) & 4)) - 4);
+        q0 = q0 >> 2;
+        q1 = q1 >> 2;
+        h0 = h0 >> 1;
+        h1 = h1 >> 1;
+      }
+    }
+  }
+};
+
+// The 6-bit scales and minimums of Q4_K and Q5_K: 8 scales, then 8 minimums.
+template <class In>
+auto unpack_scales(const In& in) {
+  const auto a = in.dword(4), b = in.dword(8), c = in.dword(12);
+  constexpr uint32_t kLow4 = 0x0f0f0f0f, kHigh2 = 0x30303030, kSix = 0x3f3f3f3f;
+  return In::join(a & kSix, (c & kLow4) | ((a >> 2) & kHigh2), b & kSix,
+                  ((c >> 4) & kLow4) | ((b >> 2) & kHigh2));
+}
+
+struct Q4_K {
+  static constexpr int64_t kElements = 256, kBytes = 144, kRun = 32;
+  static constexpr bool kMinimum = true;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const auto s = unpack_scales(b);
+    const typename In::Scales d(b.f16(0), s), m(b.f16(2) * set(-1.0f), s);
+    for (int j = 0; j < 8; j += 2) {
+      const auto q0 = b.bytes(16 + 16 * j), q1 = b.bytes(32 + 16 * j);
+      y.put(32 * j, d[j], q0 & 15, m[j + 8]);
+      y.put(32 * j + 16, d[j], q1 & 15, m[j + 8]);
+      y.put(32 * j + 32, d[j + 1], q0 >> 4, m[j + 9]);
+      y.put(32 * j + 48, d[j + 1], q1 >> 4, m[j + 9]);
+    }
+  }
+};
+
+struct Q5_K {
+  static constexpr int64_t kElements = 256, kBytes = 176, kRun = 32;
+  static constexpr bool kMinimum = true;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const auto s = unpack_scales(b);
+    const typename In::Scales d(b.f16(0), s), m(b.f16(2) * set(-1.0f), s);
+    auto h0 = b.bytes(16), h1 = b.bytes(32);
+    for (int j = 0; j < 8; j += 2) {
+      const auto q0 = b.bytes(48 + 16 * j), q1 = b.bytes(64 + 16 * j);
+      y.put(32 * j, d[j], (q0 & 15) | ((h0 << 4) & 16), m[j + 8]);
+      y.put(32 * j + 16, d[j], (q1 & 15) | ((h1 << 4) & 16), m[j + 8]);
+      y.put(32 * j + 32, d[j + 1], (q0 >> 4) | ((h0 << 3) & 16), m[j + 9]);
+      y.put(32 * j + 48, d[j + 1], (q1 >> 4) | ((h1 << 3) & 16), m[j + 9]);
+      h0 = h0 >> 2;
+      h1 = h1 >> 2;
+    }
+  }
+};
+
+struct Q6_K {
+  static constexpr int64_t kElements = 256, kBytes = 210, kRun = 16;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const typename In::Scales d(b.f16(208), b.bytes(192));
+    for (int half = 0; half < 2; ++half) {
+      for (int run = 0; run < 2; ++run) {
+        const int low = 64 * half + 16 * run, k = 8 * half + run;
+        const auto q0 = b.bytes(low), q1 = b.bytes(low + 32);
+        const auto h = b.bytes(128 + 32 * half + 16 * run);
+        y.put(16 * k, d[k], ((q0 & 15) | ((h << 4) & 48)) - 32);
+        y.put(16 * k + 32, d[k + 2], ((q1 & 15) | ((h << 2) & 48)) - 32);
+        y.put(16 * k + 64, d[k + 4], ((q0 >> 4) | (h & 48)) - 32);
+        y.put(16 * k + 96, d[k + 6], ((q1 >> 4) | ((h >> 2) & 48)) - 32);
+      }
+    }
+  }
+};
+
+struct Iq4Xs {
+  static constexpr int64_t kElements = 256, kBytes = 136, kRun = 32;
+  static constexpr bool kMinimum = false;
+  template <class In, class Out>
+  static void decode(const In& b, const Out& y) {
+    const F32x16 d = b.f16(0);
+    const auto high = b.u16(2), low = b.dword(4);
+    for (int j = 0; j < 8; ++j) {
+      const auto scale = ((low >> (4 * j)) & 15) | (((high >> (2 * j)) & 3) << 4);
+      const F32x16 s = d * (In::number(scale) - set(32.0f));
+      const auto q = b.bytes(8 + 16 * j);
+      y.put(32 * j, s, b.lookup(kIq4, q & 15));
+      y.put(32 * j + 16, s, b.lookup(kIq4, q >> 4));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fathom::FATHOM_SIMD_TARGET

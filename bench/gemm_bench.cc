@@ -66,20 +66,38 @@ std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, in
 // Of all threads together.
 double cpu_seconds_now() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
+enum class Roof { kF32, kBf16, kInt8, kRead };
+
 struct Case {
   std::string name;
   double flops;
   double weight_bytes;
-  bool bf16;
-  bool by_bytes;
+  Roof roof;
   std::function<void(int64_t sample)> run;
 };
 
+constexpr const char* kRoofNames[] = {"f32 ", "bf16", "int8", "read"};
+
+Roof roof_of(DType dtype) {
+  if (dtype_info(dtype).block_elements > 1) return Roof::kInt8;
+  return dtype == DType::kBF16 ? Roof::kBf16 : Roof::kF32;
+}
+
 void measure(int threads, RoofProbe& probe, const Case& c) {
   const auto roof = [&] {
-    return c.by_bytes ? probe.read_bytes() : c.bf16 ? probe.bf16_flops() : probe.f32_flops();
+    switch (c.roof) {
+      case Roof::kF32:
+        return probe.f32_flops();
+      case Roof::kBf16:
+        return probe.bf16_flops();
+      case Roof::kInt8:
+        return probe.int8_ops();
+      case Roof::kRead:
+        return probe.read_bytes();
+    }
+    return 0.0;
   };
-  const double work = c.by_bytes ? c.weight_bytes : c.flops;
+  const double work = c.roof == Roof::kRead ? c.weight_bytes : c.flops;
   c.run(0);  // arenas grow, pages appear
   std::vector<double> seconds, cpu_seconds, shares;
   double best_roof = 0;
@@ -103,10 +121,8 @@ void measure(int threads, RoofProbe& probe, const Case& c) {
       "{:28} {:8.1f} GFLOP/s {:6.2f} GB/s of w {:6.1f} % of {} ({:.0f}-{:.0f}), {:.1f} % by CPU "
       "time, {} samples\n",
       c.name, c.flops / time.median / 1e9, c.weight_bytes / time.median / 1e9, 100 * share.median,
-      c.by_bytes ? "read"
-      : c.bf16   ? "bf16"
-                 : "f32 ",
-      100 * share.low, 100 * share.high, 100 * cpu_share, shares.size());
+      kRoofNames[static_cast<int>(c.roof)], 100 * share.low, 100 * share.high, 100 * cpu_share,
+      shares.size());
   std::fflush(stdout);
 }
 
@@ -124,7 +140,7 @@ void linear_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t m, int64_t
     x.data[i] = static_cast<float>(random_uniform({.seed = 2}, static_cast<uint64_t>(i)) - 0.5);
   measure(ctx.pool().threads(), probe,
           {name, 2.0 * static_cast<double>(m * n * k), static_cast<double>(bytes),
-           dtype == DType::kBF16, m <= 2, [&](int64_t sample) {
+           m <= 2 ? Roof::kRead : roof_of(dtype), [&](int64_t sample) {
              linear(ctx, x, weights[static_cast<size_t>(sample) % weights.size()], nullptr, y);
            }});
 }
@@ -145,7 +161,7 @@ void grouped_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t n, int64_
   std::fill(x.data, x.data + kRows * k, 0.01f);
   measure(ctx.pool().threads(), probe,
           {name, 2.0 * static_cast<double>(kRows * n * k),
-           static_cast<double>(row_bytes(dtype, k) * n * kExperts), dtype == DType::kBF16, false,
+           static_cast<double>(row_bytes(dtype, k) * n * kExperts), roof_of(dtype),
            [&](int64_t) { grouped_linear(ctx, x, offsets, experts, y); }});
 }
 
@@ -171,7 +187,8 @@ int bench(int threads, const std::string& filter) {
     for (int64_t n : {1408, 10944, 102400}) linear_case(ctx, probe, dtype, 1, n, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }
-  for (DType dtype : {DType::kQ8_0, DType::kQ4_K, DType::kQ4_1, DType::kF16}) {
+  for (DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ5_0, DType::kIQ4_NL, DType::kQ4_K,
+                      DType::kQ5_K, DType::kQ6_K, DType::kF16}) {
     for (int64_t m : {1, 8, 512}) linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }

@@ -31,7 +31,7 @@ struct Q8_0 {
   static constexpr int64_t kElements = 32, kBytes = 34, kRun = 32;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const F32x16 d = b.f16(0);
     y.put(0, d, b.bytes(2));
     y.put(16, d, b.bytes(18));
@@ -42,7 +42,7 @@ struct Q4_0 {
   static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const F32x16 d = b.f16(0);
     const auto q = b.bytes(2);
     y.put(0, d, (q & 15) - 8);
@@ -54,7 +54,7 @@ struct Q4_1 {
   static constexpr int64_t kElements = 32, kBytes = 20, kRun = 32;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const F32x16 d = b.f16(0), m = b.f16(2);
     const auto q = b.bytes(4);
     y.put(0, d, q & 15, m);
@@ -66,7 +66,7 @@ struct Q5_0 {
   static constexpr int64_t kElements = 32, kBytes = 22, kRun = 32;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const F32x16 d = b.f16(0);
     const auto q = b.bytes(6);
     y.put(0, d, ((q & 15) | b.fifth_bits(2)) - 16);
@@ -78,7 +78,7 @@ struct Q5_1 {
   static constexpr int64_t kElements = 32, kBytes = 24, kRun = 32;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const F32x16 d = b.f16(0), m = b.f16(2);
     const auto q = b.bytes(8);
     y.put(0, d, (q & 15) | b.fifth_bits(4), m);
@@ -90,7 +90,7 @@ struct Iq4Nl {
   static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const F32x16 d = b.f16(0);
     const auto q = b.bytes(2);
     y.put(0, d, b.lookup(kIq4, q & 15));
@@ -102,7 +102,7 @@ struct Mxfp4 {
   static constexpr int64_t kElements = 32, kBytes = 17, kRun = 32;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto e = b.u8(0);
     // 2^(e - 128), for e < 2 a subnormal
     const F32x16 d = b.power(e < 2 ? (e + 1) << 21 : (e - 1) << 23);
@@ -118,7 +118,7 @@ struct Q2_K {
   static constexpr int64_t kElements = 256, kBytes = 84, kRun = 16;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto s = b.bytes(0);
     const typename In::Scales d(b.f16(80), s & 15), m(b.f16(82) * set(-1.0f), s >> 4);
     for (int half = 0; half < 2; ++half) {
@@ -137,7 +137,7 @@ struct Q3_K {
   static constexpr int64_t kElements = 256, kBytes = 110, kRun = 16;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto a0 = b.dword(96), a1 = b.dword(100), t = b.dword(104);
     constexpr uint32_t kLow = 0x0f0f0f0f, kHigh = 0x30303030;
     const auto s =
@@ -161,7 +161,7 @@ struct Q3_K {
 
 // The 6-bit scales and minimums of Q4_K and Q5_K: 8 scales, then 8 minimums.
 template <class In>
-auto unpack_scales(const In& in) {
+[[gnu::always_inline]] inline auto unpack_scales(const In& in) {
   const auto a = in.dword(4), b = in.dword(8), c = in.dword(12);
   constexpr uint32_t kLow4 = 0x0f0f0f0f, kHigh2 = 0x30303030, kSix = 0x3f3f3f3f;
   return In::join(a & kSix, (c & kLow4) | ((a >> 2) & kHigh2), b & kSix,
@@ -172,7 +172,7 @@ struct Q4_K {
   static constexpr int64_t kElements = 256, kBytes = 144, kRun = 32;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto s = unpack_scales(b);
     const typename In::Scales d(b.f16(0), s), m(b.f16(2) * set(-1.0f), s);
     for (int j = 0; j < 8; j += 2) {
@@ -189,7 +189,7 @@ struct Q5_K {
   static constexpr int64_t kElements = 256, kBytes = 176, kRun = 32;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto s = unpack_scales(b);
     const typename In::Scales d(b.f16(0), s), m(b.f16(2) * set(-1.0f), s);
     auto h0 = b.bytes(16), h1 = b.bytes(32);
@@ -209,7 +209,7 @@ struct Q6_K {
   static constexpr int64_t kElements = 256, kBytes = 210, kRun = 16;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const typename In::Scales d(b.f16(208), b.bytes(192));
     for (int half = 0; half < 2; ++half) {
       for (int run = 0; run < 2; ++run) {
@@ -229,7 +229,7 @@ struct Iq4Xs {
   static constexpr int64_t kElements = 256, kBytes = 136, kRun = 32;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
-  static void decode(const In& b, const Out& y) {
+  [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const F32x16 d = b.f16(0);
     const auto high = b.u16(2), low = b.dword(4);
     for (int j = 0; j < 8; ++j) {

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/gemm-inl.h"
+#include "kernels/gemm_int8.h"
 #include "kernels/quantize.h"
 #include "kernels/row_blocks.h"
 
@@ -286,6 +287,8 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
     }
     return;
   }
+  if (has_int8_product(shape.dtype) && ctx.precision() == Precision::kNative)
+    return int8_linear(ctx, x, offsets, experts, bias, y);
   ArenaScope scope(ctx.scratch());
   const Form form = choose_form(ctx.isa(), shape.dtype, ctx.precision());
   const PackedTile tile = FATHOM_SIMD_CALL(ctx.isa(), kPackedTile);

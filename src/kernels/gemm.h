@@ -3,21 +3,24 @@
 //   y[m, n] = sum_k x[m, k] * w[n, k]  (+ bias[n])
 //
 // x [M, K] f32, w [N, K] in any computable dtype, y [M, N] f32, f32 accumulation.
-//   F32, F16, FP8, GGUF blocks: w is widened to f32 exactly as its format defines, x stays f32.
+//   F32, F16, FP8: w is widened to f32 exactly as its format defines, x stays f32.
 //   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32: fma(even,
-//   fma(odd, sum)) on each pair of k. That
-//   is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2 and AVX-512 treat subnormal operands
-//   and sums as 0, as it does.
-//   Under Precision::kF32 BF16 weights are widened like the others and x stays f32.
+//   fma(odd, sum)) on each pair of k. That is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2
+//   and AVX-512 treat subnormal operands and sums as 0, as it does.
+//   GGUF blocks: w = d q + m with integers q; x is rounded to x' = s c for each 32 elements of k,
+//   s = max|x| / 127 and integers c (nearest even; none of them if max|x| < 2^-100), so that sums
+//   of q c over a run of 16 or 32 elements that share d and m are exact in 32 bits. A run enters
+//   its output as fma(sum of q c, d s, y), then, in formats that have one, fma(m, s sum of c, y).
+//   Under Precision::kF32 BF16 weights and blocks are widened like the others and x stays f32.
 //
 // One order per output element, whatever M, N, the other rows, the threads or the packing: 16
 // partial sums (lane k mod 16 for f32; k/2 mod 16 for bf16, pairs together) walked in increasing k,
-// then the tree of reduce_add (simd-inl.h), then + bias. So a token's result is the same bits
-// alone, in any chunk and in any batch.
+// then the tree of reduce_add (simd-inl.h), then + bias; blocks in increasing k, then + bias. So a
+// token's result is the same bits alone, in any chunk and in any batch.
 // AVX2 and AVX-512 give the same bits (but for the payload of a NaN); the portable target rounds
 // products before it adds.
-// Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24, plus 2^-9 sum|x w| for the rounding
-// of x with BF16 weights.
+// Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24; BF16: plus 2^-9 sum|x w| for the
+// rounding of x; blocks: (K/8 + 5) u (sum|x' d q| + sum|x' m|) plus sum|w| s / 2 for that of x.
 //
 // REQUIRES: x.cols == w.cols, y.rows == x.rows, y.cols == w.rows; y does not overlap x or w. Empty
 // M, N or K (y = bias or 0) is fine. Uses ctx.scratch() and worker scratch; call from one thread.

@@ -20,9 +20,9 @@ Isa detect_isa();
 // Whether a kAvx512 CPU also has vdpbf16ps (Zen 4, Cooper Lake, Sapphire Rapids and later).
 bool has_bf16_dot();
 
-// How linear layers with BF16 weights see their input (kernels/gemm.h). kNative rounds it to bf16,
-// as BF16 models are trained and served; kF32 keeps it in f32: for checks against exact references.
-// No other weight type is affected.
+// How linear layers see their input (kernels/gemm.h). kNative rounds it to bf16 beside BF16 weights,
+// as such models are trained and served, and to 8 bits beside GGUF blocks, which makes these
+// several times as fast; kF32 keeps it in f32: for checks against exact references.
 enum class Precision { kNative, kF32 };
 
 class Context {

@@ -66,7 +66,9 @@ void check_input(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k) {
   const PaddedRows dy(m, n, 1), dx(m, k, 4);
   const Weight w(dtype, n, k, 2);
   linear_backward_input(ctx, dy.view, w.view, dx.view);
-  const bool round = dtype == DType::kBF16 && ctx.precision() == Precision::kNative;
+  const auto round = dtype == DType::kBF16 && ctx.precision() == Precision::kNative
+                         ? reference::Rounding::kBf16
+                         : reference::Rounding::kNone;
   const auto ref = reference::linear_ref(dy.view, w.transposed(), k, nullptr, round);
   expect_close(dx.view, ref.y, ref.bounds);
   EXPECT_TRUE(dx.intact());

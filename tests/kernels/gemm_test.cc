@@ -35,6 +35,7 @@ using reference::expect_same_bits;
 using reference::instruction_sets;
 using reference::noise;
 using reference::PaddedRows;
+using reference::Rounding;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -85,6 +86,12 @@ struct Weight {
   WeightView view;
 };
 
+Rounding rounding(const Context& ctx, DType dtype) {
+  if (ctx.precision() == Precision::kF32) return Rounding::kNone;
+  if (dtype_info(dtype).block_elements > 1) return Rounding::kInt8;
+  return dtype == DType::kBF16 ? Rounding::kBf16 : Rounding::kNone;
+}
+
 void check_linear(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k, bool with_bias) {
   SCOPED_TRACE(std::string(isa_name(ctx.isa())) + " " + std::string(dtype_name(dtype)) + " M " +
                std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
@@ -93,15 +100,16 @@ void check_linear(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k, bo
   PaddedRows y(m, n, 4);
   const float* b = with_bias ? bias.view.data : nullptr;
   linear(ctx, x.view, w.view, b, y.view);
-  const bool round_x = dtype == DType::kBF16 && ctx.precision() == Precision::kNative;
-  const reference::LinearRef ref = reference::linear_ref(x.view, w.values(), n, b, round_x);
+  const reference::LinearRef ref =
+      reference::linear_ref(x.view, w.values(), n, b, rounding(ctx, dtype));
   expect_close(y.view, ref.y, ref.bounds);
   EXPECT_TRUE(y.intact());
 }
 
 // Types that take different ways through gemm.cc: in place, split or native bf16, widened in
-// panels.
-constexpr DType kWays[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3, DType::kQ4_K};
+// panels; and through gemm_int8.cc: runs of 32 and of 16, with a minimum and without.
+constexpr DType kWays[] = {DType::kF32,  DType::kBF16, DType::kF16,  DType::kF8E4M3,
+                           DType::kQ8_0, DType::kQ4_K, DType::kQ6_K, DType::kQ2_K};
 
 TEST(Linear, EqualsTheTwinForAllSmallShapes) {
   for (Isa isa : instruction_sets()) {
@@ -123,11 +131,13 @@ TEST(Linear, EqualsTheTwinForAllSmallShapes) {
 
 TEST(Linear, EqualsTheTwinForEveryWeightType) {
   for (Isa isa : instruction_sets()) {
-    Context ctx(2, isa);
-    for (int d = 0; d < kDTypeCount; ++d) {
-      const auto dtype = static_cast<DType>(d);
-      if (!dtype_info(dtype).computable) continue;
-      for (int64_t m : {1, 3, 11}) check_linear(ctx, dtype, m, 131, 2304, true);
+    for (const Precision precision : {Precision::kNative, Precision::kF32}) {
+      Context ctx(2, isa, precision);
+      for (int d = 0; d < kDTypeCount; ++d) {
+        const auto dtype = static_cast<DType>(d);
+        if (!dtype_info(dtype).computable) continue;
+        for (int64_t m : {1, 3, 11}) check_linear(ctx, dtype, m, 131, 2304, true);
+      }
     }
   }
 }
@@ -136,6 +146,44 @@ TEST(Linear, PrecisionF32KeepsXBesideBf16Weights) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa, Precision::kF32);
     for (int64_t m : {1, 3, 8}) check_linear(ctx, DType::kBF16, m, 19, 1100, true);
+  }
+}
+
+TEST(Linear, BlocksOfAnyNumberOfRowsAndOutputs) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (DType dtype : {DType::kQ8_0, DType::kQ5_1}) {
+      for (int64_t m = 0; m <= 20; ++m)
+        check_linear(ctx, dtype, m, 5 + 3 * m, 32 * (m % 19), m % 2);
+      check_linear(ctx, dtype, 520, 33, 64, true);
+    }
+  }
+}
+
+// The largest integers that a block and a rounded x can hold, and those that no x can be rounded
+// to.
+TEST(Linear, BlocksAtTheEndsOfTheirRange) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    const Weight w(DType::kQ8_0, 3, 64, 2);
+    auto* data = const_cast<std::byte*>(w.view.data);
+    for (int64_t row = 0; row < 3; ++row) {
+      for (int64_t i = 0; i < 68; ++i)
+        if (i % 34 >= 2)
+          data[row * 68 + i] = static_cast<std::byte>(row == 0 ? 0x80 : row == 1 ? 0x7f : 0x81);
+    }
+    PaddedRows x(9, 64, 1), y(9, 3);
+    const float values[] = {1.0f,     -1.0f,    0.0f, 0x1p-126f, 0x1p-101f,
+                            0x1p-99f, 0x1p100f, kInf, kNan};
+    for (int64_t r = 0; r < 9; ++r) {
+      for (int64_t k = 0; k < 64; ++k) x.view.row(r)[k] = r < 7 ? values[r] : 1.0f;
+      if (r >= 7) x.view.row(r)[40] = values[r];
+    }
+    linear(ctx, x.view, w.view, nullptr, y.view);
+    const reference::LinearRef ref =
+        reference::linear_ref(x.view, w.values(), 3, nullptr, Rounding::kInt8);
+    expect_close(y.view, ref.y, ref.bounds);
+    EXPECT_TRUE(std::isnan(y.view.row(7)[0]) && std::isnan(y.view.row(8)[0]));
   }
 }
 
@@ -222,7 +270,9 @@ TEST(Linear, ThreadsDoNotChangeABit) {
 TEST(Linear, Avx2AndAvx512ComputeTheSameBits) {
   if (detect_isa() < Isa::kAvx512) GTEST_SKIP() << "this machine has no AVX-512";
   Context avx2(2, Isa::kAvx2), avx512(2, Isa::kAvx512);
-  for (DType dtype : kWays) {
+  for (int d = 0; d < kDTypeCount; ++d) {
+    const auto dtype = static_cast<DType>(d);
+    if (!dtype_info(dtype).computable) continue;
     for (int64_t m : {1, 10, 29}) {
       const PaddedRows x(m, 1280, 1);
       const Weight w(dtype, 37, 1280, 2);
@@ -260,7 +310,7 @@ TEST(Linear, NanAndInfinityStayInTheirRowAndColumn) {
           PaddedRows y(m, 11);
           linear(ctx, x.view, w.view, nullptr, y.view);
           const reference::LinearRef ref =
-              reference::linear_ref(x.view, w.values(), 11, nullptr, dtype == DType::kBF16);
+              reference::linear_ref(x.view, w.values(), 11, nullptr, rounding(ctx, dtype));
           expect_close(y.view, ref.y, ref.bounds);
         }
       }
@@ -290,7 +340,7 @@ TEST(Linear, LargeSumsOfOneSignDoNotDrift) {
       PaddedRows y(2, 3);
       linear(ctx, x.view, w.view, nullptr, y.view);
       const reference::LinearRef ref =
-          reference::linear_ref(x.view, w.values(), 3, nullptr, dtype == DType::kBF16);
+          reference::linear_ref(x.view, w.values(), 3, nullptr, rounding(ctx, dtype));
       expect_close(y.view, ref.y, ref.bounds);
     }
   }

@@ -8,15 +8,18 @@
 
 namespace fathom::reference {
 
+// What linear() does to x first: nothing; to bf16 (BF16 weights); to bytes, 32 at a time (GGUF
+// blocks).
+enum class Rounding { kNone, kBf16, kInt8 };
+
 struct LinearRef {
-  std::vector<double> y;  // [M, N]
-  // [M, N]: (K/16 + 5) u sum|x w| + u |y|, the error that gemm.h allows for exact operands
-  std::vector<double> bounds;
+  std::vector<double> y;       // [M, N], of the rounded x
+  std::vector<double> bounds;  // [M, N]: the error that gemm.h allows for exact operands
 };
 
-// w: [N, K] as exact values; bias: [N] or null. With round_x, x is first rounded to bf16 (what BF16
-// weights do).
+// w: [N, K] as exact values; bias: [N] or null. For kInt8 the parts d q and m of a weight are taken
+// to be at most three times the largest weight of their 32: true where q = 0 occurs among them.
 LinearRef linear_ref(ConstRows x, const std::vector<double>& w, int64_t n, const float* bias,
-                     bool round_x);
+                     Rounding rounding);
 
 }  // namespace fathom::reference

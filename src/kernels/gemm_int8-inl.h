@@ -1,0 +1,41 @@
+// What gemm_int8.cc hands to the per-target code in gemm_int8.simd.cc. Plain types only.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace fathom {
+
+inline constexpr int64_t kInt8Block = 32;     // values of x that share a scale
+inline constexpr int64_t kInt8Columns = 256;  // of w, unpacked at a time
+inline constexpr int64_t kInt8Panels = 2;     // unpacked together
+
+// 16 rows of w, 256 columns: bytes [column / 4][row][4], then scale and minimum of each run of 16
+// or 32 columns, [run][row]. The bytes are signed on the targets that multiply signed by signed,
+// and 128 higher on AVX-512, whose vpdpbusd takes one unsigned factor.
+struct alignas(64) Int8Panel {
+  uint8_t codes[kInt8Columns * 16];
+  float scale[kInt8Columns];
+  float minimum[kInt8Columns];
+};
+
+// A row of x in bytes, each array aligned to 64: for 32 values codes = x / scale to nearest even,
+// scale = max |x| / 127; for each run of w's format start = -128 times the sum of its codes, and
+// sum = scale times that sum.
+struct Int8Row {
+  int8_t* codes;   // [K]
+  float* scale;    // [K / 32]
+  int32_t* start;  // [K / run]
+  float* sum;      // [K / run]
+};
+
+// m rows of x times kInt8Panels panels: total[m][32] += ..., over `blocks` <= 8 blocks of 32.
+struct Int8Tile {
+  const Int8Panel* w;
+  Int8Row x;             // of the first row, at the first of these columns
+  int64_t x_stride = 0;  // bytes from one row of x to the next
+  int64_t m = 0, blocks = 0;
+  float* total = nullptr;  // [m][16 * kInt8Panels]
+};
+
+}  // namespace fathom

@@ -1,0 +1,183 @@
+// Threads and blocks of gemm_int8.h: every row of x is rounded once; an item unpacks 32 rows of w,
+// 256 columns at a time, into the first cache and meets all rows of x there. So the cost of
+// unpacking is shared by the rows, weights are read once and where they lie, and a single row
+// (decode) takes the same steps as many (prefill), in the same order.
+#include "kernels/gemm_int8.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "kernels/dispatch.h"
+#include "kernels/gemm_int8-inl.h"
+
+namespace fathom {
+
+using Int8Unpack = void(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out);
+FATHOM_SIMD_DECLARE(
+    Int8Unpack int8_unpack_q8_0, int8_unpack_q4_0, int8_unpack_q4_1, int8_unpack_q5_0,
+    int8_unpack_q5_1, int8_unpack_q2_k, int8_unpack_q3_k, int8_unpack_q4_k, int8_unpack_q5_k,
+    int8_unpack_q6_k, int8_unpack_iq4_nl, int8_unpack_iq4_xs, int8_unpack_mxfp4;
+    void int8_multiply_16(const Int8Tile& t); void int8_multiply_16_minimum(const Int8Tile& t);
+    void int8_multiply_32(const Int8Tile& t); void int8_multiply_32_minimum(const Int8Tile& t);
+    void int8_round_row(const float* x, int64_t blocks, int64_t run, const Int8Row& out))
+
+namespace {
+
+constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
+constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
+constexpr int64_t kFewRows = 16;                 // of x: then an item takes four times as many of w
+constexpr int64_t kSmall = 1 << 16;  // multiply-adds that other threads are not woken for
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How one format is unpacked and multiplied.
+struct Format {
+  Int8Unpack* unpack = nullptr;
+  void (*multiply)(const Int8Tile& t) = nullptr;
+  int64_t run = 32;  // columns that share a scale
+};
+
+Format format_of(Isa isa, DType dtype) {
+  switch (dtype) {
+#define FATHOM_FORMAT(type, name, run, multiply) \
+  case DType::type:                              \
+    return {FATHOM_SIMD_CALL(isa, int8_unpack_##name), FATHOM_SIMD_CALL(isa, multiply), run}
+    FATHOM_FORMAT(kQ8_0, q8_0, 32, int8_multiply_32);
+    FATHOM_FORMAT(kQ4_0, q4_0, 32, int8_multiply_32);
+    FATHOM_FORMAT(kQ4_1, q4_1, 32, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ5_0, q5_0, 32, int8_multiply_32);
+    FATHOM_FORMAT(kQ5_1, q5_1, 32, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ2_K, q2_k, 16, int8_multiply_16_minimum);
+    FATHOM_FORMAT(kQ3_K, q3_k, 16, int8_multiply_16);
+    FATHOM_FORMAT(kQ4_K, q4_k, 32, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ5_K, q5_k, 32, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ6_K, q6_k, 16, int8_multiply_16);
+    FATHOM_FORMAT(kIQ4_NL, iq4_nl, 32, int8_multiply_32);
+    FATHOM_FORMAT(kIQ4_XS, iq4_xs, 32, int8_multiply_32);
+    FATHOM_FORMAT(kMXFP4, mxfp4, 32, int8_multiply_32);
+#undef FATHOM_FORMAT
+    default:
+      return {};
+  }
+}
+
+// Where the arrays of an Int8Row lie.
+struct RowLayout {
+  int64_t run, scale, start, sum, stride;
+
+  RowLayout(int64_t cols, int64_t run_columns) : run(run_columns) {
+    const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
+    scale = aligned(cols);
+    start = scale + aligned(cols / kInt8Block * 4);
+    sum = start + aligned(cols / run * 4);
+    stride = sum + aligned(cols / run * 4) + 64;  // rows fall into different sets of a cache
+  }
+  // From column k on.
+  Int8Row at(std::byte* row, int64_t k) const {
+    return {reinterpret_cast<int8_t*>(row) + k,
+            reinterpret_cast<float*>(row + scale) + k / kInt8Block,
+            reinterpret_cast<int32_t*>(row + start) + k / run,
+            reinterpret_cast<float*>(row + sum) + k / run};
+  }
+};
+
+struct Problem {
+  Context& ctx;
+  Format format;
+  RowLayout layout;
+  std::byte* x;  // all rows of x, rounded
+  const float* bias;
+  Rows y;
+};
+
+// 16 rows of w from `row` on, columns [k0, k0 + k); rows that w does not have are zero.
+void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_t k0, int64_t k,
+                  Int8Panel* out) {
+  const int64_t stride = row_bytes(w.dtype, w.cols), rows = std::min<int64_t>(16, w.rows - row);
+  if (rows <= 0) return;  // the second panel of the last item: nobody reads what it gives
+  const auto* from = reinterpret_cast<const uint8_t*>(w.row(row)) + row_bytes(w.dtype, k0);
+  if (rows == 16) return format.unpack(from, stride, k, out);
+  constexpr int64_t kMostBytes = kInt8Columns / 32 * 34;  // Q8_0
+  const int64_t bytes = row_bytes(w.dtype, k);
+  FATHOM_DCHECK(bytes <= kMostBytes, bytes);
+  uint8_t copy[16 * kMostBytes] = {};
+  for (int64_t r = 0; r < rows; ++r)
+    std::memcpy(copy + r * kMostBytes, from + r * stride, static_cast<size_t>(bytes));
+  format.unpack(copy, kMostBytes, k, out);
+}
+
+// Rows [m0, m0 + m) of x times kItemRows rows of w from n0 on.
+void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
+              int worker) {
+  ArenaScope scope(p.ctx.worker_scratch(worker));
+  auto* const panels = scope.array<Int8Panel>(kInt8Panels);
+  float* const total = scope.array<float>(m * kItemRows);
+  std::fill(total, total + m * kItemRows, 0.0f);
+  for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
+    const int64_t k = std::min(kInt8Columns, w.cols - k0);
+    for (int64_t i = 0; i < kInt8Panels; ++i)
+      unpack_panel(p.format, w, n0 + 16 * i, k0, k, panels + i);
+    p.format.multiply({panels, p.layout.at(p.x + m0 * p.layout.stride, k0), p.layout.stride, m,
+                       k / kInt8Block, total});
+  }
+  const int64_t n = std::min(kItemRows, w.rows - n0);
+  constexpr int64_t kAhead = 16;
+  for (int64_t r = 0; r < m; ++r) {
+    float* const y = p.y.row(m0 + r) + n0;
+    if (r + kAhead < m) {
+      __builtin_prefetch(y + kAhead * p.y.stride, 1);
+      __builtin_prefetch(y + kAhead * p.y.stride + n - 1, 1);
+    }
+    for (int64_t i = 0; i < n; ++i)
+      y[i] =
+          p.bias != nullptr ? total[r * kItemRows + i] + p.bias[n0 + i] : total[r * kItemRows + i];
+  }
+}
+
+}  // namespace
+
+bool has_int8_product(DType dtype) { return format_of(Isa::kPortable, dtype).unpack != nullptr; }
+
+void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                 std::span<const WeightView> experts, const float* bias, Rows y) {
+  const WeightView& shape = experts[0];
+  ArenaScope scope(ctx.scratch());
+  const Format format = format_of(ctx.isa(), shape.dtype);
+  const RowLayout layout(x.cols, format.run);
+  Problem p{ctx, format, layout, scope.array<std::byte>(x.rows * layout.stride), bias, y};
+
+  // Items of expert e are those from first[e] on: blocks of its rows, and of each all rows of w.
+  const auto count = static_cast<int64_t>(experts.size());
+  const auto begin_of = [&](int64_t e) { return offsets[static_cast<size_t>(e)]; };
+  const auto rows_of = [&](int64_t e) { return begin_of(e + 1) - begin_of(e); };
+  const auto width_of = [&](int64_t e) {
+    return rows_of(e) <= kFewRows ? 4 * kItemRows : kItemRows;
+  };
+  int64_t* const first = scope.array<int64_t>(count + 1);
+  first[0] = 0;
+  for (int64_t e = 0; e < count; ++e)
+    first[e + 1] = first[e] + ceil_div(rows_of(e), kBlockRows) * ceil_div(y.cols, width_of(e));
+
+  const auto round = [&](int64_t row, int) {
+    FATHOM_SIMD_CALL(ctx.isa(), int8_round_row)
+    (x.row(row), x.cols / kInt8Block, layout.run, layout.at(p.x + row * layout.stride, 0));
+  };
+  const auto run_item = [&](int64_t item, int worker) {
+    const int64_t e = std::upper_bound(first, first + count, item) - first - 1;
+    const int64_t widths = ceil_div(y.cols, width_of(e));
+    const int64_t row = (item - first[e]) / widths * kBlockRows;
+    const int64_t n0 = (item - first[e]) % widths * width_of(e);
+    for (int64_t n = n0; n < std::min(n0 + width_of(e), y.cols); n += kItemRows)
+      multiply(p, experts[static_cast<size_t>(e)], begin_of(e) + row,
+               std::min(kBlockRows, rows_of(e) - row), n, worker);
+  };
+  const auto run = [&](int64_t items, const auto& body) {
+    if (x.rows * y.cols * x.cols > kSmall) return ctx.pool().run(items, body);
+    for (int64_t i = 0; i < items; ++i) body(i, 0);
+  };
+  run(x.rows, round);
+  run(first[count], run_item);
+}
+
+}  // namespace fathom

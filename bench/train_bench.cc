@@ -140,7 +140,7 @@ void run(const Shape& shape, int threads, const Roofs& roofs) {
   const bool mtp = c.num_nextn_predict_layers > 0;
   const StepSettings settings{.lr = 1e-4,
                               .mtp_loss_weight = mtp ? 0.3 : 0,
-                              .sequence_balance_alpha = mtp ? 1e-4 : 0,
+                              .balance_alpha = {.sequence = mtp ? 1e-4 : 0},
                               .bias_update_rate = 1e-3};
   std::vector<double> seconds;
   trainer->step({&batch, 1}, settings);  // finds out how much scratch it needs

@@ -90,7 +90,7 @@ void check_gradients(const std::string& name, const fs::path& file, const Model&
   objective.mtp_targets = mtp_target_count(batch);
   objective.documents = std::ssize(recorded.lengths);
   objective.mtp_loss_weight = run.number("mtp_weight");
-  objective.sequence_balance_alpha = run.number("balance_alpha");
+  objective.balance_alpha.sequence = run.number("balance_alpha");
   StepLosses losses;
   losses.expert_tokens.resize(static_cast<size_t>(moe_layers(model) * config.n_routed_experts));
   Context ctx(threads, detect_isa(), Precision::kF32);
@@ -137,7 +137,7 @@ void check_steps(const std::string& name, const fs::path& file, const Model& bas
     const StepReport report =
         trainer.step({&batch, 1}, {.lr = adamw.number("lr"),
                                    .mtp_loss_weight = run.number("mtp_weight"),
-                                   .sequence_balance_alpha = run.number("balance_alpha"),
+                                   .balance_alpha = {.sequence = run.number("balance_alpha")},
                                    .bias_update_rate = adamw.number("bias_rate")});
     const double expected = losses[step].get<double>(),
                  error = std::abs(report.loss - expected) / std::abs(expected);

@@ -151,6 +151,30 @@ void route_backward_row(const RouterRule& rule, const float* logits, const int32
   for (size_t e = 0; e < g.size(); ++e) dlogits[e] = static_cast<float>(g[e]);
 }
 
+// What P_i is multiplied with in the three losses together, which are linear in P: alpha_1 f_i +
+// alpha_2 f'_g + alpha_3 f''_g, for i in group g. experts [T, k].
+void balance_factors(const RouterRule& rule, std::span<const int32_t> experts, int64_t tokens,
+                     const BalanceAlpha& alpha, std::span<double> f, std::span<double> group) {
+  const auto k = static_cast<size_t>(rule.num_experts_per_tok), size = f.size() / group.size();
+  const double count = static_cast<double>(tokens);
+  std::fill(f.begin(), f.end(), 0.0);
+  for (const int32_t e : experts)
+    f[static_cast<size_t>(e)] += static_cast<double>(f.size()) / (static_cast<double>(k) * count);
+  for (size_t g = 0; g < group.size(); ++g) {
+    const auto members = f.subspan(g * size, size);
+    group[g] = alpha.device * std::accumulate(members.begin(), members.end(), 0.0) /
+               static_cast<double>(size);
+  }
+  const double sent = static_cast<double>(rule.n_group) / (rule.topk_group * count);
+  for (size_t j = 0; j < experts.size(); ++j) {
+    // A token's experts rise, so those of one group are neighbours: it is sent there once.
+    const size_t g = static_cast<size_t>(experts[j]) / size;
+    if (j % k == 0 || static_cast<size_t>(experts[j - 1]) / size != g)
+      group[g] += alpha.communication * sent;
+  }
+  for (size_t e = 0; e < f.size(); ++e) f[e] = alpha.sequence * f[e] + group[e / size];
+}
+
 // One token's sum_i f_i P_i; adds its gradient times `scale`.
 double balance_row(ScoringFunc scoring_func, const float* logits, std::span<const double> f,
                    double scale, std::span<double> s, std::span<double> g, float* dlogits) {
@@ -214,9 +238,9 @@ void route_backward(Context& ctx, const RouterRule& rule, ConstRows logits, cons
   });
 }
 
-double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits,
-                             const int32_t* experts, std::span<const int64_t> document_lengths,
-                             double alpha, Rows dlogits) {
+double balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
+                    std::span<const int64_t> document_lengths, const BalanceAlpha& alpha,
+                    Rows dlogits) {
   check_rule(rule, logits);
   FATHOM_CHECK(dlogits.rows == logits.rows && dlogits.cols == logits.cols, dlogits.rows,
                logits.rows, dlogits.cols);
@@ -224,18 +248,16 @@ double sequence_balance_loss(Context& ctx, const RouterRule& rule, ConstRows log
   if (k == 0) return 0;
   ArenaScope scope(ctx.scratch());
   const std::span f(scope.array<double>(n_experts), static_cast<size_t>(n_experts));
+  const std::span group(scope.array<double>(rule.n_group), static_cast<size_t>(rule.n_group));
   double* const losses = scope.array<double>(logits.rows);
-  const double share = alpha / static_cast<double>(document_lengths.size());
+  const auto documents = static_cast<double>(document_lengths.size());
   double total = 0;
   int64_t begin = 0;
   for (const int64_t length : document_lengths) {
     FATHOM_CHECK(length >= 1 && length <= logits.rows - begin, length, begin, logits.rows);
-    std::fill(f.begin(), f.end(), 0.0);
-    for (int64_t i = begin * k; i < (begin + length) * k; ++i) {
-      f[static_cast<size_t>(experts[i])] +=
-          static_cast<double>(n_experts) / static_cast<double>(k * length);
-    }
-    const double scale = share / static_cast<double>(length);
+    balance_factors(rule, {experts + begin * k, static_cast<size_t>(length * k)}, length, alpha, f,
+                    group);
+    const double scale = 1 / (documents * static_cast<double>(length));
     for_router_rows(ctx, rule, length, [&](int64_t i, RowScratch& row) {
       const int64_t t = begin + i;
       losses[t] = balance_row(rule.scoring_func, logits.row(t), f, scale, row.s, row.gradient,

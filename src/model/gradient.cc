@@ -95,9 +95,10 @@ void count_experts(const Pass& p, const MoeActivations& a, int64_t moe_layer) {
   for (size_t e = 0; e < experts; ++e) counts[e] += a.offsets[e + 1] - a.offsets[e];
 }
 
-double share_of_alpha(const Pass& p, size_t documents) {
-  return p.objective.sequence_balance_alpha * static_cast<double>(documents) /
-         static_cast<double>(p.objective.documents);
+BalanceAlpha share_of_alpha(const Pass& p, size_t documents) {
+  const double share = static_cast<double>(documents) / static_cast<double>(p.objective.documents);
+  const BalanceAlpha& alpha = p.objective.balance_alpha;
+  return {alpha.sequence * share, alpha.device * share, alpha.communication * share};
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@
 //   L = sum over targets of -log p(target) / targets of the step
 //       (or, for policy gradients, any function of each target's log-probability and entropy)
 //     + mtp_loss_weight * the same of the MTP layer, which predicts one token further (V3 §2.2)
-//     + sequence_balance_alpha * sum over the main model's MoE layers of L_Bal (V3 §2.1.2),
-//       averaged over the step's documents
+//     + sum over the main model's MoE layers of their balance losses, each times its balance_alpha
+//       (kernels/router.h), averaged over the step's documents
 //
 // A step may be cut into micro-batches at document borders: every term is divided by the counts of
 // the whole step, so gradients add up to those of one batch, to the rounding of sums cut in parts.
@@ -33,12 +33,12 @@ class TokenObjective {
 };
 
 struct Objective {
-  int64_t targets = 0;                // of the whole step: TrainBatch targets that are not -1
-  int64_t mtp_targets = 0;            // mtp_target_count() over the whole step
-  int64_t documents = 0;              // of the whole step
-  double mtp_loss_weight = 0;         // lambda; 0 = the MTP layer is neither computed nor trained
-  double sequence_balance_alpha = 0;  // 0 = off
-  TokenObjective* tokens = nullptr;   // instead of cross-entropy
+  int64_t targets = 0;         // of the whole step: TrainBatch targets that are not -1
+  int64_t mtp_targets = 0;     // mtp_target_count() over the whole step
+  int64_t documents = 0;       // of the whole step
+  double mtp_loss_weight = 0;  // lambda; 0 = the MTP layer is neither computed nor trained
+  BalanceAlpha balance_alpha = {};
+  TokenObjective* tokens = nullptr;  // instead of cross-entropy
   // Keep only the residual stream of each layer and compute the rest again in the backward pass:
   // a third more arithmetic, the same bits.
   bool recompute = false;
@@ -48,7 +48,7 @@ struct Objective {
 struct StepLosses {
   double cross_entropy = 0;      // sum over targets of -log p
   double mtp_cross_entropy = 0;  // likewise
-  double balance = 0;            // sequence_balance_alpha times L_Bal, as it stands in L
+  double balance = 0;            // the balance losses, as they stand in L
   int64_t targets = 0, mtp_targets = 0;
   // Tokens by expert, [MoE layers (the MTP layer last), n_routed_experts]. Sized by the caller:
   // moe_layers() * n_routed_experts.

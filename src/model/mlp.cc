@@ -90,9 +90,9 @@ double moe_backward(Context& ctx, const ModelConfig& c, const MoeWeights& w, Con
   const Rows dlogits = scope.rows(x.rows, c.n_routed_experts);
   route_backward(ctx, c.router, a.logits, a.experts, dweights, dlogits);
   double loss = 0;
-  if (balance.alpha != 0) {
-    loss = sequence_balance_loss(ctx, c.router, a.logits, a.experts, balance.document_lengths,
-                                 balance.alpha, dlogits);
+  if (balance.alpha.any()) {
+    loss = balance_loss(ctx, c.router, a.logits, a.experts, balance.document_lengths, balance.alpha,
+                        dlogits);
   }
   if (!g.gate.empty()) {
     linear_backward_weight(ctx, dlogits, x, DType::kF32,

@@ -22,7 +22,7 @@ void moe_forward(Context& ctx, const ModelConfig& config, const MoeWeights& weig
 // The balance losses that act on the router's scores (V2 §2.2.3, V3 §2.1.2).
 struct BalanceObjective {
   std::span<const int64_t> document_lengths;
-  double alpha = 0;  // of these documents together: alpha times their share of the step's documents
+  BalanceAlpha alpha;  // of these documents together: times their share of the step's documents
 };
 
 // As mlp_backward; the router is reached through the weights of the chosen experts and through the

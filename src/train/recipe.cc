@@ -485,7 +485,9 @@ Recipe read(const toml::table& root, const std::string& place) {
   Section moe(table("moe"), "moe", place, r.text);
   r.bias_update_rate = moe.number("bias_update_rate", 0.001, 0, 1);
   r.bias_update_until = moe.number("bias_update_until", 1, 0, 1);
-  r.sequence_balance_alpha = moe.number("sequence_balance_alpha", 1e-4, 0, 1e6);
+  r.balance_alpha.sequence = moe.number("sequence_balance_alpha", 1e-4, 0, 1e6);
+  r.balance_alpha.device = moe.number("device_balance_alpha", 0, 0, 1e6);
+  r.balance_alpha.communication = moe.number("communication_balance_alpha", 0, 0, 1e6);
   moe.expect_nothing_else();
   Section mtp(table("mtp"), "mtp", place, r.text);
   r.mtp_loss_weight = mtp.number("loss_weight", 0.3, 0, 1e6);

@@ -63,7 +63,7 @@ struct Recipe {
   Schedule schedule;
   // the bias rests after this share of the run
   double bias_update_rate = 0.001, bias_update_until = 1;
-  double sequence_balance_alpha = 1e-4;
+  BalanceAlpha balance_alpha{.sequence = 1e-4};
   // from this share of the run on
   double mtp_loss_weight = 0.3, mtp_late_loss_weight = 0.3, mtp_late_from = 1;
   std::optional<LoraOptions> lora;

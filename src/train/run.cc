@@ -56,6 +56,26 @@ ModelConfig new_config(const Recipe& recipe, const Tokenizer& tokenizer) {
   return parse_config(config.dump(), recipe.name + ": model");
 }
 
+// The device and communication losses have a gradient only where experts lie in several groups that
+// the router knows.
+void expect_device_groups(const Recipe& recipe, const ModelConfig& config) {
+  const RouterRule& r = config.router;
+  const bool grouped =
+      config.n_routed_experts > 0 && r.n_group >= 2 && r.topk_method != TopkMethod::kGreedy;
+  const auto refuse = [&](const char* key, double alpha) {
+    if (alpha == 0 || grouped) return;
+    fail(
+        "{}: moe.{}: found {} with {}, expected a router with groups of experts (topk_method "
+        "group_limited_greedy or noaux_tc, n_group of at least 2)",
+        recipe.name, key, alpha,
+        config.n_routed_experts == 0           ? std::string("a model without experts")
+        : r.topk_method == TopkMethod::kGreedy ? std::string("topk_method greedy")
+                                               : fmt::format("n_group {}", r.n_group));
+  };
+  refuse("device_balance_alpha", recipe.balance_alpha.device);
+  refuse("communication_balance_alpha", recipe.balance_alpha.communication);
+}
+
 struct Data {
   std::unique_ptr<DocumentSource> training, validation;
 };
@@ -115,6 +135,7 @@ class Run {
       fail("{}: tokenizer: {} tokens, expected at most the model's vocab_size {}", recipe.name,
            tokenizer_.vocab_size(), config.vocab_size);
     }
+    expect_device_groups(recipe, config);
     plan_memory(config);
     TrainerOptions trainer_options;
     trainer_options.optimizer = recipe.optimizer;
@@ -285,7 +306,7 @@ class Run {
         batch_.micro_batches(recipe_.train.micro_batch_tokens),
         {.lr = lr,
          .mtp_loss_weight = mtp_loss_weight,
-         .sequence_balance_alpha = recipe_.sequence_balance_alpha,
+         .balance_alpha = recipe_.balance_alpha,
          .bias_update_rate = share < recipe_.bias_update_until ? recipe_.bias_update_rate : 0});
     tokens_ += report.tokens;
     const double seconds = seconds_now() - begin;

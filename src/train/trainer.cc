@@ -68,7 +68,7 @@ const Model& Trainer::model() {
 
 StepReport Trainer::step(std::span<const TrainBatch> micro_batches, const StepSettings& settings) {
   Objective objective{.mtp_loss_weight = settings.mtp_loss_weight,
-                      .sequence_balance_alpha = settings.sequence_balance_alpha,
+                      .balance_alpha = settings.balance_alpha,
                       .recompute = options_.recompute};
   StepReport report;
   for (const TrainBatch& batch : micro_batches) {

@@ -30,7 +30,7 @@ struct TrainerOptions {
 struct StepSettings {
   double lr = 0;
   double mtp_loss_weight = 0;
-  double sequence_balance_alpha = 0;
+  BalanceAlpha balance_alpha = {};
   double bias_update_rate = 0;
 };
 

@@ -235,44 +235,65 @@ TEST(RouterBackward, AnExpertOfALeftOutGroupHasNoGradient) {
   EXPECT_GT(dlogits[3], 0);
 }
 
-TEST(SequenceBalanceLoss, MatchesTheTwinForEveryRule) {
+TEST(BalanceLoss, MatchesTheTwinForEveryRuleAndEveryLoss) {
   Context ctx(2);
   for (const RouterRule& rule : rules()) {
-    const int64_t tokens = 9, n = rule.n_routed_experts;
-    const std::vector<int64_t> documents = {1, 5, 3};
-    const PaddedRows logits(tokens, n, 1, 3), bias(1, n, 2, 0.1f), dlogits(tokens, n, 4),
-        before(tokens, n, 4);
-    const Routed r = run(ctx, rule, logits.view,
-                         rule.topk_method == TopkMethod::kNoauxTc ? bias.view.data : nullptr);
-    const Doubles x = dense(logits.view),
-                  gradient = reference::balance_gradient(rule, x, r.experts, documents, 0.5);
-    Doubles expected = dense(before.view), bounds;
-    for (size_t i = 0; i < expected.size(); ++i) {
-      expected[i] += gradient[i];
-      bounds.push_back(kUnit * std::abs(expected[i]) + 0x1p-40);
+    for (const BalanceAlpha& alpha :
+         {BalanceAlpha{0.5, 0, 0}, {0, 0.5, 0}, {0, 0, 0.5}, {0.1, 0.2, 0.3}}) {
+      const int64_t tokens = 9, n = rule.n_routed_experts;
+      const std::vector<int64_t> documents = {1, 5, 3};
+      const PaddedRows logits(tokens, n, 1, 3), bias(1, n, 2, 0.1f), dlogits(tokens, n, 4),
+          before(tokens, n, 4);
+      const Routed r = run(ctx, rule, logits.view,
+                           rule.topk_method == TopkMethod::kNoauxTc ? bias.view.data : nullptr);
+      const Doubles x = dense(logits.view),
+                    gradient = reference::balance_gradient(rule, x, r.experts, documents, alpha);
+      Doubles expected = dense(before.view), bounds;
+      for (size_t i = 0; i < expected.size(); ++i) {
+        expected[i] += gradient[i];
+        bounds.push_back(kUnit * std::abs(expected[i]) + 0x1p-40);
+      }
+      const double loss =
+          balance_loss(ctx, rule, logits.view, r.experts.data(), documents, alpha, dlogits.view);
+      EXPECT_NEAR(loss, reference::balance_value(rule, x, r.experts, documents, alpha), 1e-13);
+      expect_close(dlogits.view, expected, bounds);
+      EXPECT_TRUE(dlogits.intact());
     }
-    const double loss = sequence_balance_loss(ctx, rule, logits.view, r.experts.data(), documents,
-                                              0.5, dlogits.view);
-    EXPECT_NEAR(loss, reference::balance_value(rule, x, r.experts, documents, 0.5), 1e-13);
-    expect_close(dlogits.view, expected, bounds);
-    EXPECT_TRUE(dlogits.intact());
   }
 }
 
 // Every token picks both experts of two: f = 1 and sum P = 1, whatever the scores.
-TEST(SequenceBalanceLoss, OfAPerfectBalanceIsAlphaAndHasNoGradient) {
+TEST(BalanceLoss, OfAPerfectBalanceIsAlphaAndHasNoGradient) {
   Context ctx(1);
   const RouterRule rule{kSigmoid, TopkMethod::kGreedy, 2, 2, 1, 1, true, 1};
+  const BalanceAlpha alpha{.sequence = 0.25};
   const PaddedRows logits(3, 2, 1), dlogits(3, 2, 2), before(3, 2, 2);
   const std::vector<int32_t> experts = {0, 1, 0, 1, 0, 1};
   const std::vector<int64_t> documents = {2, 1};
-  EXPECT_NEAR(
-      sequence_balance_loss(ctx, rule, logits.view, experts.data(), documents, 0.25, dlogits.view),
-      0.25, 1e-15);
+  EXPECT_NEAR(balance_loss(ctx, rule, logits.view, experts.data(), documents, alpha, dlogits.view),
+              0.25, 1e-15);
   expect_close(dlogits.view, dense(before.view), 1e-15);
-  EXPECT_EQ(
-      sequence_balance_loss(ctx, rule, {nullptr, 0, 2, 2}, nullptr, {}, 0.25, {nullptr, 0, 2, 2}),
-      0);
+  EXPECT_EQ(balance_loss(ctx, rule, {nullptr, 0, 2, 2}, nullptr, {}, alpha, {nullptr, 0, 2, 2}), 0);
+}
+
+// Two groups of two experts, two tokens, equal scores 1/4: P = 1/4, P' = 1/2 each.
+TEST(BalanceLoss, OfDevicesByHand) {
+  Context ctx(1);
+  const RouterRule rule{kSoftmax, TopkMethod::kGroupLimitedGreedy, 4, 2, 2, 1, false, 1};
+  const PaddedRows logits(2, 4, 1, 0), dlogits(2, 4, 2, 0);
+  const std::vector<int32_t> experts = {0, 1, 0, 2};
+  const std::vector<int64_t> documents = {2};
+  const auto loss = [&](const BalanceAlpha& alpha) {
+    return balance_loss(ctx, rule, logits.view, experts.data(), documents, alpha, dlogits.view);
+  };
+  // f = 4 / (2 * 2) of (2, 1, 1, 0): f' = 1.5, 0.5. The whole gradient of token 0, expert 0, before
+  // the softmax: 1.5 / 2; after it 1/4 (1.5 - 1) / 2.
+  EXPECT_NEAR(loss({.device = 1}), 1.5 / 2 + 0.5 / 2, 1e-15);
+  EXPECT_NEAR(dlogits.view.row(0)[0], 0.0625, 1e-8);
+  EXPECT_NEAR(dlogits.view.row(1)[2], -0.0625, 1e-8);
+  // Group 0 receives both tokens, token 0 once though it has two experts there; group 1 one:
+  // f'' = 2 / (1 * 2) of (2, 1).
+  EXPECT_NEAR(loss({.communication = 1}), 2.0 / 2 + 1.0 / 2, 1e-15);
 }
 
 TEST(RouterBackward, HasTheSameBitsOnAnyNumberOfThreads) {
@@ -285,7 +306,7 @@ TEST(RouterBackward, HasTheSameBitsOnAnyNumberOfThreads) {
   const Routed r = run(one, rule, logits.view, bias.view.data);
   const auto both = [&](Context& ctx, Rows out) {
     route_backward(ctx, rule, logits.view, r.experts.data(), dweights.view.data, out);
-    return sequence_balance_loss(ctx, rule, logits.view, r.experts.data(), documents, 0.5, out);
+    return balance_loss(ctx, rule, logits.view, r.experts.data(), documents, {0.5, 0.5, 0.5}, out);
   };
   const double loss = both(one, first.view);
   for (const int threads : {2, 3}) {

@@ -131,7 +131,7 @@ TEST(Lora, GradientIsTheMergedWeightsThroughBAndA) {
                             .mtp_targets = 94,
                             .documents = 1,
                             .mtp_loss_weight = 0.3,
-                            .sequence_balance_alpha = 0.01};
+                            .balance_alpha = {.sequence = 0.01}};
   const ModelGradients views =
       map_lora_gradients(adapted.config, adapted.options, adapted.table, adapted.gradients);
   const double loss = adapted.loss(ctx, batch, objective, &views);

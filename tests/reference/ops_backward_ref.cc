@@ -264,7 +264,7 @@ Doubles route_gradient(const RouterRule& rule, const Doubles& logits,
 
 namespace {
 
-// f of one document.
+// f of one document, V2 equation 24.
 Doubles fractions(const RouterRule& rule, std::span<const int32_t> experts, int64_t tokens) {
   Doubles f(at(rule.n_routed_experts));
   for (const int32_t e : experts)
@@ -273,25 +273,89 @@ Doubles fractions(const RouterRule& rule, std::span<const int32_t> experts, int6
   return f;
 }
 
+// f'_g, equation 27.
+Doubles device_fractions(const RouterRule& rule, const Doubles& f) {
+  const size_t size = f.size() / at(rule.n_group);
+  Doubles result;
+  for (size_t g = 0; g < at(rule.n_group); ++g) {
+    double sum = 0;
+    for (size_t j = g * size; j < (g + 1) * size; ++j) sum += f[j];
+    result.push_back(sum / static_cast<double>(size));
+  }
+  return result;
+}
+
+// f''_g, equation 30.
+Doubles sent_fractions(const RouterRule& rule, std::span<const int32_t> experts, int64_t tokens) {
+  const int64_t k = rule.num_experts_per_tok, size = rule.n_routed_experts / rule.n_group;
+  Doubles result;
+  for (int64_t g = 0; g < rule.n_group; ++g) {
+    double count = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+      bool sent = false;
+      for (int64_t j = 0; j < k; ++j) sent = sent || experts[at(t * k + j)] / size == g;
+      count += sent ? 1 : 0;
+    }
+    result.push_back(count * rule.n_group /
+                     (static_cast<double>(rule.topk_group) * static_cast<double>(tokens)));
+  }
+  return result;
+}
+
+// The losses of one document times their alphas, and the derivative by each P_i.
+struct DocumentBalance {
+  double loss = 0;
+  Doubles by_p;
+};
+
+DocumentBalance document_balance(const RouterRule& rule, std::span<const int32_t> experts,
+                                 const Doubles& p, int64_t tokens, const BalanceAlpha& alpha) {
+  const Doubles f = fractions(rule, experts, tokens), device = device_fractions(rule, f),
+                sent = sent_fractions(rule, experts, tokens);
+  const size_t size = f.size() / device.size();
+  DocumentBalance result{0, Doubles(f.size())};
+  for (size_t i = 0; i < f.size(); ++i) {
+    result.loss += alpha.sequence * f[i] * p[i];
+    result.by_p[i] += alpha.sequence * f[i];
+  }
+  for (size_t g = 0; g < device.size(); ++g) {
+    double of_group = 0;
+    for (size_t j = g * size; j < (g + 1) * size; ++j) {
+      of_group += p[j];
+      result.by_p[j] += alpha.device * device[g] + alpha.communication * sent[g];
+    }
+    result.loss += alpha.device * device[g] * of_group;
+    result.loss += alpha.communication * sent[g] * of_group;
+  }
+  return result;
+}
+
+// P of tokens [begin, begin + length).
+Doubles mean_scores(const RouterRule& rule, const Doubles& logits, int64_t begin, int64_t length) {
+  const int64_t n = rule.n_routed_experts;
+  Doubles mean(at(n));
+  for (int64_t t = begin; t < begin + length; ++t) {
+    const Doubles s = scores(rule, std::span(logits).subspan(at(t * n), at(n)));
+    double sum = 0;
+    for (const double v : s) sum += v;
+    // a softmax sums to 1
+    for (size_t e = 0; e < s.size(); ++e) mean[e] += s[e] / sum / static_cast<double>(length);
+  }
+  return mean;
+}
+
 }  // namespace
 
 double balance_value(const RouterRule& rule, const Doubles& logits,
                      std::span<const int32_t> experts, std::span<const int64_t> document_lengths,
-                     double alpha) {
-  const int64_t n = rule.n_routed_experts, k = rule.num_experts_per_tok;
+                     const BalanceAlpha& alpha) {
+  const int64_t k = rule.num_experts_per_tok;
   double total = 0;
   int64_t begin = 0;
   for (const int64_t length : document_lengths) {
-    const Doubles f = fractions(rule, experts.subspan(at(begin * k), at(length * k)), length);
-    Doubles mean(at(n));
-    for (int64_t t = begin; t < begin + length; ++t) {
-      const Doubles s = scores(rule, std::span(logits).subspan(at(t * n), at(n)));
-      double sum = 0;
-      for (const double v : s) sum += v;
-      // a softmax sums to 1
-      for (size_t e = 0; e < s.size(); ++e) mean[e] += s[e] / sum / static_cast<double>(length);
-    }
-    for (size_t e = 0; e < f.size(); ++e) total += alpha * f[e] * mean[e];
+    total += document_balance(rule, experts.subspan(at(begin * k), at(length * k)),
+                              mean_scores(rule, logits, begin, length), length, alpha)
+                 .loss;
     begin += length;
   }
   return total / static_cast<double>(document_lengths.size());
@@ -299,14 +363,16 @@ double balance_value(const RouterRule& rule, const Doubles& logits,
 
 Doubles balance_gradient(const RouterRule& rule, const Doubles& logits,
                          std::span<const int32_t> experts,
-                         std::span<const int64_t> document_lengths, double alpha) {
+                         std::span<const int64_t> document_lengths, const BalanceAlpha& alpha) {
   const int64_t n = rule.n_routed_experts, k = rule.num_experts_per_tok;
   Doubles result;
   int64_t begin = 0;
   for (const int64_t length : document_lengths) {
-    const Doubles f = fractions(rule, experts.subspan(at(begin * k), at(length * k)), length);
+    const Doubles by_p = document_balance(rule, experts.subspan(at(begin * k), at(length * k)),
+                                          mean_scores(rule, logits, begin, length), length, alpha)
+                             .by_p;
     const double scale =
-        alpha / static_cast<double>(length) / static_cast<double>(document_lengths.size());
+        1.0 / static_cast<double>(length) / static_cast<double>(document_lengths.size());
     for (int64_t t = begin; t < begin + length; ++t) {
       const std::span row = std::span(logits).subspan(at(t * n), at(n));
       const Doubles s = scores(rule, row);
@@ -315,7 +381,7 @@ Doubles balance_gradient(const RouterRule& rule, const Doubles& logits,
       Doubles ds(at(n));
       for (size_t i = 0; i < ds.size(); ++i) {
         for (size_t e = 0; e < ds.size(); ++e)
-          ds[i] += scale * f[e] * ((e == i ? 1 : 0) / sum - s[e] / (sum * sum));
+          ds[i] += scale * by_p[e] * ((e == i ? 1 : 0) / sum - s[e] / (sum * sum));
       }
       const Doubles d = through_scores(rule, row, ds);
       result.insert(result.end(), d.begin(), d.end());

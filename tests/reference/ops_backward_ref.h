@@ -66,10 +66,10 @@ Doubles route_gradient(const RouterRule& rule, const Doubles& logits,
 
 double balance_value(const RouterRule& rule, const Doubles& logits,
                      std::span<const int32_t> experts, std::span<const int64_t> document_lengths,
-                     double alpha);
+                     const BalanceAlpha& alpha);
 Doubles balance_gradient(const RouterRule& rule, const Doubles& logits,
                          std::span<const int32_t> experts,
-                         std::span<const int64_t> document_lengths, double alpha);
+                         std::span<const int64_t> document_lengths, const BalanceAlpha& alpha);
 
 // Sum over the rows with a target; its gradient.
 double cross_entropy_value(const Doubles& logits, std::span<const int32_t> targets,

@@ -159,11 +159,17 @@ TEST(Gradients, OfTheRouterAndItsBalanceLoss) {
               x, reference::route_gradient(rule, x, route.experts, dweights));
         }
         const std::vector<int64_t> documents = {2, 4, 1};
-        expect_gradient(
-            [&](const Doubles& v) {
-              return reference::balance_value(rule, v, route.experts, documents, 0.3);
-            },
-            x, reference::balance_gradient(rule, x, route.experts, documents, 0.3));
+        RouterRule grouped = rule;
+        grouped.n_group = 4;
+        grouped.topk_group = 3;
+        for (const BalanceAlpha& alpha :
+             {BalanceAlpha{0.3, 0, 0}, {0, 0.3, 0}, {0, 0, 0.3}, {0.3, 0.7, 0.2}}) {
+          expect_gradient(
+              [&](const Doubles& v) {
+                return reference::balance_value(grouped, v, route.experts, documents, alpha);
+              },
+              x, reference::balance_gradient(grouped, x, route.experts, documents, alpha));
+        }
       }
     }
   }

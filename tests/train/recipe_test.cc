@@ -213,6 +213,11 @@ TEST(Recipe, RefusesWithFileLineAndKey) {
        "optimizer.weight_decay: found -0.1, expected 0 to 10"},
       {"[schedule]", "[moe]\nbias_update_rate = 2\n[schedule]",
        "moe.bias_update_rate: found 2, expected 0 to 1"},
+      {"[schedule]", "[moe]\ndevice_balance_alpha = -1\n[schedule]",
+       "moe.device_balance_alpha: found -1, expected 0 to 1000000"},
+      {"[schedule]", "[moe]\ncomunication_balance_alpha = 0.02\n[schedule]",
+       "moe.comunication_balance_alpha: found a key that is not known, expected perhaps "
+       "'communication_balance_alpha'"},
       {"[schedule]", "[mtp]\nlos_weight = 0.1\n[schedule]",
        "mtp.los_weight: found a key that is not known, expected perhaps 'loss_weight'"},
       {"[schedule]", "[lora]\nrank = 4\ntargets = [\"q_proj\"]\n[schedule]",

@@ -324,6 +324,36 @@ TEST(Run, ABaseWithoutItsDeclaredMtpLayerIsRefused) {
   }
 }
 
+TEST(Run, V2sDeviceAndCommunicationLossesArePartOfTheLossAndFall) {
+  const std::vector<std::string> v2 = {"model.architecture=deepseek_v2",
+                                       "model.scoring_func=softmax",
+                                       "model.topk_method=group_limited_greedy",
+                                       "model.n_group=2",
+                                       "model.norm_topk_prob=false",
+                                       "model.num_nextn_predict_layers=0",
+                                       "moe.sequence_balance_alpha=0"};
+  const auto lines_of = [&](const char* device, const char* communication) {
+    const TempDir run;
+    Watch watch;
+    std::vector<std::string> overrides = v2;
+    overrides.insert(overrides.end(), {device, communication});
+    run_training(tiny(overrides), options_for(run, false), watch);
+    for (const StepLine& line : watch.lines)
+      EXPECT_NEAR(line.loss, line.cross_entropy + line.balance, 1e-9);
+    return watch.lines;
+  };
+  const auto none = lines_of("moe.device_balance_alpha=0", "moe.communication_balance_alpha=0"),
+             device = lines_of("moe.device_balance_alpha=1", "moe.communication_balance_alpha=0"),
+             sent = lines_of("moe.device_balance_alpha=0", "moe.communication_balance_alpha=1");
+  EXPECT_EQ(none.front().balance, 0);
+  for (const auto& lines : {device, sent}) {
+    EXPECT_GT(lines.front().balance,
+              1);  // 1 is perfect balance of two groups of which one is chosen
+    EXPECT_LT(lines.back().balance, lines.front().balance);
+    EXPECT_GT(lines.back().balance, 0.9);
+  }
+}
+
 TEST(Run, TheBestCheckpointIsKeptAndAResumeKnowsIt) {
   const TempDir run;
   Watch watch;
@@ -483,6 +513,15 @@ TEST(Run, MisfitsAreNamed) {
   EXPECT_NE(refusal({"optimizer.groups=[{ match = \"q_prj\" }]"})
                 .find("optimizer.groups: match 'q_prj': no parameter of this model"),
             std::string::npos);
+  EXPECT_NE(refusal({"moe.device_balance_alpha=0.05"})
+                .find("moe.device_balance_alpha: found 0.05 with n_group 1, expected a router with "
+                      "groups of experts"),
+            std::string::npos);
+  EXPECT_NE(refusal({"moe.communication_balance_alpha=0.02", "model.n_group=2",
+                     "model.scoring_func=softmax", "model.topk_method=greedy",
+                     "model.num_nextn_predict_layers=0"})
+                .find("moe.communication_balance_alpha: found 0.02 with topk_method greedy"),
+            std::string::npos);
   EXPECT_NE(refusal({"model.num_attention_heads=0"}).find("num_attention_heads"),
             std::string::npos);
 }
@@ -519,7 +558,7 @@ TEST(ActivationBytes, BoundsWhatAStepTakes) {
                    .mtp_targets = tokens,
                    .documents = 64,
                    .mtp_loss_weight = 0.3,
-                   .sequence_balance_alpha = 0.1,
+                   .balance_alpha = {.sequence = 0.1},
                    .recompute = recompute},
                   &views, losses);
     const auto taken = static_cast<double>(ctx.scratch().reserved_bytes());

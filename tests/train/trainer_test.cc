@@ -27,7 +27,7 @@ struct RecordedRun : RecordedBatch {
                  .clip = adamw["clip"]};
     step = {.lr = adamw["lr"],
             .mtp_loss_weight = settings["mtp_weight"],
-            .sequence_balance_alpha = settings["balance_alpha"],
+            .balance_alpha = {.sequence = settings["balance_alpha"]},
             .bias_update_rate = adamw["bias_rate"]};
     losses = adamw["losses"].get<std::vector<double>>();
     norms = adamw["grad_norms"].get<std::vector<double>>();

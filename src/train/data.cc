@@ -119,54 +119,88 @@ std::vector<ChatMessage> read_conversation(const JsonObject& object) {
   return messages;
 }
 
-class JsonlMessages : public DocumentSource {
+// What one conversation becomes.
+std::vector<Document> render(const Tokenizer& tokenizer, ChatFormat format,
+                             const std::vector<ChatMessage>& messages) {
+  const std::optional<ThinkingMarks> marks = thinking_marks(format, {});
+  std::vector<Document> documents;
+  Document d;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (messages[i].role != ChatMessage::Role::kAssistant) continue;
+    const std::vector<int32_t> prompt =
+        encode_chat(tokenizer, format, std::span(messages).first(i), {});
+    const bool goes_on = prompt.size() >= d.tokens.size() &&
+                         std::equal(d.tokens.begin(), d.tokens.end(), prompt.begin());
+    if (!goes_on) documents.push_back(std::exchange(d, {}));
+    append({prompt.begin() + std::ssize(d.tokens), prompt.end()}, false, d);
+    append(tokenizer.encode(completion(marks, {messages[i].reasoning, messages[i].content}), true),
+           true, d);
+    append({end_of_sentence(tokenizer)}, true, d);
+  }
+  documents.push_back(std::move(d));
+  return documents;
+}
+
+}  // namespace
+
+class Messages {
  public:
-  JsonlMessages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path,
-                uint64_t seed, std::optional<Split> split)
-      : seed_(seed) {
+  Messages(const Tokenizer& tokenizer, ChatFormat format, const std::string& path) : path_(path) {
     const std::string text = read_file(path, kLargestJsonl);
     fingerprint_ = hash_bytes(std::as_bytes(std::span(text)));
-    size_t conversations = 0;
     for_each_json_line(text, path, [&](const JsonObject& line, size_t) {
-      const std::vector<ChatMessage> messages = read_conversation(line);
-      const bool held_out = ++conversations % kHoldOut == 0;
-      if (!split || held_out == (*split == Split::kValidation)) render(tokenizer, format, messages);
+      const bool held_out = ++conversations_ % kHoldOut == 0;
+      for (Document& d : render(tokenizer, format, read_conversation(line)))
+        documents_.push_back({std::move(d), held_out});
     });
-    if (conversations == 0) fail("{}: no conversation, expected one JSON object a line", path);
-    if (documents_.empty()) {
-      fail("{}: {} conversations, expected at least {}: every {}th is held out to validate with",
-           path, conversations, kHoldOut, kHoldOut);
-    }
+    if (conversations_ == 0) fail("{}: no conversation, expected one JSON object a line", path);
   }
 
-  void document(uint64_t index, Document& out) const override {
-    out = documents_[static_cast<size_t>(shuffled(seed_, index, documents_.size()))];
+  // Numbers of the documents of a split.
+  std::vector<size_t> of(std::optional<Split> split) const {
+    std::vector<size_t> numbers;
+    for (size_t i = 0; i < documents_.size(); ++i) {
+      if (!split || documents_[i].held_out == (*split == Split::kValidation)) numbers.push_back(i);
+    }
+    if (numbers.empty()) {
+      fail("{}: {} conversations, expected at least {}: every {}th is held out to validate with",
+           path_, conversations_, kHoldOut, kHoldOut);
+    }
+    return numbers;
   }
-  uint64_t fingerprint() const override { return fingerprint_; }
+  const Document& document(size_t number) const { return documents_[number].document; }
+  uint64_t fingerprint() const { return fingerprint_; }
 
  private:
-  void render(const Tokenizer& tokenizer, ChatFormat format,
-              const std::vector<ChatMessage>& messages) {
-    const std::optional<ThinkingMarks> marks = thinking_marks(format, {});
-    Document d;
-    for (size_t i = 0; i < messages.size(); ++i) {
-      if (messages[i].role != ChatMessage::Role::kAssistant) continue;
-      const std::vector<int32_t> prompt =
-          encode_chat(tokenizer, format, std::span(messages).first(i), {});
-      const bool goes_on = prompt.size() >= d.tokens.size() &&
-                           std::equal(d.tokens.begin(), d.tokens.end(), prompt.begin());
-      if (!goes_on) documents_.push_back(std::exchange(d, {}));
-      append({prompt.begin() + std::ssize(d.tokens), prompt.end()}, false, d);
-      append(
-          tokenizer.encode(completion(marks, {messages[i].reasoning, messages[i].content}), true),
-          true, d);
-      append({end_of_sentence(tokenizer)}, true, d);
-    }
-    documents_.push_back(std::move(d));
-  }
+  struct Entry {
+    Document document;
+    bool held_out;
+  };
+  std::string path_;
+  uint64_t fingerprint_ = 0;
+  size_t conversations_ = 0;
+  std::vector<Entry> documents_;
+};
 
-  uint64_t seed_, fingerprint_;
-  std::vector<Document> documents_;
+namespace {
+
+class MessageDocuments : public DocumentSource {
+ public:
+  MessageDocuments(std::shared_ptr<const Messages> messages, uint64_t seed,
+                   std::optional<Split> split)
+      : messages_(std::move(messages)), numbers_(messages_->of(split)), seed_(seed) {}
+
+  void document(uint64_t index, Document& out) const override {
+    out =
+        messages_->document(numbers_[static_cast<size_t>(shuffled(seed_, index, numbers_.size()))]);
+  }
+  uint64_t fingerprint() const override { return messages_->fingerprint(); }
+
+ private:
+  // Also the other split's.
+  std::shared_ptr<const Messages> messages_;
+  std::vector<size_t> numbers_;
+  uint64_t seed_;
 };
 
 }  // namespace
@@ -219,10 +253,14 @@ std::unique_ptr<DocumentSource> task_conversations(
   return std::make_unique<TaskConversations>(tokenizer, format, tasks, seed, split);
 }
 
-std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format,
-                                               const std::string& path, uint64_t seed,
-                                               std::optional<Split> split) {
-  return std::make_unique<JsonlMessages>(tokenizer, format, path, seed, split);
+std::shared_ptr<const Messages> read_messages(const Tokenizer& tokenizer, ChatFormat format,
+                                              const std::string& path) {
+  return std::make_shared<const Messages>(tokenizer, format, path);
+}
+
+std::unique_ptr<DocumentSource> message_documents(std::shared_ptr<const Messages> messages,
+                                                  uint64_t seed, std::optional<Split> split) {
+  return std::make_unique<MessageDocuments>(std::move(messages), seed, split);
 }
 
 void StepBatch::clear() {

@@ -54,14 +54,19 @@ std::unique_ptr<DocumentSource> task_conversations(
     const Tokenizer& tokenizer, ChatFormat format,
     std::span<const std::pair<std::string, double>> tasks, uint64_t seed,
     Split split = Split::kTrain);
+
+class Messages;  // conversations of a file, tokenised
 // JSONL, one {"messages": [{"role", "content", "reasoning_content"?}, ...]} a line, the last one
 // the assistant's. Each of the assistant's turns is learned after exactly the tokens that inference
 // would have before it: where a format drops old thoughts from the history, each turn is a document
-// of its own. Read whole; shuffled anew each epoch. split: every twentieth conversation is
-// held out for validation, and kTrain has the others; absent = all. Throws "FILE:LINE: ...".
-std::unique_ptr<DocumentSource> jsonl_messages(const Tokenizer& tokenizer, ChatFormat format,
-                                               const std::string& path, uint64_t seed,
-                                               std::optional<Split> split = std::nullopt);
+// of its own. Read whole, once for all splits. Throws "FILE:LINE: ...".
+std::shared_ptr<const Messages> read_messages(const Tokenizer& tokenizer, ChatFormat format,
+                                              const std::string& path);
+// Shuffled anew each epoch. split: every twentieth conversation is held out for validation, and
+// kTrain has the others; absent = all. Throws if there are none.
+std::unique_ptr<DocumentSource> message_documents(std::shared_ptr<const Messages> messages,
+                                                  uint64_t seed,
+                                                  std::optional<Split> split = std::nullopt);
 
 struct PackingCounts {
   int64_t documents = 0, tokens = 0;

@@ -96,10 +96,11 @@ Data open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t finger
         return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed,
                                   split);
       });
-    case DataKind::kMessages:
-      return both([&](Split split, uint64_t seed) {
-        return jsonl_messages(tokenizer, detect_chat_format(tokenizer), data.path, seed, split);
-      });
+    case DataKind::kMessages: {
+      const auto messages = read_messages(tokenizer, detect_chat_format(tokenizer), data.path);
+      return both(
+          [&](Split split, uint64_t seed) { return message_documents(messages, seed, split); });
+    }
     case DataKind::kShards: {
       const auto shards = open_shards(data.path, fingerprint, tokenizer.vocab_size());
       return both([&](Split split, uint64_t seed) {

@@ -154,7 +154,7 @@ TEST(JsonlMessages, LearnsTheAssistantsTurns) {
       "\n\n"
       R"({"messages":[{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})"
       "\n");
-  const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
+  const auto source = message_documents(read_messages(t, ChatFormat::kDeepseekR1, file.path()), 1);
   std::set<std::string> seen;
   for (uint64_t i = 0; i < 2; ++i) {
     Document d;
@@ -173,7 +173,7 @@ TEST(JsonlMessages, EveryTurnIsLearnedAfterWhatInferenceWouldFeed) {
       R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","reasoning_content":"x\n"},)"
       R"({"role":"user","content":"c"},{"role":"assistant","content":"d","reasoning_content":"y\n"}]})"
       "\n");
-  const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
+  const auto source = message_documents(read_messages(t, ChatFormat::kDeepseekR1, file.path()), 1);
   std::set<std::string> whole, learned;
   for (uint64_t i = 0; i < 2; ++i) {
     Document d;
@@ -189,17 +189,22 @@ TEST(JsonlMessages, EveryTurnIsLearnedAfterWhatInferenceWouldFeed) {
                      "\n\nd<｜end▁of▁sentence｜>"));
 }
 
-TEST(JsonlMessages, WhatIsHeldOutIsNotTrainedOn) {
+TEST(JsonlMessages, AreReadOnceAndWhatIsHeldOutIsNotTrainedOn) {
   const Tokenizer t = characters();
   std::string text;
   for (int i = 0; i < 60; ++i) {
     text += R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":")" +
             std::to_string(i) + "\"}]}\n";
   }
-  const Jsonl file(text), small(text.substr(0, text.find('\n') + 1));
+  const Jsonl small(text.substr(0, text.find('\n') + 1));
+  std::shared_ptr<const Messages> messages;
+  {
+    const Jsonl file(text);
+    messages = read_messages(t, ChatFormat::kDeepseekR1, file.path());
+  }  // gone: both splits come from one reading
   std::set<std::string> seen[2];
   for (const Split split : {Split::kTrain, Split::kValidation}) {
-    const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1, split);
+    const auto source = message_documents(messages, 1, split);
     for (uint64_t i = 0; i < 200; ++i) {
       Document d;
       source->document(i, d);
@@ -210,7 +215,8 @@ TEST(JsonlMessages, WhatIsHeldOutIsNotTrainedOn) {
   EXPECT_EQ(seen[1].size(), 3u);
   for (const std::string& held_out : seen[1]) EXPECT_FALSE(seen[0].contains(held_out));
   EXPECT_NE(error_of([&] {
-              jsonl_messages(t, ChatFormat::kDeepseekR1, small.path(), 1, Split::kValidation);
+              message_documents(read_messages(t, ChatFormat::kDeepseekR1, small.path()), 1,
+                                Split::kValidation);
             }).find("expected at least 20"),
             std::string::npos);
 }
@@ -241,7 +247,7 @@ TEST(JsonlMessages, EachEpochIsAPermutationAndTheyDiffer) {
             std::to_string(i) + "\"}]}\n";
   }
   const Jsonl file(text);
-  const auto source = jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
+  const auto source = message_documents(read_messages(t, ChatFormat::kDeepseekR1, file.path()), 1);
   std::vector<std::vector<std::string>> epochs(2);
   for (uint64_t i = 0; i < 100; ++i) {
     Document d;
@@ -271,7 +277,7 @@ TEST(JsonlMessages, RefusesWithFileLineAndField) {
   for (const auto& [text, message] : kCases) {
     const Jsonl file(text);
     try {
-      jsonl_messages(t, ChatFormat::kDeepseekR1, file.path(), 1);
+      read_messages(t, ChatFormat::kDeepseekR1, file.path());
       ADD_FAILURE() << text;
     } catch (const Error& e) {
       EXPECT_NE(std::string(e.what()).find(message), std::string::npos) << e.what();

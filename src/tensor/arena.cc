@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "base/check.h"
+
 namespace fathom {
 namespace {
 constexpr size_t kAlignment = 64;
@@ -30,6 +32,13 @@ size_t Arena::reserved_bytes() const {
   size_t total = 0;
   for (const Block& block : blocks_) total += block.bytes;
   return total;
+}
+
+void Arena::reserve(size_t bytes) {
+  FATHOM_CHECK(top_.block == 0 && top_.used == 0, top_.block, top_.used);
+  if (reserved_bytes() >= bytes) return;
+  blocks_.clear();
+  blocks_.push_back({std::make_unique_for_overwrite<std::byte[]>(bytes + kAlignment), bytes});
 }
 
 void Arena::rewind(Mark mark) {

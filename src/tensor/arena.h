@@ -17,6 +17,9 @@ class Arena {
   // 64-byte aligned, uninitialised. Valid until the enclosing ArenaScope ends.
   std::byte* allocate(size_t bytes);
   size_t reserved_bytes() const;
+  // Makes it hold at least `bytes`, in one block. The system gives pages when they are written to.
+  // REQUIRES: nothing is allocated.
+  void reserve(size_t bytes);
 
  private:
   friend class ArenaScope;

@@ -11,12 +11,12 @@
 #include "base/memory.h"
 #include "formats/json.h"
 #include "kernels/roofline.h"
-#include "model/activations.h"
 #include "train/balance.h"
 #include "train/data.h"
 #include "train/flops.h"
 #include "train/metrics.h"
 #include "train/shards.h"
+#include "train/step_memory.h"
 #include "train/tokenizer_files.h"
 #include "train/train_state.h"
 #include "train/trainer.h"
@@ -206,18 +206,26 @@ class Run {
   void plan_memory(const ModelConfig& config) {
     const ParameterTable table =
         recipe_.lora ? lora_table(config, *recipe_.lora) : parameter_table(config);
+    const StepShape shape{
+        .tokens = std::min(recipe_.train.micro_batch_tokens, recipe_.train.tokens_per_step),
+        .sequence_length = recipe_.data.sequence_length,
+        .recompute = recipe_.train.recompute,
+        .weight_bytes = recipe_.train.f32 || recipe_.lora ? 4 : 2,
+        .lora_rank = recipe_.lora ? recipe_.lora->rank : 0,
+        .optimizer = recipe_.optimizer.kind};
+    const StepMemory step = step_memory(config, table, shape);
+    facts_.step_bytes = step.total(ctx_.pool().threads());
     facts_.state_bytes = static_cast<uint64_t>(Trainer::state_bytes(table, recipe_.train.f32));
-    facts_.step_bytes = activation_bytes(
-        config, std::min(recipe_.train.micro_batch_tokens, recipe_.train.tokens_per_step),
-        recipe_.train.recompute);
+    if (recipe_.lora)
+      facts_.state_bytes += static_cast<uint64_t>(parameter_table(config).total) * sizeof(float);
     const auto available = available_memory();
     if (available && facts_.state_bytes + facts_.step_bytes > *available) {
       fail_resource(
-          "{}: needs {} MB for weights, gradients and moments and {} MB for a micro-batch, {} MB "
-          "are available (smaller "
-          "train.micro_batch_tokens, or train.recompute = true)",
+          "{}: needs {} MB for weights, gradients and moments and {} MB for a step, {} MB are "
+          "available (smaller train.micro_batch_tokens, or train.recompute = true)",
           recipe_.name, facts_.state_bytes >> 20, facts_.step_bytes >> 20, *available >> 20);
     }
+    ctx_.scratch().reserve(step.scratch);
   }
 
   // Finds where to begin and says what is about to happen.
@@ -487,32 +495,6 @@ class Run {
 };
 
 }  // namespace
-
-uint64_t activation_bytes(const ModelConfig& c, int64_t tokens, bool recompute) {
-  // What block_activations() keeps, in floats per token, and as much again for the gradients of the
-  // widest block.
-  const auto block = [&](bool moe) {
-    int64_t floats = 3 * c.hidden_size;
-    const int64_t h = c.num_attention_heads;
-    floats += c.is_mla() ? 2 * c.q_lora_rank + h * c.qk_head_dim() + 2 * c.kv_lora_rank +
-                               c.qk_rope_head_dim + h * (c.qk_nope_head_dim + 2 * c.v_head_dim)
-                         : 2 * h * c.head_dim + 2 * c.num_key_value_heads * c.head_dim;
-    if (!moe) return floats + 3 * c.intermediate_size;
-    const int64_t k = c.router.num_experts_per_tok;
-    return floats + 3 * c.n_shared_experts * c.moe_intermediate_size + c.n_routed_experts + 4 * k +
-           k * (2 * c.hidden_size + 3 * c.moe_intermediate_size);
-  };
-  int64_t kept = 0, widest = 0;
-  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
-    const int64_t floats = block(c.is_moe_layer(layer));
-    kept += c.hidden_size + (recompute ? 0 : floats);
-    widest = std::max(widest, floats);
-  }
-  if (c.num_nextn_predict_layers > 0)
-    widest += block(c.is_moe_layer(c.num_hidden_layers)) + 8 * c.hidden_size;
-  return static_cast<uint64_t>(tokens) *
-         static_cast<uint64_t>(kept + 2 * widest + 6 * c.hidden_size) * sizeof(float);
-}
 
 RunResult run_training(const Recipe& recipe, const TrainingOptions& options,
                        RunObserver& observer) {

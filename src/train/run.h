@@ -33,8 +33,9 @@ struct RunFacts {
   std::string model;  // "DeepseekV3ForCausalLM, 11.9 M parameters, 4.6 M active"
   int64_t steps = 0, first_step = 0;
   int64_t parameters = 0;
-  uint64_t state_bytes = 0, step_bytes = 0;  // arrays; activations of the largest micro-batch
-  double bf16_roof = 0, f32_roof = 0;        // FLOP/s of this machine
+  uint64_t state_bytes = 0;            // arrays of the trainer, and of a result to be merged
+  uint64_t step_bytes = 0;             // of a step at most (step_memory.h)
+  double bf16_roof = 0, f32_roof = 0;  // FLOP/s of this machine
 };
 
 struct StepLine {
@@ -68,8 +69,4 @@ struct RunResult {
 // Throws Error: bad recipe, data or checkpoint (2), no memory or disk (3), diverged (4: five
 // gradients in a row not finite).
 RunResult run_training(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer);
-
-// Activations of one micro-batch, forward and backward, from above. docs/numerics.md
-uint64_t activation_bytes(const ModelConfig& config, int64_t tokens, bool recompute);
-
 }  // namespace fathom

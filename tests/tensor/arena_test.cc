@@ -76,6 +76,18 @@ TEST(Arena, TheSecondStepOfTheSameSizeAllocatesNothing) {
   }
 }
 
+TEST(Arena, WhatWasReservedIsEnoughForThatMuch) {
+  Arena arena;
+  arena.reserve(5 << 20);
+  arena.reserve(1 << 20);
+  for (int step = 0; step < 2; ++step) {
+    ArenaScope scope(arena);
+    scope.array<std::byte>(2 << 20);
+    scope.array<std::byte>(3 << 20);
+  }
+  EXPECT_EQ(arena.reserved_bytes(), size_t{5} << 20);
+}
+
 TEST(Arena, RowsFollowEachOther) {
   Arena arena;
   ArenaScope scope(arena);

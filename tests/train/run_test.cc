@@ -17,7 +17,6 @@
 #include "base/file.h"
 #include "formats/checkpoint.h"
 #include "formats/safetensors.h"
-#include "model/gradient.h"
 #include "model/model.h"
 #include "tests/base/test_files.h"
 #include "text/character_tokenizer.h"
@@ -533,39 +532,7 @@ TEST(Run, MemoryIsRefusedWithTheFiguresBeforeItIsTaken) {
     run_training(tiny({"train.tokens_per_step=200000000", "train.tokens=1000000000"}),
                  options_for(run, false), watch);
   });
-  EXPECT_NE(message.find("MB for a micro-batch"), std::string::npos) << message;
-}
-
-TEST(ActivationBytes, BoundsWhatAStepTakes) {
-  const Recipe recipe = tiny();
-  auto json = nlohmann::json::parse(recipe.config_json);
-  json["vocab_size"] = 128;
-  const ModelConfig config = parse_config(json.dump(), "tiny");
-  const ParameterTable table = parameter_table(config);
-  std::vector<float> master(static_cast<size_t>(table.total)), gradients(master.size());
-  initialise(table, 0.02, 1, master);
-  const Model model(config, map_weights(config, table, master, {}));
-  const ModelGradients views = map_gradients(config, table, gradients);
-  const int64_t tokens = 8192;
-  const std::vector<int32_t> ids(static_cast<size_t>(tokens), 5);
-  const std::vector<int64_t> lengths(64, 128);
-  for (const bool recompute : {false, true}) {
-    Context ctx(1);
-    StepLosses losses;
-    losses.expert_tokens.resize(static_cast<size_t>(moe_layers(model) * config.n_routed_experts));
-    add_gradients(ctx, model, {ids, lengths, ids},
-                  {.targets = tokens,
-                   .mtp_targets = tokens,
-                   .documents = 64,
-                   .mtp_loss_weight = 0.3,
-                   .balance_alpha = {.sequence = 0.1},
-                   .recompute = recompute},
-                  &views, losses);
-    const auto taken = static_cast<double>(ctx.scratch().reserved_bytes());
-    const auto planned = static_cast<double>(activation_bytes(config, tokens, recompute));
-    EXPECT_LT(taken, 1.3 * planned);
-    EXPECT_GT(taken, 0.5 * planned);
-  }
+  EXPECT_NE(message.find("MB for a step"), std::string::npos) << message;
 }
 
 }  // namespace

@@ -1,0 +1,40 @@
+// What a training step needs beside the trainer's arrays, planned before anything is allocated: the
+// activations of one micro-batch, the gradients of one block, logits, the copies that linear layers
+// make, and Muon's scratch. The plan is reserved at the start of a run, so that the steps find all
+// of it there and take no more.
+//
+// It follows the scopes of model/gradient.cc, block by block, and rounds each array up; what depends
+// on the data (tokens by expert, documents) is counted at its worst.
+#pragma once
+
+#include <cstdint>
+
+#include "model/parameters.h"
+#include "tensor/context.h"
+#include "train/optimizer.h"
+
+namespace fathom {
+
+struct StepShape {
+  int64_t tokens = 0;           // of the largest micro-batch
+  int64_t sequence_length = 0;  // of the longest document
+  bool recompute = false;
+  int64_t weight_bytes = 2;  // of an element that a linear layer computes with; 4 for blocks
+  int64_t lora_rank = 0;
+  OptimizerKind optimizer = OptimizerKind::kAdamW;
+};
+
+struct StepMemory {
+  uint64_t scratch = 0;     // Context::scratch()
+  uint64_t per_thread = 0;  // each worker's scratch, and its serial context's
+
+  uint64_t total(int threads) const {
+    return scratch + static_cast<uint64_t>(threads) * per_thread;
+  }
+};
+
+// An upper bound. `table` is what is trained. REQUIRES: 1 <= sequence_length.
+StepMemory step_memory(const ModelConfig& config, const ParameterTable& table,
+                       const StepShape& shape);
+
+}  // namespace fathom

@@ -79,6 +79,11 @@ class Panel : public RunObserver {
     }
   }
 
+  void sampled(int64_t step, const std::string& prompt, const std::string& completion) override {
+    say(fmt::format("step {}: after\n  {}\nthe model writes\n  {}", step,
+                    indented(without_controls(prompt)), indented(without_controls(completion))));
+  }
+
   void note(const std::string& text) override { say(text); }
   bool stop_requested() override { return interrupted(); }
 

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "engine/engine.h"
 
 namespace fathom {
@@ -128,6 +129,30 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
     r.pass_k.emplace_back(k, pass / n);
   }
   return r;
+}
+
+std::string continue_text(Context& ctx, const Model& model, const Tokenizer& tokenizer,
+                          std::span<const int32_t> prompt, int64_t max_tokens,
+                          const SamplingParams& sampling, const std::function<bool()>& stop) {
+  const int64_t room = model.config().max_position_embeddings - std::ssize(prompt);
+  max_tokens = std::min(max_tokens, room);
+  if (max_tokens < 1) return "";
+  EngineOptions options;
+  options.context_tokens = std::ssize(prompt) + max_tokens;
+  options.max_sequences = 1;
+  options.cache_dtype = default_cache_dtype(model);
+  Engine engine(model, ctx, options);
+  engine.submit({{prompt.begin(), prompt.end()}, max_tokens, tokenizer.eos_ids(), sampling});
+  std::vector<int32_t> tokens;
+  std::vector<TokenEvent> events;
+  while (!engine.idle() && !(stop && stop())) {
+    events.clear();
+    engine.step(events);
+    for (const TokenEvent& event : events) {
+      if (event.token >= 0 && event.finish != FinishReason::kStop) tokens.push_back(event.token);
+    }
+  }
+  return replace_invalid_utf8(tokenizer.decode(tokens));
 }
 
 }  // namespace fathom

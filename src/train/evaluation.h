@@ -1,12 +1,14 @@
 // How well a model solves a task's held-out problems, judged by the task's own verifier: one greedy
 // answer each, and n samples for pass@1 and pass@k. All answers of all problems go through the
-// engine together.
+// engine together. And, where nothing judges, how a model goes on with a text.
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "engine/request.h"
 #include "model/model.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -49,5 +51,12 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
                                ChatFormat format, const Task& task,
                                const EvaluationOptions& options,
                                const std::function<bool()>& stop = {});
+
+// What the model writes after `prompt`: up to max_tokens tokens, fewer where its context or the
+// sentence ends, as valid UTF-8. Sampled with (seed, choice). `stop` as above. REQUIRES: prompt not
+// empty, max_tokens >= 1.
+std::string continue_text(Context& ctx, const Model& model, const Tokenizer& tokenizer,
+                          std::span<const int32_t> prompt, int64_t max_tokens,
+                          const SamplingParams& sampling, const std::function<bool()>& stop = {});
 
 }  // namespace fathom

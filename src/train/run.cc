@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/limits.h"
 #include "base/memory.h"
+#include "base/utf8.h"
 #include "formats/json.h"
 #include "kernels/roofline.h"
 #include "train/balance.h"
@@ -27,8 +28,10 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr int kMostSkipped = 5;      // gradients in a row that are not finite
-constexpr int kMostFailedSaves = 3;  // in a row
+constexpr int kMostSkipped = 5;       // gradients in a row that are not finite
+constexpr int kMostFailedSaves = 3;   // in a row
+constexpr size_t kSamplePrompt = 32;  // tokens
+constexpr int64_t kSampleTokens = 64;
 // validation texts are other draws than training's
 constexpr uint64_t kValidationSeed = 0x76616c6964;
 
@@ -375,12 +378,38 @@ class Run {
     if (!recipe_.evaluation.task.empty()) {
       const TaskScore& task = m.tasks.emplace_back(score_task(step, last));
       score = task.pass_at.empty() ? task.greedy : task.pass_at.front().second;
+    } else {
+      show_sample(step);
     }
     metrics_->write(m);
     if (last || !std::isfinite(score) || (best_step_ && score <= best_score_)) return false;
     best_step_ = step;
     best_score_ = score;
     return true;
+  }
+
+  // For the eye, where no task judges: the model goes on with a validation document, in
+  // pre-training from its beginning, in fine-tuning from the question.
+  void show_sample(int64_t step) {
+    Document document;
+    data_.validation->document(static_cast<uint64_t>(step), document);
+    const auto& [tokens, learned] = document;
+    const size_t begin = cut_
+                             ? std::min(kSamplePrompt, tokens.size() / 2)
+                             : static_cast<size_t>(std::find(learned.begin(), learned.end(), true) -
+                                                   learned.begin());
+    const auto prompt = std::span(tokens).first(std::clamp<size_t>(begin, 1, tokens.size()));
+    SampleMetrics sample;
+    sample.step = step;
+    sample.prompt = replace_invalid_utf8(tokenizer_.decode(prompt));
+    sample.completion = continue_text(ctx_, trainer_->model(), tokenizer_, prompt,
+                                      std::min(kSampleTokens, recipe_.evaluation.max_tokens),
+                                      {.temperature = recipe_.evaluation.temperature,
+                                       .seed = recipe_.seed,
+                                       .choice = static_cast<uint64_t>(step)},
+                                      [this] { return observer_.stop_requested(); });
+    metrics_->write(sample);
+    observer_.sampled(step, sample.prompt, sample.completion);
   }
 
   TaskScore score_task(int64_t step, bool last) {

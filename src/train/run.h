@@ -56,6 +56,9 @@ class RunObserver {
   virtual void step(const StepLine&) {}
   virtual void validated(int64_t /*step*/, double /*cross_entropy*/) {}
   virtual void evaluated(int64_t /*step*/, const std::string& /*task*/, const EvaluationResult&) {}
+  // Without a task: a validation document's beginning and how the model goes on with it.
+  virtual void sampled(int64_t /*step*/, const std::string& /*prompt*/,
+                       const std::string& /*completion*/) {}
   virtual void note(const std::string&) {}  // a warning or something worth a line
   virtual bool stop_requested() { return false; }
 };

@@ -22,6 +22,7 @@
 #include "text/character_tokenizer.h"
 #include "train/data.h"
 #include "train/export.h"
+#include "train/metrics.h"
 #include "train/shards.h"
 #include "train/tokenizer_files.h"
 #include "train/train_state.h"
@@ -97,6 +98,9 @@ struct Watch : RunObserver {
   }
   void note(const std::string& text) override { notes.push_back(text); }
   void validated(int64_t, double) override { ++validations; }
+  void sampled(int64_t step, const std::string& prompt, const std::string& completion) override {
+    samples.push_back({step, prompt, completion});
+  }
   bool stop_requested() override {
     return stop_after >= 0 && static_cast<int64_t>(losses.size()) >= stop_after;
   }
@@ -104,6 +108,11 @@ struct Watch : RunObserver {
   std::vector<StepLine> lines;
   std::vector<std::string> notes;
   int validations = 0;
+  struct Sample {
+    int64_t step;
+    std::string prompt, completion;
+  };
+  std::vector<Sample> samples;
   int64_t stop_after = -1;
 };
 
@@ -130,6 +139,43 @@ TEST(Run, EndsWithAModelFolderMetricsAndACheckpoint) {
     EXPECT_TRUE(value["kind"] != "step" || value["loss"].is_number()) << line;
   }
   EXPECT_EQ(trained, 12);
+}
+
+// Each evaluation without a task shows one: on the observer and in the metrics. Looking changes
+// nothing.
+TEST(Run, ASampleIsWrittenNowAndThen) {
+  const TempDir first, second;
+  Watch watch, none;
+  run_training(tiny({"evaluation.every=5", "evaluation.max_tokens=20"}), options_for(first, false),
+               watch);
+  run_training(tiny(), options_for(second, false), none);
+  EXPECT_EQ(watch.losses, none.losses);
+  ASSERT_EQ(watch.samples.size(), 3u);  // steps 5, 10 and the last, 12
+  EXPECT_EQ(none.samples.size(), 1u);
+  EXPECT_EQ(watch.samples[1].step, 10);
+  EXPECT_EQ(watch.samples[2].completion.substr(0, 20), none.samples[0].completion.substr(0, 20));
+  for (const Watch::Sample& s : watch.samples) {
+    EXPECT_GE(s.prompt.size(), 10u);
+    EXPECT_FALSE(s.completion.empty());
+    EXPECT_LE(s.completion.size(), 100u);
+  }
+  EXPECT_NE(watch.samples[0].prompt, watch.samples[1].prompt);
+  const RunHistory history = read_metrics(first.path());
+  ASSERT_EQ(history.samples.size(), 3u);
+  EXPECT_EQ(history.samples[1].prompt, watch.samples[1].prompt);
+  EXPECT_EQ(history.samples[1].completion, watch.samples[1].completion);
+  EXPECT_FALSE(history.samples[1].correct);
+}
+
+// In fine-tuning the question is what it goes on from.
+TEST(Run, OfConversationsASampleIsAnAnswer) {
+  const TempDir run;
+  Watch watch;
+  run_training(tiny({"data.kind=conversations", "data.tasks={ digit_sum = 1.0 }"}),
+               options_for(run, false), watch);
+  ASSERT_EQ(watch.samples.size(), 1u);
+  EXPECT_TRUE(watch.samples[0].prompt.ends_with("<｜Assistant｜><think>\n"))
+      << watch.samples[0].prompt;
 }
 
 void expect_same_when_resumed(const std::vector<std::string>& overrides) {

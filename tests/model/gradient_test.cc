@@ -6,12 +6,15 @@
 
 #include <cmath>
 
+#include "base/random.h"
 #include "engine/sampler.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/softmax.h"
 #include "model/parameters.h"
 #include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
+#include "tests/reference/model_ref.h"
+#include "tests/reference/ops_backward_ref.h"
 #include "tests/reference/test_rows.h"
 
 namespace fathom {
@@ -178,6 +181,82 @@ TEST_P(GoldenGradient, APolicyGradientOfLikelihoodIsThatOfCrossEntropy) {
       norm += std::pow(expected.gradients[at], 2);
     }
     EXPECT_TRUE(error <= 1e-10 * norm) << p.name << ": relative error " << std::sqrt(error / norm);
+  }
+}
+
+// A weight of its own for each row's entropy; log-probabilities have none.
+struct EntropyObjective : TokenObjective {
+  static float weight(int64_t row) { return 0.01f * static_cast<float>(row % 7 - 2); }
+  void differentiate(int64_t first, std::span<const float>, std::span<const float> entropy,
+                     std::span<float> d_log_prob, std::span<float> d_entropy) override {
+    std::fill(d_log_prob.begin(), d_log_prob.end(), 0.0f);
+    for (size_t i = 0; i < entropy.size(); ++i)
+      d_entropy[i] = weight(first + static_cast<int64_t>(i));
+  }
+};
+
+// The same of the double-precision twin.
+double entropy_of_twin(const Model& model, const RecordedBatch& r) {
+  double sum = 0;
+  int64_t row = 0;
+  for (const int64_t length : r.lengths) {
+    const auto ids =
+        std::span(r.tokens).subspan(static_cast<size_t>(row), static_cast<size_t>(length));
+    const std::vector<double> logits = reference::model_logits(model, ids, Precision::kF32);
+    const size_t vocab = logits.size() / ids.size();
+    for (size_t t = 0; t < ids.size(); ++t, ++row) {
+      const int32_t target = r.targets[static_cast<size_t>(row)];
+      if (target < 0) continue;
+      const reference::Doubles one(logits.begin() + static_cast<int64_t>(t * vocab),
+                                   logits.begin() + static_cast<int64_t>((t + 1) * vocab));
+      sum += EntropyObjective::weight(row) * reference::log_prob_entropy_value(one, target).second;
+    }
+  }
+  return sum;
+}
+
+// Every tensor moves along its own gradient, by a millionth of its length (a step that flips no
+// expert) and with a sign of its own: the twin's difference is the sum over tensors of |gradient|
+// times the way. The way is taken from the rounded weights, so what is left is the error of the
+// gradient in f32.
+TEST_P(GoldenGradient, OfTheEntropyIsTheTwinsCentralDifference) {
+  const Recorded r(GetParam());
+  Training training(GetParam());
+  Context ctx(2);
+  EntropyObjective entropy;
+  Objective objective = r.objective;
+  objective.mtp_loss_weight = 0;
+  objective.balance_alpha = {};
+  objective.tokens = &entropy;
+  training.run(ctx, r.batch(), objective);
+  const std::vector<float> center = training.master;
+  for (uint64_t direction = 0; direction < 2; ++direction) {
+    std::vector<float> ahead = center, behind = center;
+    double expected = 0, terms = 0;
+    for (const Parameter& p : training.table.parameters) {
+      double gradient = 0, length = 0;
+      for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
+        gradient += std::pow(training.gradients[static_cast<size_t>(i)], 2);
+        length += std::pow(center[static_cast<size_t>(i)], 2);
+      }
+      if (gradient == 0) continue;
+      const double sign = mix_bits(static_cast<uint64_t>(p.offset) + direction) % 2 == 0 ? 1 : -1;
+      const double step = sign * 1e-6 * std::sqrt(length / gradient);
+      for (auto i = static_cast<size_t>(p.offset); i < static_cast<size_t>(p.offset + p.count);
+           ++i) {
+        const double g = training.gradients[i];
+        ahead[i] = static_cast<float>(center[i] + step * g);
+        behind[i] = static_cast<float>(center[i] - step * g);
+        const double term = g * (static_cast<double>(ahead[i]) - behind[i]);
+        expected += term, terms += std::abs(term);
+      }
+    }
+    training.master = ahead;
+    double difference = entropy_of_twin(training.model, r);
+    training.master = behind;
+    difference -= entropy_of_twin(training.model, r);
+    EXPECT_GT(terms, 0);
+    EXPECT_NEAR(difference, expected, 1e-4 * terms);
   }
 }
 

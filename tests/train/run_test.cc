@@ -13,8 +13,10 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/random.h"
 #include "formats/checkpoint.h"
 #include "formats/safetensors.h"
 #include "model/model.h"
@@ -192,9 +194,9 @@ void expect_same_when_resumed(const std::vector<std::string>& overrides) {
   }
   EXPECT_EQ(losses, watch.losses);
   EXPECT_LT(losses.back(), losses.front());
-  EXPECT_EQ(optimizer_bytes(parts.path()), optimizer_bytes(whole.path()));
-  EXPECT_EQ(read_file(parts.path() / "model" / "model.safetensors", 1 << 26),
-            read_file(whole.path() / "model" / "model.safetensors", 1 << 26));
+  EXPECT_TRUE(optimizer_bytes(parts.path()) == optimizer_bytes(whole.path()));
+  EXPECT_TRUE(read_file(parts.path() / "model" / "model.safetensors", 1 << 26) ==
+              read_file(whole.path() / "model" / "model.safetensors", 1 << 26));
 }
 
 TEST(Run, ResumedRunsHaveTheBitsOfOneThatWasNeverStopped) {
@@ -235,28 +237,65 @@ TEST(Run, MicroBatchesAreTheSameStepToRounding) {
   EXPECT_NEAR(curves[0][1], curves[1][1], 1e-3);
 }
 
+std::vector<double> curve(const fs::path& run) {
+  std::vector<double> losses;
+  for (const StepMetrics& step : read_metrics(run).steps) {
+    EXPECT_EQ(step.step, std::ssize(losses) + 1);
+    losses.push_back(step.loss);
+  }
+  return losses;
+}
+
+bool left_in_a_save(const fs::path& run) {
+  for (const auto& entry : fs::directory_iterator(run)) {
+    if (entry.path().extension() == ".tmp") return true;
+  }
+  return false;
+}
+
+// 50 kills that all hit a running training, at random moments of up to half of what it takes; it
+// saves after each step, so many hit a save. A child that comes to its end is no kill: its run is
+// compared and another begun.
 TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
-  const TempDir whole, killed;
-  const std::vector<std::string> overrides = {"threads=1", "checkpoint.every=2",
-                                              "train.tokens=10000"};
+  const TempDir whole, folder;
+  const std::vector<std::string> overrides = {"threads=1", "checkpoint.every=1",
+                                              "train.tokens=3000"};
+  const double begin = seconds_now();
   Watch watch;
   run_training(tiny(overrides), options_for(whole, false), watch);
-  for (int kill_number = 0; kill_number < 50; ++kill_number) {
+  const double seconds = seconds_now() - begin;
+  const std::vector<double> expected = curve(whole.path());
+  EXPECT_EQ(expected, watch.losses);
+  TrainingOptions options = options_for(folder, true);
+  int kills = 0, saves = 0, ends = 0;
+  for (uint64_t turn = 0; kills < 50 || ends == 0; ++turn) {
+    const fs::path run = options.folder = folder.path() / std::to_string(ends);
     const pid_t child = ::fork();
     if (child == 0) {
       Watch none;
-      run_training(tiny(overrides), options_for(killed, true), none);
+      run_training(tiny(overrides), options, none);
       ::_exit(0);
     }
-    ::usleep(static_cast<useconds_t>(20000 + kill_number * 13007 % 90000));
-    ::kill(child, SIGKILL);
-    ::waitpid(child, nullptr, 0);
+    if (kills < 50) {  // after that it comes to its end
+      ::usleep(static_cast<useconds_t>(0.5e6 * seconds * random_uniform({.seed = 9}, turn)));
+      ::kill(child, SIGKILL);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    if (WIFSIGNALED(status)) {
+      ++kills;
+      saves += fs::exists(run) && left_in_a_save(run) ? 1 : 0;
+      if (const auto found = find_checkpoint(run)) {
+        EXPECT_TRUE(found->damaged.empty());
+      }
+      continue;
+    }
+    ASSERT_EQ(WEXITSTATUS(status), 0);
+    EXPECT_EQ(curve(run), expected) << "after " << kills << " kills";
+    EXPECT_TRUE(optimizer_bytes(run) == optimizer_bytes(whole.path()));
+    ++ends;
   }
-  Watch rest;
-  run_training(tiny(overrides), options_for(killed, true), rest);
-  EXPECT_EQ(optimizer_bytes(killed.path()), optimizer_bytes(whole.path()));
-  const auto tail = std::span(watch.losses).last(rest.losses.size());
-  EXPECT_EQ(rest.losses, std::vector<double>(tail.begin(), tail.end()));
+  EXPECT_GT(saves, 0);
 }
 
 // The recipe that goes on from a finished run's model.
@@ -465,7 +504,7 @@ TEST(Run, ShardsAreResumedBitForBitAndChangedOnesRefused) {
   part.stop_after = -1;
   run_training(recipe, options_for(parts, true), part);
   EXPECT_EQ(part.losses, watch.losses);
-  EXPECT_EQ(optimizer_bytes(parts.path()), optimizer_bytes(whole.path()));
+  EXPECT_TRUE(optimizer_bytes(parts.path()) == optimizer_bytes(whole.path()));
   fs::remove_all(data.path() / "a");
   write(data.path() / "a", 401);
   EXPECT_NE(
@@ -536,6 +575,51 @@ TEST(Run, AFullDiskIsAWarningThreeTimesAndThenCodeThree) {
   int status = 0;
   ::waitpid(child, &status, 0);
   EXPECT_EQ(WEXITSTATUS(status), 32);  // code 3, after two warnings
+}
+
+TEST(Run, ATokenizerWithMoreTokensThanTheModelIsRefused) {
+  const TempDir first, second, tokenizer;
+  Watch watch;
+  run_training(tiny(), options_for(first, false), watch);
+  auto json = nlohmann::json::parse(character_tokenizer_json());
+  auto token = json["added_tokens"].back();
+  token["id"] = 106;
+  token["content"] = "<extra>";
+  json["added_tokens"].push_back(token);
+  tokenizer.write("tokenizer.json", json.dump());
+  tokenizer.write("tokenizer_config.json", character_tokenizer_config_json());
+  const std::vector<std::string> overrides = {"tokenizer.path=" + tokenizer.path().string()};
+  const std::string message = error_text(ExitCode::kBadInput, [&] {
+    run_training(parse_recipe(from_model(first.path()), "more.toml", overrides),
+                 options_for(second, false), watch);
+  });
+  EXPECT_EQ(message, "tiny: tokenizer: 107 tokens, expected at most the model's vocab_size 106");
+  EXPECT_TRUE(fs::is_empty(second.path()));
+}
+
+TEST(Run, AnUnreadableShardIsNamedAndNothingWritten) {
+  const TempDir data, run;
+  const TokenizerFiles files = read_tokenizer_files("characters");
+  const Tokenizer tokenizer = files.load("characters");
+  ShardWriter writer(data.path(), files.fingerprint(), 200);
+  for (int d = 0; d < 60; ++d)
+    writer.add(text_document(tokenizer, fmt::format("{} and {}", d, d + 1)).tokens);
+  writer.finish();
+  std::string text = kTiny;
+  const std::string tasks = "tasks = { arithmetic = 1.0 }";
+  text.replace(text.find(tasks), tasks.size(), "path = \"" + data.path().string() + "\"");
+  const std::vector<std::string> overrides = {"data.kind=shards"};
+  fs::remove(data.path() / "shard-00001.safetensors");
+  fs::create_directory(data.path() / "shard-00001.safetensors");  // there, but not to be read
+  Watch watch;
+  EXPECT_NE(error_text(ExitCode::kBadInput,
+                       [&] {
+                         run_training(parse_recipe(text, "tiny.toml", overrides),
+                                      options_for(run, false), watch);
+                       })
+                .find("shard-00001.safetensors: "),
+            std::string::npos);
+  EXPECT_TRUE(fs::is_empty(run.path()));
 }
 
 TEST(Run, MisfitsAreNamed) {

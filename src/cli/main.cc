@@ -351,8 +351,8 @@ constexpr Command kCommands[] = {
      "bundled/countdown-12m.gguf --task countdown --samples 16",
      bind_eval},
     {"pretrain", "train a model on texts",
-     "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain recipes/digit-sum.toml "
-     "train.tokens=500000 -o runs/try",
+     "  fathom pretrain recipes/countdown-pretrain.toml\n  fathom pretrain "
+     "recipes/digit-sum-aloud.toml train.tokens=100000 -o runs/try",
      bind_pretrain},
     {"sft", "fine-tune a model on answers",
      "  fathom sft recipes/countdown-sft.toml\n  fathom sft recipes/countdown-sft.toml "

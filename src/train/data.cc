@@ -72,13 +72,21 @@ class TaskConversations : public DocumentSource {
  public:
   TaskConversations(const Tokenizer& tokenizer, ChatFormat format,
                     std::span<const std::pair<std::string, double>> tasks, uint64_t seed,
-                    Split split)
-      : tokenizer_(tokenizer), format_(format), mix_(tasks), seed_(seed), split_(split) {}
+                    Split split, double thought_share)
+      : tokenizer_(tokenizer),
+        format_(format),
+        mix_(tasks),
+        seed_(seed),
+        split_(split),
+        thought_share_(thought_share) {}
   void document(uint64_t index, Document& out) const override {
     const Task& task = mix_.pick(seed_, index);
     const Problem problem = task.problem(seed_, index, split_);
-    out = conversation_document(tokenizer_, format_, problem.question,
-                                task.solve(problem, seed_ ^ mix_bits(index)));
+    WorkedSolution solution = task.solve(problem, seed_ ^ mix_bits(index));
+    // Another sequence than the choice of the task (Mix) and than the problem's own numbers.
+    const RandomKey key{.seed = seed_, .purpose = RandomPurpose::kShuffle, .sequence = 1};
+    if (random_uniform(key, index) >= thought_share_) solution.thought.clear();
+    out = conversation_document(tokenizer_, format_, problem.question, solution);
   }
 
  private:
@@ -87,6 +95,7 @@ class TaskConversations : public DocumentSource {
   Mix mix_;
   uint64_t seed_;
   Split split_;
+  double thought_share_;
 };
 
 constexpr size_t kHoldOut = 20;  // one conversation of so many
@@ -249,8 +258,9 @@ std::unique_ptr<DocumentSource> task_texts(const Tokenizer& tokenizer,
 
 std::unique_ptr<DocumentSource> task_conversations(
     const Tokenizer& tokenizer, ChatFormat format,
-    std::span<const std::pair<std::string, double>> tasks, uint64_t seed, Split split) {
-  return std::make_unique<TaskConversations>(tokenizer, format, tasks, seed, split);
+    std::span<const std::pair<std::string, double>> tasks, uint64_t seed, Split split,
+    double thought_share) {
+  return std::make_unique<TaskConversations>(tokenizer, format, tasks, seed, split, thought_share);
 }
 
 std::shared_ptr<const Messages> read_messages(const Tokenizer& tokenizer, ChatFormat format,

@@ -49,11 +49,13 @@ Document conversation_document(const Tokenizer& tokenizer, ChatFormat format,
 std::unique_ptr<DocumentSource> task_texts(const Tokenizer& tokenizer,
                                            std::span<const std::pair<std::string, double>> tasks,
                                            uint64_t seed);
-// Conversations about problems of one split.
+// Conversations about problems of one split. thought_share: of so many the model learns thought and
+// answer, of the others the answer at once, after an empty thought: a rare habit of thinking, for
+// reinforcement learning to find.
 std::unique_ptr<DocumentSource> task_conversations(
     const Tokenizer& tokenizer, ChatFormat format,
     std::span<const std::pair<std::string, double>> tasks, uint64_t seed,
-    Split split = Split::kTrain);
+    Split split = Split::kTrain, double thought_share = 1);
 
 class Messages;  // conversations of a file, tokenised
 // JSONL, one {"messages": [{"role", "content", "reasoning_content"?}, ...]} a line, the last one

@@ -389,6 +389,8 @@ void read_data(Section& s, Recipe& r) {
   r.data.kind = static_cast<DataKind>(s.choice("kind", std::nullopt, kKinds));
   if (r.data.kind == DataKind::kTexts || r.data.kind == DataKind::kConversations) {
     r.data.tasks = s.weights("tasks");
+    if (r.data.kind == DataKind::kConversations)
+      r.data.thought_share = s.number("thought_share", 1, 0, 1);
   } else {
     r.data.path = s.string("path", std::nullopt);
   }

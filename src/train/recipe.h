@@ -47,6 +47,7 @@ struct Recipe {
     DataKind kind = DataKind::kTexts;
     std::vector<std::pair<std::string, double>> tasks;  // name, weight
     std::string path;                                   // shards, messages
+    double thought_share = 1;                           // of conversations
     int64_t sequence_length = 0;
   } data;
 

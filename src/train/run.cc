@@ -96,8 +96,8 @@ Data open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t finger
       return both([&](Split, uint64_t seed) { return task_texts(tokenizer, data.tasks, seed); });
     case DataKind::kConversations:
       return both([&](Split split, uint64_t seed) {
-        return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed,
-                                  split);
+        return task_conversations(tokenizer, detect_chat_format(tokenizer), data.tasks, seed, split,
+                                  data.thought_share);
       });
     case DataKind::kMessages: {
       const auto messages = read_messages(tokenizer, detect_chat_format(tokenizer), data.path);

@@ -239,6 +239,24 @@ TEST(TaskConversations, ValidationsProblemsAreHeldOut) {
   }
 }
 
+TEST(TaskConversations, AShareOfThemShowsItsThought) {
+  const Tokenizer t = characters();
+  const std::vector<std::pair<std::string, double>> tasks = {{"digit_sum", 1.0}};
+  const auto source =
+      task_conversations(t, ChatFormat::kDeepseekR1, tasks, 1, Split::kTrain, 0.125);
+  int aloud = 0;
+  for (uint64_t i = 0; i < 800; ++i) {
+    Document d;
+    source->document(i, d);
+    const std::string text = learned_text(t, d);
+    aloud += text.find(':') != std::string::npos ? 1 : 0;
+    if (text.find(':') == std::string::npos) {
+      EXPECT_TRUE(text.starts_with("</think>\n\n")) << text;
+    }
+  }
+  EXPECT_NEAR(aloud, 100, 40);  // more than four standard deviations
+}
+
 TEST(JsonlMessages, EachEpochIsAPermutationAndTheyDiffer) {
   const Tokenizer t = characters();
   std::string text;

@@ -39,8 +39,9 @@ struct Folder {
   TempDir folder;
 };
 
+// Of the weights alone: x is rounded nowhere.
 std::vector<float> logits_of(const Model& model, const std::string& name) {
-  Context ctx(2);
+  Context ctx(2, detect_isa(), Precision::kF32);
   return feed_logits(model, ctx, golden_ids(name), {96}, MlaForm::kAbsorbed);
 }
 

@@ -224,7 +224,8 @@ Action bind_logits(CLI::App& app) {
       ->check(CLI::Range(0, 4096));
   app.add_option("--form", o->form, "form of MLA: absorbed or expanded");
   app.add_option("--precision", o->precision,
-                 "input of layers with BF16 weights: native (rounded to bf16) or f32");
+                 "input of layers with BF16 weights or GGUF blocks: native (rounded to bf16, to 8 "
+                 "bits) or f32");
   app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
   app.add_option("--isa", o->isa,
                  "instruction set: portable, avx2 or avx512 (default: the best of this CPU)");

@@ -4,6 +4,10 @@
 // its output in one f32 FMA (gemm.h).
 #include "kernels/gemm_int8-inl.h"
 
+#if defined(__SSE2__)  // every x86-64 has it, so the portable target may use it
+#include <emmintrin.h>
+#endif
+
 #include "kernels/block_formats-inl.h"
 #include "kernels/simd-inl.h"
 
@@ -234,6 +238,35 @@ inline Sum dot(Sum sum, Codes w, int32_t x) {
   return {dot_8(sum.lo, w.lo, four), dot_8(sum.hi, w.hi, four)};
 }
 inline F32x16 total(Sum a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+#elif defined(__SSE2__)
+struct Sum {
+  __m128i v[4];
+};
+struct Codes {
+  const uint8_t* p;
+};
+inline Sum begin(int32_t) { return {}; }
+inline Codes load_codes(const uint8_t* p) { return {p}; }
+inline Sum dot(Sum sum, Codes w, int32_t x) {
+  const __m128i bytes = _mm_set1_epi32(x),
+                four = _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+  for (int i = 0; i < 4; ++i) {
+    const __m128i codes = _mm_load_si128(reinterpret_cast<const __m128i*>(w.p) + i);
+    const __m128i low = _mm_srai_epi16(_mm_unpacklo_epi8(codes, codes), 8),
+                  high = _mm_srai_epi16(_mm_unpackhi_epi8(codes, codes), 8);
+    const __m128 pairs[2] = {_mm_castsi128_ps(_mm_madd_epi16(low, four)),
+                             _mm_castsi128_ps(_mm_madd_epi16(high, four))};
+    const __m128i even = _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], 0x88)),
+                  odd = _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], 0xdd));
+    sum.v[i] = _mm_add_epi32(sum.v[i], _mm_add_epi32(even, odd));
+  }
+  return sum;
+}
+inline F32x16 total(const Sum& a) {
+  F32x16 r;
+  for (int i = 0; i < 4; ++i) _mm_storeu_ps(r.v + 4 * i, _mm_cvtepi32_ps(a.v[i]));
+  return r;
+}
 #else
 struct Sum {
   int32_t v[16];

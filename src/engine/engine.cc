@@ -3,27 +3,63 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/check.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "kernels/attention.h"
 #include "kernels/softmax.h"
 
 namespace fathom {
 
 struct Engine::Sequence {
   Sequence(uint64_t id_, Request request_)
-      : id(id_), request(std::move(request_)), sampler(request.sampling, request.prompt) {}
+      : id(id_),
+        request(std::move(request_)),
+        prompt_tokens(std::ssize(request.prompt)),
+        scope(hash_chained({}, std::as_bytes(std::span(request.cache_scope)))),
+        sampler(request.sampling, request.prompt, request.max_tokens),
+        tokens(std::move(request.prompt)) {}
 
-  int64_t prompt_tokens() const { return std::ssize(request.prompt); }
-  // The last token of the answer is never fed back, so it needs no row.
-  int64_t rows_needed() const { return prompt_tokens() + request.max_tokens - 1; }
+  int64_t size() const { return std::ssize(tokens); }
+  int64_t generated() const { return size() - prompt_tokens; }
+  bool prefilling() const { return computed < prefill_end; }
+  // Blocks it will ever need: the last token of the answer is never fed back, so it needs no row.
+  int64_t most_blocks() const {
+    return (prompt_tokens + request.max_tokens - 1 + kKeyBlock - 1) / kKeyBlock;
+  }
+  bool still_grows() const { return std::ssize(block_rows) < most_blocks(); }
+  // Full blocks that it may find instead of computing them: its last token must be computed.
+  int64_t findable_blocks() const { return (size() - 1) / kKeyBlock; }
+  std::span<const int32_t> block_tokens(int64_t block) const {
+    return std::span(tokens).subspan(static_cast<size_t>(block * kKeyBlock), kKeyBlock);
+  }
+  const Hash128& hash_before(int64_t block) const {
+    return block == 0 ? scope : hashes[static_cast<size_t>(block - 1)];
+  }
+  // Room for all it will ever hold, and the names of the full blocks so far.
+  void prepare() {
+    tokens.reserve(static_cast<size_t>(prompt_tokens + request.max_tokens));
+    hashes.reserve(static_cast<size_t>(most_blocks()));
+    block_rows.reserve(static_cast<size_t>(most_blocks()));
+    extend_hashes(size() - 1);
+  }
+  void extend_hashes(int64_t end) {
+    for (int64_t block = std::ssize(hashes); (block + 1) * kKeyBlock <= end; ++block)
+      hashes.push_back(hash_chained(hash_before(block), std::as_bytes(block_tokens(block))));
+  }
 
   uint64_t id;
-  Request request;
+  Request request;  // without the prompt, which moves into `tokens`
+  int64_t prompt_tokens;
+  Hash128 scope;
   Sampler sampler;
+  std::vector<int32_t> tokens;  // prompt and answer so far
+  std::vector<Hash128> hashes;  // of the full blocks
   std::vector<int64_t> block_rows;
-  int64_t computed = 0;  // rows in the cache
-  int64_t generated = 0;
-  int32_t last_token = -1;  // generated, not yet in the cache
+  int64_t computed = 0;     // rows in the cache
+  int64_t published = 0;    // blocks that can be found
+  int64_t prefill_end = 0;  // tokens when it started; rows before are its prompt, or computed again
+  PrefixReuse reuse;        // of its first start
   bool cancelled = false;
   bool finished = false;
 };
@@ -49,6 +85,12 @@ EngineOptions with_defaults(const ModelConfig& config, EngineOptions options) {
     fail("engine: cache_dtype: found {}, expected F32 or BF16", dtype_name(options.cache_dtype));
   }
   return options;
+}
+
+// So that the next `count` push_back()s throw nothing.
+void make_room(std::vector<TokenEvent>& events, int64_t count) {
+  const size_t wanted = events.size() + static_cast<size_t>(count);
+  if (wanted > events.capacity()) events.reserve(std::max(wanted, 2 * events.capacity()));
 }
 
 }  // namespace
@@ -104,6 +146,11 @@ void Engine::cancel(uint64_t request) {
   mark(waiting_);
 }
 
+void Engine::forget_cached() {
+  FATHOM_CHECK(idle());
+  cache_.pool().forget();
+}
+
 bool Engine::step(std::vector<TokenEvent>& events) {
   const size_t events_before = events.size();
   drop_cancelled(events);
@@ -120,10 +167,13 @@ bool Engine::step(std::vector<TokenEvent>& events) {
 }
 
 void Engine::drop_cancelled(std::vector<TokenEvent>& events) {
-  const auto drop = [&](std::unique_ptr<Sequence>& sequence) {
-    if (!sequence->cancelled) return false;
-    cache_.release(sequence->block_rows);
-    events.push_back({sequence->id, -1, 0, {}, FinishReason::kCancelled});
+  const auto cancelled = [](const auto& s) { return s->cancelled; };
+  make_room(events, std::count_if(running_.begin(), running_.end(), cancelled) +
+                        std::count_if(waiting_.begin(), waiting_.end(), cancelled));
+  const auto drop = [&](std::unique_ptr<Sequence>& s) {
+    if (!s->cancelled) return false;
+    cache_.release(s->block_rows);
+    events.push_back({s->id, -1, 0, {}, FinishReason::kCancelled, s->reuse});
     return true;
   };
   std::erase_if(running_, drop);
@@ -131,11 +181,128 @@ void Engine::drop_cancelled(std::vector<TokenEvent>& events) {
 }
 
 void Engine::admit() {
+  running_.reserve(static_cast<size_t>(
+      std::min(options_.max_sequences, std::ssize(running_) + std::ssize(waiting_))));
   while (!waiting_.empty() && std::ssize(running_) < options_.max_sequences &&
-         cache_.reserve(waiting_.front()->block_rows, waiting_.front()->rows_needed())) {
+         start(*waiting_.front())) {
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
+}
+
+BlockPool::Content Engine::content(const Sequence& s, int64_t block) const {
+  const auto i = static_cast<size_t>(block);
+  return {block == 0 ? BlockPool::kNone : s.block_rows[i - 1] / kKeyBlock, s.hash_before(block),
+          s.hashes[i], s.block_tokens(block)};
+}
+
+// Gives the sequence its blocks: those found, then own ones for the rest of its tokens. False, and
+// nothing taken, if it has to wait.
+bool Engine::start(Sequence& s) {
+  s.prepare();
+  const int64_t found = options_.prefix_cache ? share_found(s) : 0;
+  if ((options_.prefix_cache && better_wait(s, found)) || !has_room(s)) {
+    cache_.release(s.block_rows);
+    return false;
+  }
+  ReuseEnd end = ReuseEnd::kDisabled;
+  int64_t copied = 0;
+  FATHOM_CHECK(cache_.reserve(s.block_rows, s.size()), s.size());
+  if (options_.prefix_cache) {
+    copied = copy_alike(s, found);
+    end = reuse_end(s, found, copied);
+  }
+  s.published = found;
+  s.computed = found * kKeyBlock + copied;
+  s.prefill_end = s.size();
+  stats_.cached_tokens += s.computed;
+  if (s.reuse.end == ReuseEnd::kNotStarted) s.reuse = {s.computed, end};
+  return true;
+}
+
+// Shares the longest beginning that is cached; returns its blocks.
+int64_t Engine::share_found(Sequence& s) {
+  int64_t found = 0;
+  for (; found < s.findable_blocks(); ++found) {
+    const int64_t block = cache_.pool().find(content(s, found));
+    if (block == BlockPool::kNone) break;
+    cache_.pool().share(block);
+    s.block_rows.push_back(block * kKeyBlock);
+  }
+  return found;
+}
+
+// One block more than it needs now for everyone who grows, itself too: else it would soon be
+// preempted, or preempt, for nothing. Alone it always has room: the cache holds a whole context.
+bool Engine::has_room(const Sequence& s) const {
+  const int64_t missing = (s.size() + kKeyBlock - 1) / kKeyBlock - std::ssize(s.block_rows);
+  int64_t growing = 0;
+  if (!running_.empty()) {
+    growing = std::count_if(running_.begin(), running_.end(),
+                            [](const auto& other) { return other->still_grows(); });
+    growing += missing < s.most_blocks() - std::ssize(s.block_rows) ? 1 : 0;
+  }
+  return missing + growing <= cache_.pool().available();
+}
+
+// Somebody's prefill has not yet come to a block that this sequence lacks, or, where no whole block
+// is missing, to the rest of its prompt. That prefill goes on in every step (it is older), so the
+// wait ends.
+bool Engine::better_wait(const Sequence& s, int64_t found) const {
+  const auto wanted = std::span(s.tokens)
+                          .first(static_cast<size_t>(s.size() - 1))
+                          .subspan(static_cast<size_t>(found * kKeyBlock));
+  return std::any_of(running_.begin(), running_.end(), [&](const auto& other) {
+    const Sequence& o = *other;
+    if (!o.prefilling() || std::ssize(o.hashes) < found ||
+        o.hash_before(found) != s.hash_before(found))
+      return false;
+    if (found < s.findable_blocks())
+      return found < std::ssize(o.hashes) &&
+             o.hashes[static_cast<size_t>(found)] == s.hashes[static_cast<size_t>(found)];
+    const auto has = std::span(o.tokens).subspan(static_cast<size_t>(found * kKeyBlock));
+    return !wanted.empty() && o.computed < s.size() - 1 && has.size() >= wanted.size() &&
+           std::equal(wanted.begin(), wanted.end(), has.begin());
+  });
+}
+
+// Copies rows of the block behind the shared ones from whoever has the most equal tokens there: a
+// cached block or a running sequence. Returns how many.
+int64_t Engine::copy_alike(Sequence& s, int64_t found) {
+  const auto wanted = std::span(s.tokens)
+                          .first(static_cast<size_t>(s.size() - 1))
+                          .subspan(static_cast<size_t>(found * kKeyBlock));
+  const int64_t parent =
+      found == 0 ? BlockPool::kNone : s.block_rows[static_cast<size_t>(found - 1)] / kKeyBlock;
+  const BlockPool::Alike alike = cache_.pool().most_alike(parent, s.hash_before(found), wanted);
+  int64_t rows = alike.tokens, from = alike.block * kKeyBlock;
+  for (const auto& other : running_) {
+    const Sequence& o = *other;
+    if (o.published != found || o.hash_before(found) != s.hash_before(found) ||
+        (found > 0 && o.block_rows[static_cast<size_t>(found - 1)] / kKeyBlock != parent))
+      continue;  // `found` is not the block it is filling, or it follows another text
+    const auto has = std::span(o.tokens)
+                         .first(static_cast<size_t>(o.computed))
+                         .subspan(static_cast<size_t>(found * kKeyBlock));
+    const int64_t equal =
+        std::mismatch(has.begin(), has.end(), wanted.begin(), wanted.end()).first - has.begin();
+    if (equal <= rows) continue;
+    rows = equal;
+    from = o.block_rows[static_cast<size_t>(found)];
+  }
+  if (rows > 0) cache_.copy_rows(from, s.block_rows[static_cast<size_t>(found)], rows);
+  return rows;
+}
+
+ReuseEnd Engine::reuse_end(const Sequence& s, int64_t found, int64_t copied) const {
+  if (found == s.findable_blocks()) return ReuseEnd::kPromptEnd;
+  const int64_t parent =
+      found == 0 ? BlockPool::kNone : s.block_rows[static_cast<size_t>(found - 1)] / kKeyBlock;
+  if (cache_.pool().was_evicted(s.hashes[static_cast<size_t>(found)])) return ReuseEnd::kEvicted;
+  const bool sibling =
+      cache_.pool().most_alike(parent, s.hash_before(found), s.block_tokens(found)).block !=
+      BlockPool::kNone;
+  return sibling || copied > 0 ? ReuseEnd::kTokenDiffers : ReuseEnd::kNothingCached;
 }
 
 // Fills the batch: one row of every decoding sequence, and prompt rows, oldest request first, up to
@@ -147,25 +314,49 @@ int64_t Engine::plan() {
   planned_.clear();
   sampling_.clear();
   int64_t budget = options_.prefill_chunk;
-  for (const auto& sequence : running_) {
-    const std::vector<int32_t>& prompt = sequence->request.prompt;
-    const int64_t left = sequence->prompt_tokens() - sequence->computed;
-    const int64_t rows = left > 0 ? std::min(left, budget) : 1;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence& s = *running_[i];
+    const int64_t left = s.size() - s.computed;
+    const int64_t rows = s.prefilling() ? std::min(left, budget) : 1;
     if (rows == 0) continue;
-    if (left > 0) {
-      tokens_.insert(tokens_.end(), prompt.end() - left, prompt.end() - left + rows);
-      budget -= rows;
-    } else {
-      tokens_.push_back(sequence->last_token);
-    }
-    rows_.push_back({rows, sequence->computed, sequence->block_rows});
-    planned_.push_back(sequence.get());
-    if (rows >= left) {
+    if (!grow(s)) break;  // it was the youngest, and has been preempted
+    if (s.prefilling()) budget -= rows;
+    const auto first = s.tokens.begin() + s.computed;
+    tokens_.insert(tokens_.end(), first, first + rows);
+    rows_.push_back({rows, s.computed, s.block_rows});
+    planned_.push_back(&s);
+    if (rows == left) {
       logit_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
-      sampling_.push_back(sequence.get());
+      sampling_.push_back(&s);
     }
   }
   return options_.prefill_chunk - budget;
+}
+
+// A block for the next row of a decoding sequence (a starting one has all blocks of its prompt).
+// Younger ones give way; false if the sequence itself was the youngest and had to. Those preempted
+// are not in the plan yet: it goes from old to young.
+bool Engine::grow(Sequence& s) {
+  while (s.computed >= std::ssize(s.block_rows) * kKeyBlock) {
+    const int64_t block = cache_.pool().take();
+    if (block != BlockPool::kNone) {
+      s.block_rows.push_back(block * kKeyBlock);
+      continue;
+    }
+    const bool itself = running_.back().get() == &s;
+    preempt_youngest();
+    if (itself) return false;
+  }
+  return true;
+}
+
+void Engine::preempt_youngest() {
+  waiting_.push_front(std::move(running_.back()));
+  running_.pop_back();
+  Sequence& s = *waiting_.front();
+  cache_.release(s.block_rows);
+  s.computed = s.published = s.prefill_end = 0;
+  ++stats_.preemptions;
 }
 
 void Engine::run_batch() {
@@ -186,24 +377,31 @@ void Engine::sample() {
   ctx_.pool().run(std::ssize(sampling_), [&](int64_t item, int) {
     const auto i = static_cast<size_t>(item);
     Sequence& s = *sampling_[i];
-    sampled_[i] = s.sampler.sample(std::span(logits_).subspan(i * vocab_size, vocab_size),
-                                   s.prompt_tokens() + s.generated, log_sum_exp_[i]);
+    sampled_[i] = s.sampler.sample(std::span(logits_).subspan(i * vocab_size, vocab_size), s.size(),
+                                   log_sum_exp_[i]);
   });
 }
 
+// From here on nothing throws: the step happens as a whole.
 void Engine::finish_step(std::vector<TokenEvent>& events) {
-  for (size_t i = 0; i < planned_.size(); ++i) planned_[i]->computed += rows_[i].rows;
+  make_room(events, std::ssize(sampling_));
+  for (size_t i = 0; i < planned_.size(); ++i) {
+    planned_[i]->computed += rows_[i].rows;
+    publish(*planned_[i]);
+  }
   for (size_t i = 0; i < sampling_.size(); ++i) {
     Sequence& s = *sampling_[i];
-    TokenEvent event{s.id, -1, 0, {}, FinishReason::kNone};
+    TokenEvent event{s.id, -1, 0, {}, FinishReason::kNone, s.reuse};
     if (sampled_[i]) {
-      s.last_token = event.token = sampled_[i]->token;
+      event.token = sampled_[i]->token;
       event.logprob = sampled_[i]->logprob;
       event.top_logprobs = std::move(sampled_[i]->top_logprobs);
+      s.tokens.push_back(event.token);
+      s.sampler.remember(event.token);
       const std::vector<int32_t>& stops = s.request.stop_ids;
       if (std::find(stops.begin(), stops.end(), event.token) != stops.end()) {
         event.finish = FinishReason::kStop;
-      } else if (++s.generated == s.request.max_tokens) {
+      } else if (s.generated() == s.request.max_tokens) {
         event.finish = FinishReason::kLength;
       }
     } else {
@@ -214,6 +412,33 @@ void Engine::finish_step(std::vector<TokenEvent>& events) {
     events.push_back(std::move(event));
   }
   std::erase_if(running_, [](const auto& sequence) { return sequence->finished; });
+}
+
+// Blocks that have become full can be found from now on. A block whose content somebody else has
+// published meanwhile is given back for that one: same tokens, same bits.
+void Engine::publish(Sequence& s) {
+  if (!options_.prefix_cache) return;
+  s.extend_hashes(s.computed);
+  for (; (s.published + 1) * kKeyBlock <= s.computed; ++s.published) {
+    int64_t& row = s.block_rows[static_cast<size_t>(s.published)];
+    row = cache_.pool().publish(row / kKeyBlock, content(s, s.published)) * kKeyBlock;
+  }
+}
+
+void Engine::check() const {
+  std::vector<int64_t> owned;
+  uint64_t last_id = 0;
+  for (const auto& s : running_) {
+    FATHOM_CHECK(s->id > last_id && s->computed < s->size(), s->id, last_id, s->computed);
+    FATHOM_CHECK(s->computed <= std::ssize(s->block_rows) * kKeyBlock, s->computed);
+    last_id = s->id;
+    for (const int64_t row : s->block_rows) owned.push_back(row / kKeyBlock);
+  }
+  for (const auto& s : waiting_) {
+    FATHOM_CHECK(s->id > last_id && s->block_rows.empty(), s->id, last_id);
+    last_id = s->id;
+  }
+  cache_.pool().check(owned);
 }
 
 }  // namespace fathom

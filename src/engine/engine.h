@@ -1,13 +1,29 @@
 // The engine: requests in, tokens out. One thread calls everything here; each step runs one batch
 // that mixes decode rows of running sequences with prefill chunks of new ones.
 //
-// A request's tokens never depend on what runs beside it, on prefill_chunk, on threads or on
-// cancellations of others: bit for bit.
+// A request's tokens never depend on what runs beside it, on prefill_chunk, on threads, on the
+// cache and what it still held, on preemption or on cancellations of others: bit for bit. (The rows
+// of a position depend on the tokens up to it alone, and random draws on (seed, choice, position).)
 //
-// Order is first come, first served: the oldest waiting request starts as soon as a place and all
-// cache blocks it can ever need are free, so a running request never has to give way, and none is
-// overtaken.
-// (Reserving less and preempting comes with prefix reuse.)
+// Policy. Requests have an order, that of submit(). At any time all running ones are older than all
+// waiting ones.
+//   Start: the oldest waiting request starts as soon as a place is free and there are blocks for its
+//     tokens and, if others run, one more for each sequence that still grows. Nobody overtakes.
+//   Step: every sequence that has computed its prompt decodes one row in every step; beside these,
+//     prefill_chunk rows of prompts are computed, the oldest first. So neither holds up the other.
+//   Room: a block is taken when its first row is. If none is left (cached ones are evicted first),
+//     the youngest running request is preempted: it gives its blocks back, becomes the first to wait
+//     and later computes its tokens again, as far as the cache does not still hold them. No event is
+//     sent twice.
+//   End: the oldest request is preempted by nobody, and a whole context fits into the cache; so it
+//     goes on in every step until it ends, then the next is the oldest. Nothing starves or blocks.
+//
+// Prefix cache. Blocks of kKeyBlock rows can be found by their tokens and all before them
+// (block_pool.h) as soon as they are full, generated tokens included, and stay until their room is
+// needed. A request starts behind the blocks it finds and behind the rows that a partly equal block
+// or an equal sequence under way has for it (copied); at least its last token is computed. While a
+// running request is about to compute what the next one would have in common with it, that one
+// waits instead of computing it as well.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +47,7 @@ struct EngineOptions {
   int64_t max_sequences = 16;   // running at once; others wait
   DType cache_dtype = DType::kF32;
   MlaForm form = MlaForm::kAbsorbed;
+  bool prefix_cache = true;  // find and keep computed blocks
 };
 
 // Cache type for a model without a wish: F32 for F32 weights, else BF16.
@@ -42,6 +59,8 @@ DType default_cache_dtype(const Model& model);
 struct EngineStats {
   int64_t prefill_tokens = 0, decode_tokens = 0;
   double prefill_seconds = 0, decode_seconds = 0;
+  int64_t cached_tokens = 0;  // rows that starting requests found instead of computing them
+  int64_t preemptions = 0;
 };
 
 class Engine {
@@ -55,31 +74,53 @@ class Engine {
   // vocabulary, prompt + max_tokens beyond the context, naming both numbers; sampling out of
   // range).
   uint64_t submit(Request request);
-  // The request ends with kCancelled at the next step; unknown ids are ignored.
+  // The request ends with kCancelled at the next step, wherever it is; unknown ids are ignored.
   void cancel(uint64_t request);
   // Runs one batch; appends to events: the cancelled first, then by age of the request. False if
-  // there was nothing to do. If it throws, the requests are as before the step.
+  // there was nothing to do. Once warm, a step that only decodes allocates nothing, unless
+  // log-probabilities are wanted or `events` grows.
+  //
+  // If it throws, no token is lost, repeated or changed: the cancelled that it reported are gone,
+  // and for all others the next step does what this one would have done. (Requests may have been
+  // started or preempted, which no event shows.)
   bool step(std::vector<TokenEvent>& events);
   bool idle() const { return waiting_.empty() && running_.empty(); }
+
+  // Forgets all cached content: the model's weights have changed. REQUIRES: idle().
+  void forget_cached();
 
   const EngineStats& stats() const { return stats_; }
   const EngineOptions& options() const { return options_; }  // with defaults filled in
   const KvCache& cache() const { return cache_; }
 
+  // Aborts unless every block has exactly the owners that hold it, and the order above holds.
+  // O(blocks). For tests.
+  void check() const;
+
  private:
   struct Sequence;
   void drop_cancelled(std::vector<TokenEvent>& events);
   void admit();
+  bool start(Sequence& s);
+  int64_t share_found(Sequence& s);
+  bool has_room(const Sequence& s) const;
+  bool better_wait(const Sequence& s, int64_t found) const;
+  ReuseEnd reuse_end(const Sequence& s, int64_t found, int64_t copied) const;
+  int64_t copy_alike(Sequence& s, int64_t found);
   int64_t plan();
+  bool grow(Sequence& s);
+  void preempt_youngest();
   void run_batch();
   void sample();
   void finish_step(std::vector<TokenEvent>& events);
+  void publish(Sequence& s);
+  BlockPool::Content content(const Sequence& s, int64_t block) const;
 
   const Model& model_;
   Context& ctx_;
   EngineOptions options_;
   KvCache cache_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;   // oldest first
   std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
   uint64_t next_id_ = 1;
   EngineStats stats_;

@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
+
 #include "base/check.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -44,25 +46,28 @@ KvCache::KvCache(const Model& model, DType dtype, int64_t tokens) {
   for (int64_t layer = 0; layer < model.cache_layers(); ++layer) {
     view_.layers.push_back(memory_.get() + layer * layer_bytes);
   }
-  total_blocks_ = static_cast<int64_t>(*rows) / kKeyBlock;
-  for (int64_t block = total_blocks_; block-- > 0;) free_.push_back(block * kKeyBlock);
+  pool_ = BlockPool(static_cast<int64_t>(*rows) / kKeyBlock);
 }
 
 bool KvCache::reserve(std::vector<int64_t>& block_rows, int64_t tokens) {
-  const int64_t missing =
-      (tokens + kKeyBlock - 1) / kKeyBlock - static_cast<int64_t>(block_rows.size());
-  if (missing > free_blocks()) return false;
-  for (int64_t i = 0; i < missing; ++i) {
-    block_rows.push_back(free_.back());
-    free_.pop_back();
-  }
+  const int64_t wanted = (tokens + kKeyBlock - 1) / kKeyBlock;
+  if (wanted - std::ssize(block_rows) > pool_.available()) return false;
+  block_rows.reserve(static_cast<size_t>(wanted));
+  while (std::ssize(block_rows) < wanted) block_rows.push_back(pool_.take() * kKeyBlock);
   return true;
 }
 
 void KvCache::release(std::vector<int64_t>& block_rows) {
-  free_.insert(free_.end(), block_rows.rbegin(), block_rows.rend());
+  for (size_t i = block_rows.size(); i-- > 0;) pool_.release(block_rows[i] / kKeyBlock);
   block_rows.clear();
-  FATHOM_CHECK(free_blocks() <= total_blocks_, free_blocks(), total_blocks_);
+}
+
+void KvCache::copy_rows(int64_t from_block_row, int64_t to_block_row, int64_t rows) {
+  const int64_t bytes = row_bytes(view_.dtype, view_.row_width);
+  for (std::byte* layer : view_.layers) {
+    std::memcpy(layer + to_block_row * bytes, layer + from_block_row * bytes,
+                static_cast<size_t>(rows * bytes));
+  }
 }
 
 }  // namespace fathom

@@ -3,14 +3,15 @@
 //
 // Each layer is one piece [blocks * kKeyBlock, row_width]; block b is rows [b * kKeyBlock, (b + 1)
 // * kKeyBlock) of all of them. The memory is reserved at once and taken page by page as rows are
-// first written:
-// a cache nobody fills costs nothing.
+// first written: a cache nobody fills costs nothing. Who owns which block, and which content is
+// kept for later, is the BlockPool's business.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "engine/block_pool.h"
 #include "model/batch.h"
 #include "model/model.h"
 
@@ -25,13 +26,16 @@ class KvCache {
   static int64_t bytes_per_token(const ModelConfig& config, int64_t cache_layers, DType dtype);
 
   const KvCacheView& view() const { return view_; }
-  int64_t free_blocks() const { return static_cast<int64_t>(free_.size()); }
-  int64_t total_blocks() const { return total_blocks_; }
-  // Appends blocks to block_rows until it covers `tokens` positions; false (and nothing taken) if
-  // too few are free.
+  BlockPool& pool() { return pool_; }
+  const BlockPool& pool() const { return pool_; }
+
+  // Appends blocks to block_rows (their first rows) until it covers `tokens` positions; false (and
+  // nothing taken) if too few are to be had. Throws std::bad_alloc only before anything is taken.
   bool reserve(std::vector<int64_t>& block_rows, int64_t tokens);
-  // Returns all blocks and empties block_rows.
+  // Gives all blocks back, deepest first, and empties block_rows.
   void release(std::vector<int64_t>& block_rows);
+  // The first `rows` rows of one block, of all layers, into another.
+  void copy_rows(int64_t from_block_row, int64_t to_block_row, int64_t rows);
 
  private:
   struct Unmap {
@@ -40,8 +44,7 @@ class KvCache {
   };
   KvCacheView view_;
   std::unique_ptr<std::byte, Unmap> memory_;
-  int64_t total_blocks_ = 0;
-  std::vector<int64_t> free_;  // first rows; the next one to hand out is last
+  BlockPool pool_{0};
 };
 
 }  // namespace fathom

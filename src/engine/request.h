@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -31,6 +32,25 @@ struct Request {
   // end-of-sequence ids; the token itself is reported, as the last one
   std::vector<int32_t> stop_ids;
   SamplingParams sampling;
+  // Cached rows are found only by requests of the same scope (a key or user that must not learn from
+  // the speed of answers what others have asked).
+  std::string cache_scope = {};
+};
+
+// Why a request's reuse of cached rows ended where it did.
+enum class ReuseEnd {
+  kNotStarted,     // cancelled before it ran
+  kDisabled,       // the engine keeps no prefixes
+  kPromptEnd,      // all blocks of the prompt were found; what is computed is less than one
+  kTokenDiffers,   // the token at position cached_tokens is another than in what is cached
+  kEvicted,        // the next block was cached once; its room was needed
+  kNothingCached,  // nobody has computed the next block
+};
+
+// What a request found in the cache when it started.
+struct PrefixReuse {
+  int64_t cached_tokens = 0;  // of the prompt, not computed again
+  ReuseEnd end = ReuseEnd::kNotStarted;
 };
 
 enum class FinishReason { kNone, kStop, kLength, kCancelled, kNumericalError };
@@ -48,6 +68,7 @@ struct TokenEvent {
   float logprob = 0;
   std::vector<TokenLogprob> top_logprobs;
   FinishReason finish = FinishReason::kNone;  // not kNone: this was the last event of the request
+  PrefixReuse reuse;  // the same in all events of a request that has started
 };
 
 }  // namespace fathom

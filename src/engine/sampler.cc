@@ -43,10 +43,27 @@ void check_range(const char* field, double found, double low, double high) {
 
 }  // namespace
 
-Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> prompt) : params_(params) {
+Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> prompt, int64_t max_tokens)
+    : params_(params) {
   if (counts_tokens()) {
-    for (const int32_t id : prompt) generated_count_.emplace(id, 0);
+    std::vector<int32_t> ids(prompt.begin(), prompt.end());
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    seen_.reserve(ids.size() + static_cast<size_t>(max_tokens));
+    for (const int32_t id : ids) seen_.push_back({id, 0});
   }
+  adjusted_.reserve(params_.logit_bias.size() + seen_.capacity());
+}
+
+void Sampler::remember(int32_t token) {
+  if (!counts_tokens()) return;
+  for (Seen& seen : seen_) {
+    if (seen.token == token) {
+      ++seen.generated;
+      return;
+    }
+  }
+  seen_.push_back({token, 1});
 }
 
 bool Sampler::counts_tokens() const {
@@ -67,7 +84,6 @@ std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t pos
     logits[static_cast<size_t>(adjusted_[i].token)] = adjusted_[i].logprob;
   if (!token) return std::nullopt;
 
-  if (counts_tokens()) ++generated_count_[*token];
   SampledToken sampled{*token, 0, {}};
   if (wants_logprobs()) {
     const auto logprob = [&](float logit) {
@@ -92,7 +108,7 @@ void Sampler::adjust(std::span<float> logits) {
   };
   for (const auto& [id, bias] : params_.logit_bias)
     change(id, [b = bias](double x) { return x + b; });
-  for (const auto& [id, count] : generated_count_) {
+  for (const auto& [id, count] : seen_) {
     change(id, [&, n = count](double x) {
       x = x > 0 ? x / params_.repetition_penalty : x * params_.repetition_penalty;
       return x - (n > 0 ? params_.presence_penalty : 0) - params_.frequency_penalty * n;

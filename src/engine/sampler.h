@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "engine/request.h"
@@ -31,16 +30,19 @@ struct SampledToken {
 
 class Sampler {
  public:
-  // prompt: for the repetition penalty, which counts prompt and generated tokens. REQUIRES:
-  // validate_sampling passed.
-  Sampler(const SamplingParams& params, std::span<const int32_t> prompt);
+  // prompt: for the repetition penalty, which counts prompt and generated tokens. Room for
+  // max_tokens tokens to remember without allocating. REQUIRES: validate_sampling passed.
+  Sampler(const SamplingParams& params, std::span<const int32_t> prompt, int64_t max_tokens = 0);
 
   // `position` = number of tokens before the new one. log_sum_exp: that of the logits
   // (kernels/softmax.h, the one definition that training and evaluation share); read only if
   // log-probabilities are wanted. logits [vocab_size] are scratch meanwhile and come back as they
-  // were. Absent if any logit is NaN or +inf, or if all are -inf. Remembers the token for the
-  // penalties.
+  // were. Absent if any logit is NaN or +inf, or if all are -inf. Changes nothing that the next
+  // sample depends on, so it may be repeated.
   std::optional<SampledToken> sample(std::span<float> logits, int64_t position, float log_sum_exp);
+
+  // The token was taken: it counts for the penalties from now on.
+  void remember(int32_t token);
 
   bool wants_logprobs() const { return params_.top_logprobs >= 0; }
 
@@ -52,8 +54,11 @@ class Sampler {
   void fill_candidates(std::span<const float> logits, float smallest);
 
   SamplingParams params_;
-  std::unordered_map<int32_t, int32_t>
-      generated_count_;  // of every id seen; 0 = in the prompt only. Empty without penalties
+  struct Seen {
+    int32_t token = 0;
+    int32_t generated = 0;  // 0 = in the prompt only
+  };
+  std::vector<Seen> seen_;                // each id once; empty without penalties
   std::vector<TokenLogprob> adjusted_;    // logits as they were before bias and penalties
   std::vector<TokenLogprob> candidates_;  // scratch of the filters: ids with their logits
 };

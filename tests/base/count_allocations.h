@@ -1,5 +1,5 @@
-// Counts what this program allocates. Include it in one file of a test program: it replaces the
-// allocation functions.
+// Counts what this program allocates, and lets one allocation fail. Include it in one file of a test
+// program: it replaces the allocation functions.
 #pragma once
 
 #include <atomic>
@@ -9,12 +9,13 @@
 
 namespace fathom {
 inline std::atomic<int64_t> allocations = 0;
+inline std::atomic<int64_t> failing_allocation = -1;  // the one of this number, counted as above
 }
 
 // All forms that occur, so that none meets a sanitizer's own other half; not inline, or the
 // compiler sees free() meet new.
 [[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  ++fathom::allocations;
+  if (fathom::allocations++ == fathom::failing_allocation) return nullptr;
   return std::malloc(bytes);
 }
 [[gnu::noinline]] void* operator new(size_t bytes) {

@@ -122,7 +122,7 @@ TEST(Engine, ARequestMayFillTheContextToTheLastToken) {
   engine.submit({some_tokens(3, 33), 32, {}, {}});
   std::vector<TokenEvent> events;
   engine.step(events);
-  EXPECT_EQ(engine.cache().free_blocks(), 1);
+  EXPECT_EQ(engine.cache().pool().available(), 1);
 }
 
 TEST(Engine, RefusesImpossibleRequestsWithBothNumbers) {
@@ -265,8 +265,140 @@ TEST(Engine, CancelEndsAWaitingAPrefillingAndADecodingRequestAtTheNextStep) {
     EXPECT_EQ(events[i].finish, FinishReason::kCancelled);
   }
   EXPECT_TRUE(engine.idle());
-  EXPECT_EQ(engine.cache().free_blocks(), engine.cache().total_blocks());
+  EXPECT_EQ(engine.cache().pool().in_use(), 0);
   EXPECT_FALSE(engine.step(events));
+}
+
+// Wherever a request is when it is cancelled, what it got is the beginning of its answer, and the
+// others do not notice.
+TEST(Engine, ACancelAtAnyStepChangesNoOtherAnswer) {
+  for (const char* name : {"v2", "llama3"}) {
+    const Model model = load_tiny(name);
+    Context ctx(1);
+    std::vector<Guest> guests;
+    std::vector<Outcome> solo;
+    for (uint64_t g = 0; g < 3; ++g) {
+      Request request = some_request(600 + g);
+      request.prompt = some_tokens(g / 2, 70 + static_cast<int64_t>(g));  // two begin alike
+      guests.push_back({request, static_cast<int64_t>(g)});
+      solo.push_back(run_alone(model, ctx, {kContext, 0, 512, 1}, request));
+    }
+    for (int64_t step = 0; step < 40; ++step) {
+      std::vector<Guest> some = guests;
+      some[static_cast<size_t>(step) % 3].cancel = std::max(step, some[step % 3].arrival);
+      Engine engine(model, ctx, {kContext, kContext, 13, 3});
+      expect_solo_results(some, run_trace(engine, some), solo);
+    }
+  }
+}
+
+// Three answers that need nine blocks in a cache of five.
+TEST(Engine, WithoutRoomTheYoungestGivesWayAndNoTextChanges) {
+  for (const char* name : {"v3", "qwen2"}) {
+    const Model model = load_tiny(name);
+    Context ctx(2);
+    for (const bool prefix_cache : {true, false}) {
+      for (const int64_t chunk : {7, 512}) {
+        std::vector<Guest> guests;
+        std::vector<Outcome> solo;
+        for (uint64_t g = 0; g < 3; ++g) {
+          guests.push_back({{some_tokens(g, 50),
+                             100,
+                             {},
+                             {.temperature = 1,
+                              .repetition_penalty = 1.3,
+                              .frequency_penalty = 0.3,
+                              .seed = g,
+                              .top_logprobs = 1},
+                             {}}});
+          solo.push_back(run_alone(model, ctx, {.context_tokens = 256}, guests.back().request));
+        }
+        Engine engine(model, ctx,
+                      {256, 320, chunk, 3, DType::kF32, MlaForm::kAbsorbed, prefix_cache});
+        expect_solo_results(guests, run_trace(engine, guests), solo);
+        EXPECT_GT(engine.stats().preemptions, 0);
+      }
+    }
+  }
+}
+
+// There would be room for its prompt, but not for what the two would soon need.
+TEST(Engine, ARequestThatWouldSoonHaveToGiveWayDoesNotStart) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 256});
+  engine.submit({some_tokens(1, 60), 100, {}, {}, {}});  // one block now, three in the end
+  engine.submit({some_tokens(2, 100), 50, {}, {}, {}});  // two now, three in the end
+  std::vector<TokenEvent> events;
+  while (engine.step(events)) {
+  }
+  EXPECT_EQ(events.size(), 150u);
+  EXPECT_EQ(engine.stats().preemptions, 0);
+}
+
+// It never gives way, and no prompt holds it up: one token in each step.
+TEST(Engine, TheOldestRequestGoesOnInEveryStep) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 256, .prefill_chunk = 20});
+  const uint64_t oldest = engine.submit({some_tokens(1, 20), 200, {}, {}, {}});
+  for (uint64_t i = 0; i < 6; ++i)
+    engine.submit({some_tokens(2 + i, 20 + 10 * static_cast<int64_t>(i)), 150, {}, {}, {}});
+  std::vector<TokenEvent> events;
+  for (int step = 0; step < 200; ++step) {
+    events.clear();
+    ASSERT_TRUE(engine.step(events));
+    ASSERT_EQ(events.at(0).request, oldest) << step;
+    engine.check();
+  }
+  EXPECT_EQ(events[0].finish, FinishReason::kLength);
+  EXPECT_GT(engine.stats().preemptions, 0);
+}
+
+// Every allocation of every step fails once; the next try goes on as if nothing had been.
+TEST(Engine, AStepThatThrowsLosesRepeatsAndChangesNothing) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  std::vector<Request> requests;
+  std::vector<Outcome> solo;
+  for (uint64_t g = 0; g < 4; ++g) {
+    requests.push_back({some_tokens(g / 2, 60 + 8 * static_cast<int64_t>(g)),
+                        120,
+                        {},
+                        {.temperature = 1, .frequency_penalty = 0.5, .seed = g, .top_logprobs = 1},
+                        {}});
+    solo.push_back(run_alone(model, ctx, {.context_tokens = 256}, requests.back()));
+  }
+  Context fresh(1);
+  Engine engine(model, fresh, {.context_tokens = 256, .cache_tokens = 320, .prefill_chunk = 50});
+  std::map<uint64_t, size_t> index;
+  for (const Request& request : requests) {
+    const size_t g = index.size();
+    index[engine.submit(request)] = g;
+  }
+  std::vector<Outcome> found(requests.size());
+  int failures = 0;
+  for (bool busy = true; busy;) {
+    std::vector<TokenEvent> events;
+    for (int64_t n = 0;; ++n) {
+      failing_allocation = allocations + n;
+      try {
+        busy = engine.step(events);
+        failing_allocation = -1;
+        break;
+      } catch (const std::bad_alloc&) {
+        failing_allocation = -1;
+        ++failures;
+        ASSERT_TRUE(events.empty());
+        engine.check();
+      }
+    }
+    engine.check();
+    for (const TokenEvent& event : events) add(found[index.at(event.request)], event);
+  }
+  for (size_t g = 0; g < requests.size(); ++g) EXPECT_EQ(found[g], solo[g]) << g;
+  EXPECT_GT(failures, 100);
+  EXPECT_GT(engine.stats().preemptions, 0);
 }
 
 TEST_P(EveryModel, DecodingAllocatesNothing) {
@@ -278,15 +410,20 @@ TEST_P(EveryModel, DecodingAllocatesNothing) {
     engine.submit({some_tokens(i, 70),
                    100,
                    {},
-                   {.temperature = 1, .top_k = i == 1 ? 5 : 0, .top_p = i == 2 ? 0.9 : 1}});
+                   {.temperature = 1,
+                    .top_k = i == 1 ? 5 : 0,
+                    .top_p = i == 2 ? 0.9 : 1,
+                    .frequency_penalty = i == 0 ? 0.5 : 0},
+                   {}});
   }
   std::vector<TokenEvent> events;
   events.reserve(1000);
   for (int step = 0; step < 20; ++step) engine.step(events);
   const int64_t before = allocations;
-  for (int step = 0; step < 30; ++step) engine.step(events);
+  // Every sequence fills a block, makes it known and takes the next one.
+  for (int step = 0; step < 70; ++step) engine.step(events);
   EXPECT_EQ(allocations, before);
-  EXPECT_EQ(events.size(), 150u);
+  EXPECT_EQ(events.size(), 270u);
 }
 
 // A copy of `name` whose embedding of token 250 is `value`.

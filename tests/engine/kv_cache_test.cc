@@ -20,8 +20,8 @@ TEST(KvCache, HoldsTheWidthsOfTheModel) {
   const KvCache cache(v3, DType::kBF16, 65);
   EXPECT_EQ(cache.view().row_width, 40);
   EXPECT_EQ(cache.view().dtype, DType::kBF16);
-  EXPECT_EQ(cache.total_blocks(), 2);
-  EXPECT_EQ(cache.free_blocks(), 2);
+  EXPECT_EQ(cache.pool().total(), 2);
+  EXPECT_EQ(cache.pool().available(), 2);
   ASSERT_EQ(cache.view().layers.size(), 4u);
   for (size_t layer = 1; layer < 4; ++layer) {
     EXPECT_EQ(cache.view().layers[layer] - cache.view().layers[layer - 1], 2 * kKeyBlock * 40 * 2);
@@ -46,14 +46,14 @@ TEST(KvCache, HandsEachBlockOutOnceAndTakesAllBack) {
     } else {
       const auto want = static_cast<int64_t>((bits >> 16) % 1500);
       const std::vector<int64_t> before = owners[who];
-      const int64_t free_before = cache.free_blocks();
+      const int64_t free_before = cache.pool().available();
       const int64_t missing =
           std::max<int64_t>(0, (want + kKeyBlock - 1) / kKeyBlock - std::ssize(before));
       const bool granted = cache.reserve(owners[who], want);
       ASSERT_EQ(granted, missing <= free_before);
       refused += !granted;
       if (granted) tokens[who] = std::max(tokens[who], want);
-      ASSERT_EQ(cache.free_blocks(), free_before - (granted ? missing : 0));
+      ASSERT_EQ(cache.pool().available(), free_before - (granted ? missing : 0));
       ASSERT_TRUE(std::equal(before.begin(), before.end(),
                              owners[who].begin()));  // what it had stays where it was
     }
@@ -62,14 +62,14 @@ TEST(KvCache, HandsEachBlockOutOnceAndTakesAllBack) {
     for (size_t o = 0; o < owners.size(); ++o) {
       ASSERT_GE(std::ssize(owners[o]) * kKeyBlock, tokens[o]);
       for (const int64_t row : owners[o]) {
-        ASSERT_TRUE(row >= 0 && row < cache.total_blocks() * kKeyBlock && row % kKeyBlock == 0)
+        ASSERT_TRUE(row >= 0 && row < cache.pool().total() * kKeyBlock && row % kKeyBlock == 0)
             << row;
         out.insert(row);
         ++count;
       }
     }
     ASSERT_EQ(std::ssize(out), count) << "a block has two owners";
-    ASSERT_EQ(cache.free_blocks() + count, cache.total_blocks());
+    ASSERT_EQ(cache.pool().available() + count, cache.pool().total());
   }
   EXPECT_GT(refused, 100);
 }

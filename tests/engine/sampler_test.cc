@@ -39,7 +39,9 @@ float log_sum_exp_of(const std::vector<float>& logits) {
 
 std::optional<SampledToken> sample(Sampler& sampler, std::vector<float> logits,
                                    int64_t position = 0) {
-  return sampler.sample(logits, position, log_sum_exp_of(logits));
+  const auto sampled = sampler.sample(logits, position, log_sum_exp_of(logits));
+  if (sampled) sampler.remember(sampled->token);
+  return sampled;
 }
 
 // The plain twin: normalised probabilities, a full sort, one filter after the other.

@@ -130,10 +130,11 @@ inline std::vector<Outcome> run_trace(Engine& engine, const std::vector<Guest>& 
     events.clear();
     busy = engine.step(events);
     EXPECT_TRUE(busy || engine.idle());
+    engine.check();
     for (const TokenEvent& event : events) add(outcomes[guest_of.at(event.request)], event);
   }
   EXPECT_TRUE(engine.idle());
-  EXPECT_EQ(engine.cache().free_blocks(), engine.cache().total_blocks()) << "a block was lost";
+  EXPECT_EQ(engine.cache().pool().in_use(), 0) << "a block was lost";
   return outcomes;
 }
 

@@ -1,0 +1,118 @@
+// Who owns which block of the cache, and what the full ones hold. Numbers only: the rows themselves
+// are the KvCache's.
+//
+// A block is free (nobody's, content unknown), in use (one or more owners) or cached (no owner, its
+// content can be found). A full block that was published is known by its content: its tokens and
+// the block before it, the parent. So published blocks form trees, and a path from a root is the
+// beginning of a text. No content has two blocks.
+//
+// Invariants (check() proves them):
+//   1. whoever owns a published block owns its parent, so the parent of a block in use is in use;
+//   2. owners give their blocks back deepest first, so a cached child lies before its parent in the
+//      list of cached blocks, least recently used first; with 1. the first of the list has no
+//      child, and evicting from there never orphans a block;
+//   3. hence every cached block can be had: available() = total() - in_use().
+//
+// All memory is taken at construction. One thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/hash.h"
+
+namespace fathom {
+
+class BlockPool {
+ public:
+  static constexpr int64_t kNone = -1;
+
+  // Content of one full block. hash names the whole beginning up to its end, parent_hash that up to
+  // its begin (of a root: whatever keeps texts apart that must not share). Equal hashes are
+  // compared token by token, so a collision costs a comparison and changes nothing.
+  struct Content {
+    int64_t parent = kNone;  // a published block, or kNone for the first of a text
+    Hash128 parent_hash, hash;
+    std::span<const int32_t> tokens;  // [kKeyBlock]
+  };
+
+  explicit BlockPool(int64_t blocks);
+
+  int64_t total() const { return static_cast<int64_t>(blocks_.size()); }
+  int64_t in_use() const { return in_use_; }
+  int64_t cached() const { return total() - in_use_ - static_cast<int64_t>(free_.size()); }
+  int64_t available() const { return total() - in_use_; }
+
+  // A block for one owner: a free one, else the least recently used cached one, whose content is
+  // then forgotten. kNone if all are in use. O(1).
+  int64_t take();
+  // One more owner. REQUIRES: published, and the caller owns its parent.
+  void share(int64_t block);
+  // One owner less; the last one leaves it cached if it was published, else free. REQUIRES: the
+  // caller owns none of its children.
+  void release(int64_t block);
+
+  // The block that holds this content, or kNone.
+  int64_t find(const Content& content) const;
+  // The caller's block is full and holds this content. Returns the block to go on with: the same
+  // one, or the one that held this content already; the caller then owns that one instead. REQUIRES:
+  // one owner, not published, the caller owns the parent.
+  int64_t publish(int64_t block, const Content& content);
+
+  // The content of this hash was evicted lately (remembered in as many places as there are blocks,
+  // so an old or a colliding one may be overwritten and forgotten).
+  bool was_evicted(const Hash128& hash) const;
+
+  // The child of `parent` whose tokens begin most like `tokens`, among the kLookedAt published last,
+  // and how many agree. {kNone, 0} if there is no child; of roots, only those under parent_hash.
+  struct Alike {
+    int64_t block = kNone;
+    int64_t tokens = 0;
+  };
+  static constexpr int kLookedAt = 16;
+  Alike most_alike(int64_t parent, const Hash128& parent_hash,
+                   std::span<const int32_t> tokens) const;
+
+  // Forgets all content. REQUIRES: no block in use.
+  void forget();
+
+  // Aborts unless the invariants hold and each block has as many owners as times it occurs in
+  // `owned`. O(blocks). For tests.
+  void check(std::span<const int64_t> owned) const;
+
+ private:
+  struct Block {
+    int32_t owners = 0;
+    bool published = false;
+    int64_t parent = kNone;
+    Hash128 parent_hash, hash;
+    int64_t next_in_bucket = kNone;
+    int64_t first_child = kNone, next_sibling = kNone, previous_sibling = kNone;
+    int64_t older = kNone, newer = kNone;  // in the list of cached blocks
+  };
+
+  Block& at(int64_t block) { return blocks_[static_cast<size_t>(block)]; }
+  const Block& at(int64_t block) const { return blocks_[static_cast<size_t>(block)]; }
+  int64_t& bucket(const Hash128& hash) { return buckets_[hash.low & (buckets_.size() - 1)]; }
+  int32_t* tokens(int64_t block);
+  std::span<const int32_t> tokens(int64_t block) const;
+  // Head of the list of `parent`'s children.
+  int64_t& children(int64_t parent) {
+    return parent == kNone ? first_root_ : at(parent).first_child;
+  }
+  void append_cached(int64_t block);
+  void remove_cached(int64_t block);
+  void evict(int64_t block);
+
+  std::vector<Block> blocks_;
+  std::vector<int32_t> tokens_;   // [blocks, kKeyBlock]
+  std::vector<int64_t> free_;     // the next one to hand out is last
+  std::vector<int64_t> buckets_;  // [power of two] first block of each chain
+  std::vector<Hash128> evicted_;  // [power of two]
+  int64_t first_root_ = kNone;
+  int64_t oldest_ = kNone, newest_ = kNone;  // of the cached blocks
+  int64_t in_use_ = 0;
+};
+
+}  // namespace fathom

@@ -1,0 +1,109 @@
+// Random lives of an engine: requests that begin alike come in any order, twice or more, and are
+// cancelled, in caches with hardly room for one. Every text is compared with what the same request
+// gets alone from an engine that keeps no prefixes; the books are checked after every step.
+#pragma once
+
+#include "tests/engine/traces.h"
+
+namespace fathom {
+
+// Requests and what they get alone. Prompts grow like conversations: from common beginnings, by
+// other requests' answers, and by tokens of their own.
+class RequestPool {
+ public:
+  RequestPool(const Model& model, Context& ctx, uint64_t seed, int count) {
+    EngineOptions options{.context_tokens = kContext};
+    options.prefix_cache = false;
+    Engine alone(model, ctx, options);
+    for (uint64_t i = 0; std::ssize(requests_) < count; ++i) {
+      const auto pick = [&](uint64_t what, uint64_t n) {
+        return random_below(400 + what, 1000 * seed + i, n);
+      };
+      Request request = some_request(100'000 * seed + i);
+      if (i > 0 && pick(0, 4) > 0) {  // goes on from another one
+        const size_t other = pick(1, requests_.size());
+        std::vector<int32_t> begin = requests_[other].prompt;
+        if (pick(2, 2) == 0)
+          begin.insert(begin.end(), solo_[other].tokens.begin(), solo_[other].tokens.end());
+        if (pick(3, 3) == 0) begin.resize(1 + pick(4, begin.size()));
+        const std::vector<int32_t> rest = some_tokens(i, static_cast<int64_t>(pick(5, 40)));
+        begin.insert(begin.end(), rest.begin(), rest.end());
+        begin.resize(std::min<size_t>(begin.size(), 200));
+        request.prompt = begin;
+      } else {
+        request.prompt.resize(std::min<size_t>(request.prompt.size(), 100));
+      }
+      request.max_tokens = static_cast<int64_t>(1 + pick(6, pick(7, 3) == 0 ? 60 : 12));
+      if (i % kLong == 0) {  // short question, long answer: outgrows the room it started with
+        request.prompt.resize(std::min<size_t>(request.prompt.size(), 40));
+        request.max_tokens = static_cast<int64_t>(130 + pick(9, 60));
+        request.stop_ids.clear();
+      }
+      if (pick(8, 6) == 0) request.cache_scope = "other";
+      requests_.push_back(request);
+      solo_.push_back(run_alone(alone, request));
+    }
+  }
+  size_t size() const { return requests_.size(); }
+  static constexpr uint64_t kLong = 4;  // every fourth request has a long answer
+  const Request& request(size_t i) const { return requests_[i]; }
+  const Outcome& solo(size_t i) const { return solo_[i]; }
+
+ private:
+  std::vector<Request> requests_;
+  std::vector<Outcome> solo_;
+};
+
+struct SimulationCounts {
+  int64_t traces = 0, requests = 0, cancelled = 0, preemptions = 0, cached_tokens = 0;
+};
+
+// Traces `first` .. `last` - 1; a few in a row share an engine, so that later ones meet a warm cache.
+inline void simulate(const Model& model, Context& one, Context& two, const RequestPool& pool,
+                     uint64_t first, uint64_t last, SimulationCounts& counts) {
+  std::unique_ptr<Engine> engine;
+  for (uint64_t trace = first; trace < last; ++trace) {
+    const auto pick = [&](uint64_t what, uint64_t n) { return random_below(500 + what, trace, n); };
+    if (engine == nullptr || pick(0, 4) == 0) {
+      EngineOptions options{.context_tokens = kContext};
+      options.cache_tokens = kContext + static_cast<int64_t>(pick(1, pick(2, 2) == 0 ? 80 : 900));
+      options.prefill_chunk = static_cast<int64_t>(1 + pick(3, pick(4, 2) == 0 ? 20 : 200));
+      options.max_sequences = static_cast<int64_t>(1 + pick(5, 8));
+      options.prefix_cache = pick(6, 8) > 0;
+      if (engine != nullptr) {
+        counts.preemptions += engine->stats().preemptions;
+        counts.cached_tokens += engine->stats().cached_tokens;
+      }
+      engine = std::make_unique<Engine>(model, pick(7, 10) == 0 ? two : one, options);
+    }
+    std::vector<Guest> guests;
+    std::vector<Outcome> expected;
+    const bool growing = pick(10, 5) == 0;
+    const uint64_t busy = 1 + pick(8, 30);  // all at once, or one after the other
+    for (uint64_t g = 0; g < 2 + pick(9, 7); ++g) {
+      const auto of_guest = [&](uint64_t what, uint64_t n) {
+        return random_below(600 + 10 * g + what, trace, n);
+      };
+      const bool again = g > 0 && of_guest(0, 3) == 0;  // several samples, or asked twice
+      size_t i = of_guest(1, pool.size());
+      if (growing) i -= i % RequestPool::kLong;
+      guests.push_back(again ? guests.back() : Guest{pool.request(i)});
+      expected.push_back(again ? expected.back() : pool.solo(i));
+      guests.back().arrival = static_cast<int64_t>(of_guest(2, busy));
+      guests.back().cancel = -1;
+      if (of_guest(3, 4) == 0)
+        guests.back().cancel = guests.back().arrival + static_cast<int64_t>(of_guest(4, 40));
+    }
+    const std::vector<Outcome> found = run_trace(*engine, guests);
+    expect_solo_results(guests, found, expected);
+    if (testing::Test::HasFailure()) FAIL() << "trace " << trace;
+    ++counts.traces;
+    counts.requests += std::ssize(guests);
+    for (const Outcome& outcome : found)
+      counts.cancelled += outcome.finish == FinishReason::kCancelled;
+  }
+  counts.preemptions += engine->stats().preemptions;
+  counts.cached_tokens += engine->stats().cached_tokens;
+}
+
+}  // namespace fathom

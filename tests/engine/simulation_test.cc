@@ -1,0 +1,23 @@
+// A few hundred random lives of an engine; simulation_long_test.cc has ten thousand.
+#include "tests/engine/simulation.h"
+
+namespace fathom {
+namespace {
+
+TEST(Simulation, EveryTextIsTheSoloTextAndNoBlockIsLost) {
+  SimulationCounts counts;
+  for (const char* name : {"v3", "qwen2"}) {
+    const Model model = load_tiny(name);
+    Context one(1), two(2);
+    const RequestPool pool(model, one, 1, 40);
+    ASSERT_NO_FATAL_FAILURE(simulate(model, one, two, pool, 0, 100, counts)) << name;
+  }
+  // It did what it is for.
+  EXPECT_EQ(counts.traces, 200);
+  EXPECT_GT(counts.cancelled, 50);
+  EXPECT_GT(counts.preemptions, 10);
+  EXPECT_GT(counts.cached_tokens, 10'000);
+}
+
+}  // namespace
+}  // namespace fathom

@@ -63,6 +63,22 @@ std::string_view role_name(Role role) {
   return "?";
 }
 
+// Why the last prompt was not reused further, for /stats.
+std::string reuse_end_text(const PrefixReuse& reuse) {
+  switch (reuse.end) {
+    case ReuseEnd::kTokenDiffers:
+      return fmt::format(" (the last one parts from it at token {})", reuse.cached_tokens);
+    case ReuseEnd::kEvicted:
+      return " (of the last one some had to make room)";
+    case ReuseEnd::kNotStarted:
+    case ReuseEnd::kDisabled:
+    case ReuseEnd::kPromptEnd:
+    case ReuseEnd::kNothingCached:
+      return "";
+  }
+  return "";
+}
+
 double parse_number(const std::string& name, const std::string& text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -235,6 +251,7 @@ class Chat {
                  session_.options.output, [&](const OutputPart& part) { printer.show(part); });
     printer.finish();
     say("{}", rate_line(generation));
+    last_reuse_ = generation.reuse;
     ++turns_;
     return generation;
   }
@@ -313,9 +330,11 @@ class Chat {
     const auto rate = [](int64_t tokens, double seconds) {
       return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
     };
-    note("{} answers; prompts {} tokens at {:.1f} tok/s; generated {} tokens at {:.1f} tok/s",
-         turns_, s.prefill_tokens, rate(s.prefill_tokens, s.prefill_seconds), s.decode_tokens,
-         rate(s.decode_tokens, s.decode_seconds));
+    note(
+        "{} answers; prompts {} tokens at {:.1f} tok/s, {} more from the cache{}; generated {} "
+        "tokens at {:.1f} tok/s",
+        turns_, s.prefill_tokens, rate(s.prefill_tokens, s.prefill_seconds), s.cached_tokens,
+        reuse_end_text(last_reuse_), s.decode_tokens, rate(s.decode_tokens, s.decode_seconds));
   }
 
   void context() const {
@@ -368,6 +387,7 @@ class Chat {
   std::string attachment_;  // of /read, for the next message
   int64_t max_tokens_;      // 0 = what the context leaves
   int64_t turns_ = 0;
+  PrefixReuse last_reuse_;
   std::optional<InterruptScope> turn_;  // open from one line's end to the next line's begin
   bool done_ = false;
 };

@@ -77,7 +77,11 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
        .stop_ids = opened.stop_ids,
        .sampling = request.sampling});
   const double begin = seconds_now();
-  const int64_t prefilled_before = engine.stats().prefill_tokens;
+  // Prompt rows that are done: computed, or found in the cache.
+  const auto done_rows = [&] {
+    return engine.stats().prefill_tokens + engine.stats().cached_tokens;
+  };
+  const int64_t done_before = done_rows();
   std::optional<Progress> bar(std::in_place, output, "prompt", Progress::Unit::kTokens,
                               static_cast<uint64_t>(result.prompt_tokens));
   double first_token = 0;
@@ -90,10 +94,11 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
     }
     events.clear();
     FATHOM_CHECK(engine.step(events));
-    if (bar) bar->at(static_cast<uint64_t>(engine.stats().prefill_tokens - prefilled_before));
+    if (bar) bar->at(static_cast<uint64_t>(done_rows() - done_before));
     for (TokenEvent& event : events) {
       if (event.request != id) continue;
       result.finish = event.finish;
+      result.reuse = event.reuse;
       if (event.token < 0 || cancelled) continue;
       bar.reset();
       const double now = seconds_now();
@@ -140,9 +145,11 @@ std::string rate_line(const Generation& g) {
   };
   // The first token falls out of the prefill; the others took decode_seconds.
   const double decoded = static_cast<double>(std::max<int64_t>(0, g.tokens - 1));
-  return fmt::format("prompt {} tokens, {}; generated {} tokens, {}{}", g.prompt_tokens,
-                     rate(static_cast<double>(g.prompt_tokens), g.prefill_seconds), g.tokens,
-                     rate(decoded, decoded > 0 ? g.decode_seconds : 0),
+  const int64_t cached = g.reuse.cached_tokens;
+  return fmt::format("prompt {} tokens{}, {}; generated {} tokens, {}{}", g.prompt_tokens,
+                     cached > 0 ? fmt::format(" ({} cached)", cached) : "",
+                     rate(static_cast<double>(g.prompt_tokens - cached), g.prefill_seconds),
+                     g.tokens, rate(decoded, decoded > 0 ? g.decode_seconds : 0),
                      g.finish == FinishReason::kLength      ? "; stopped at the token limit"
                      : g.finish == FinishReason::kCancelled ? "; interrupted"
                                                             : "");

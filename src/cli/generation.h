@@ -26,6 +26,7 @@ struct Generation {
   std::string thought, answer;
   FinishReason finish = FinishReason::kNone;  // kCancelled: Ctrl-C
   int64_t prompt_tokens = 0, tokens = 0, thought_tokens = 0;
+  PrefixReuse reuse;  // what of the prompt the cache still held
   double prefill_seconds = 0, decode_seconds = 0, thought_seconds = 0;
   std::vector<TokenEvent> events;  // with log-probabilities only
 };

@@ -90,6 +90,7 @@ void print_result(const Session& session, const Generation& g) {
   if (!g.thought.empty()) j["thought"] = g.thought;
   j["finish"] = finish_name(g);
   j["prompt_tokens"] = g.prompt_tokens;
+  j["cached_tokens"] = g.reuse.cached_tokens;
   j["tokens"] = g.tokens;
   j["thought_tokens"] = g.thought_tokens;
   j["prefill_seconds"] = g.prefill_seconds;

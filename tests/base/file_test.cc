@@ -143,6 +143,17 @@ TEST(Hash, IsXxh3AndDoesNotDependOnThePieces) {
   EXPECT_NE(hash_bytes(bytes), hash_bytes(bytes.first(4999)));
 }
 
+TEST(Hash, AChainedHashNamesTheWholeBeginning) {
+  const auto bytes = [](std::string_view text) { return std::as_bytes(std::span(text)); };
+  const Hash128 a = hash_chained({}, bytes("a")), b = hash_chained({}, bytes("b"));
+  EXPECT_EQ(hash_chained({}, bytes("a")), a);
+  EXPECT_NE(a, b);
+  EXPECT_NE(hash_chained(a, bytes("c")), hash_chained(b, bytes("c")));
+  EXPECT_NE(hash_chained(a, {}), a);
+  EXPECT_NE(hash_chained({1, 0}, bytes("a")), hash_chained({0, 1}, bytes("a")));
+  EXPECT_EQ(hash_text(Hash128{0xab, 1}), "000000000000000100000000000000ab");
+}
+
 TEST(AtomicFile, TellsTheDigestOfWhatItWasGiven) {
   const TempDir dir;
   const std::string text(3'000'000, 'x');  // more than one piece of digest_file

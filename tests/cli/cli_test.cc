@@ -725,6 +725,25 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
   EXPECT_EQ(second, "hello");
 }
 
+// The next prompt of a conversation begins with the last one, whose rows are still there. (Up to the
+// generation prompt: this format leaves out the thoughts of earlier turns.)
+TEST(Terminal, AChatComputesOnlyWhatIsNewInIt) {
+  TerminalChild chat({"run", kBundled, "--temp", "0", "--no-history", "--no-color"});
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("Use 27, 7 and 12 to make 22.\r");
+  ASSERT_TRUE(chat.wait_for("generated "));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  EXPECT_TRUE(has(chat.screen(), "prompt 33 tokens, ")) << chat.screen();
+  chat.type("Use 3, 7 and 25 to make 46.\r");
+  ASSERT_TRUE(chat.wait_for(" (31 cached), "));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/stats\r");
+  ASSERT_TRUE(chat.wait_for("31 more from the cache"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("\x04");
+  EXPECT_EQ(chat.finish(), 0);
+}
+
 TEST(Terminal, ControlCStopsTheAnswerAndTheTalkGoesOn) {
   TerminalChild chat({"run", kSoftModel, "--temp", "0", "--logit-bias", "67=100",
                       "--no-history"});  // 2,500 times "A", if nobody stops it

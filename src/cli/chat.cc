@@ -252,6 +252,7 @@ class Chat {
     printer.finish();
     say("{}", rate_line(generation));
     last_reuse_ = generation.reuse;
+    keep_computed(session_);
     ++turns_;
     return generation;
   }

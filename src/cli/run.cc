@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "cli/chat.h"
 #include "cli/generation.h"
 #include "cli/ids.h"
@@ -39,6 +40,17 @@ EngineOptions engine_options(const RunOptions& options, const OpenedModel& opene
   engine.max_sequences = 1;
   engine.cache_dtype = parse_cache_dtype(options.cache).value_or(default_cache_dtype(opened.model));
   return engine;
+}
+
+// Rows of another build may be other bits: the program's own file names it.
+PrefixStoreOptions store_options(const RunOptions& options, const Model& model) {
+  if (!(options.prefix_gib >= 0 && options.prefix_gib <= 1e6))
+    fail("--prefix-gib: found {}, expected 0 to 1000000", options.prefix_gib);
+  const FileDigest program = digest_file("/proc/self/exe");
+  return {options.prefix_folder,
+          static_cast<uint64_t>(options.prefix_gib * static_cast<double>(uint64_t{1} << 30)),
+          model_fingerprint(model),
+          {program.hash, program.bytes}};
 }
 
 // What --think asks for, checked against what the format can do.
@@ -149,6 +161,7 @@ int answer_once(Session& session, const std::string& prompt) {
   InterruptScope scope;
   const Generation generation = generate(session.engine, session.opened,
                                          request_for(session, prompt), options.output, on_part);
+  keep_computed(session);
   if (options.json) {
     print_result(session, generation);
   } else {
@@ -182,6 +195,7 @@ int answer_checked(Session& session, const std::string& prompt) {
     const Generation g =
         generate(session.engine, session.opened, std::move(request), options.output,
                  [&](const OutputPart& part) { parts.push_back(part); });
+    keep_computed(session);
     if (g.finish == FinishReason::kCancelled) return 130;
     const Verdict verdict = task->verify(*problem, answer_of(g.answer));
     if (!verdict.correct() && attempt < tries) continue;
@@ -261,6 +275,23 @@ Session::Session(const RunOptions& options_, const std::filesystem::path& path)
   // model.
   if (!options.raw && !opened.format && !opened.tokenizer.chat_template_source().empty())
     detect_chat_format(opened.tokenizer);
+  if (!options.prefix_folder.empty()) {
+    store.emplace(store_options(options, opened.model), ctx, engine.options().form,
+                  engine.cache().view());
+    engine.use_store(&*store);
+  }
+}
+
+void keep_computed(Session& session) {
+  if (!session.store) return;
+  const std::string before = session.noted_problem;
+  session.engine.save_to_store();
+  session.noted_problem = session.store->last_problem();
+  if (session.noted_problem == before || session.options.output.quiet) return;
+  note("note: {}: {}",
+       session.store->stats().failed ? "the prefix cache is no longer written"
+                                     : "a file of the prefix cache is not used",
+       session.noted_problem);
 }
 
 std::vector<int32_t> encode_messages(const Session& session,

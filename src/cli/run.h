@@ -38,6 +38,8 @@ struct RunOptions {
   std::string cache;
   bool ignore_memory = false;
   bool no_history = false;
+  std::string prefix_folder;  // computed prompts are kept there; "" = in memory only
+  double prefix_gib = 4;      // at most
   bool json = false;
   std::string check;  // a task whose verifier judges the answer (train/tasks.h)
   int tries = 16;     // samples until it accepts one
@@ -53,9 +55,15 @@ struct Session {
   OpenedModel opened;
   Context ctx;
   Engine engine;
+  std::optional<PrefixStore> store;
+  std::string noted_problem;  // of the store
   SamplingParams sampling;
   bool thinking = true;
 };
+
+// Keeps what the answer has computed for the next start, if the user wants that; notes each problem
+// of the store once.
+void keep_computed(Session& session);
 
 // The ids of a conversation; of a base model (or with --raw) the text of the last message,
 // continued.

@@ -74,6 +74,16 @@ class BlockPool {
   Alike most_alike(int64_t parent, const Hash128& parent_hash,
                    std::span<const int32_t> tokens) const;
 
+  // f(block, content) of every cached block, least recently used first, so a child before its
+  // parent. f must not change the pool.
+  template <class F>
+  void for_each_cached(F f) const {
+    for (int64_t block = oldest_; block != kNone; block = at(block).newer) {
+      const Block& b = at(block);
+      f(block, Content{b.parent, b.parent_hash, b.hash, tokens(block)});
+    }
+  }
+
   // Forgets all content. REQUIRES: no block in use.
   void forget();
 

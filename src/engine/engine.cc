@@ -147,8 +147,22 @@ void Engine::cancel(uint64_t request) {
 }
 
 void Engine::forget_cached() {
-  FATHOM_CHECK(idle());
+  FATHOM_CHECK(idle() && store_ == nullptr);
   cache_.pool().forget();
+}
+
+void Engine::use_store(PrefixStore* store) {
+  FATHOM_CHECK(options_.prefix_cache);
+  store_ = store;
+}
+
+void Engine::save_to_store() {
+  if (store_ == nullptr) return;
+  // What does not fit would push out what was written just before.
+  int64_t left = cache_.pool().cached();
+  cache_.pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
+    if (left-- <= store_->most_blocks()) store_->save(content, cache_.view(), block * kKeyBlock);
+  });
 }
 
 bool Engine::step(std::vector<TokenEvent>& events) {
@@ -200,7 +214,13 @@ BlockPool::Content Engine::content(const Sequence& s, int64_t block) const {
 // nothing taken, if it has to wait.
 bool Engine::start(Sequence& s) {
   s.prepare();
-  const int64_t found = options_.prefix_cache ? share_found(s) : 0;
+  int64_t found = 0;
+  try {
+    if (options_.prefix_cache) found = share_found(s);
+  } catch (...) {
+    cache_.release(s.block_rows);
+    throw;
+  }
   if ((options_.prefix_cache && better_wait(s, found)) || !has_room(s)) {
     cache_.release(s.block_rows);
     return false;
@@ -220,13 +240,34 @@ bool Engine::start(Sequence& s) {
   return true;
 }
 
-// Shares the longest beginning that is cached; returns its blocks.
+// A block of its own that holds this content, from the store; kNone if that has none, or if the
+// sequence cannot start anyway (a loaded block takes the room of a computed one).
+int64_t Engine::load_stored(const Sequence& s, const BlockPool::Content& content) {
+  if (store_ == nullptr || !store_->has(content.hash) || !has_room(s)) return BlockPool::kNone;
+  const int64_t block = cache_.pool().take();
+  bool loaded = false;
+  try {
+    loaded = store_->load(content, cache_.view(), block * kKeyBlock);
+  } catch (...) {
+    cache_.pool().release(block);
+    throw;
+  }
+  if (loaded) return cache_.pool().publish(block, content);
+  cache_.pool().release(block);
+  return BlockPool::kNone;
+}
+
+// Shares the longest beginning that is cached, in memory or in the store; returns its blocks.
 int64_t Engine::share_found(Sequence& s) {
   int64_t found = 0;
   for (; found < s.findable_blocks(); ++found) {
-    const int64_t block = cache_.pool().find(content(s, found));
-    if (block == BlockPool::kNone) break;
-    cache_.pool().share(block);
+    const BlockPool::Content wanted = content(s, found);
+    int64_t block = cache_.pool().find(wanted);
+    if (block != BlockPool::kNone) {
+      cache_.pool().share(block);
+    } else if (block = load_stored(s, wanted); block == BlockPool::kNone) {
+      break;
+    }
     s.block_rows.push_back(block * kKeyBlock);
   }
   return found;

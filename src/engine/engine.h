@@ -33,6 +33,7 @@
 #include <vector>
 
 #include "engine/kv_cache.h"
+#include "engine/prefix_store.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "model/model.h"
@@ -86,8 +87,15 @@ class Engine {
   bool step(std::vector<TokenEvent>& events);
   bool idle() const { return waiting_.empty() && running_.empty(); }
 
-  // Forgets all cached content: the model's weights have changed. REQUIRES: idle().
+  // Forgets all cached content: the model's weights have changed. REQUIRES: idle(), no store.
   void forget_cached();
+
+  // From now on blocks that are not in memory are looked for in the store, which was made for this
+  // model, context, form and cache and outlives the engine. REQUIRES: prefix_cache.
+  void use_store(PrefixStore* store);
+  // Writes the cached blocks that the store lacks; those in use follow when they are free. Waits for
+  // the disk, so the caller says when: between steps, best when idle.
+  void save_to_store();
 
   const EngineStats& stats() const { return stats_; }
   const EngineOptions& options() const { return options_; }  // with defaults filled in
@@ -103,6 +111,7 @@ class Engine {
   void admit();
   bool start(Sequence& s);
   int64_t share_found(Sequence& s);
+  int64_t load_stored(const Sequence& s, const BlockPool::Content& content);
   bool has_room(const Sequence& s) const;
   bool better_wait(const Sequence& s, int64_t found) const;
   ReuseEnd reuse_end(const Sequence& s, int64_t found, int64_t copied) const;
@@ -120,6 +129,7 @@ class Engine {
   Context& ctx_;
   EngineOptions options_;
   KvCache cache_;
+  PrefixStore* store_ = nullptr;
   std::deque<std::unique_ptr<Sequence>> waiting_;   // oldest first
   std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
   uint64_t next_id_ = 1;

@@ -222,6 +222,42 @@ TEST(Cli, JsonHoldsTheAnswerAndLogprobsThatAddUp) {
   }
 }
 
+TEST(Cli, APromptComputedOnceIsFoundByTheNextStart) {
+  const TemporaryFolder folder;
+  const std::string cache = (folder / "cache").string();
+  std::string prompt;
+  while (prompt.size() < 300) prompt += "Use 27, 7 and 12 to make 22. ";
+  std::string reason;
+  const auto ask = [&] {
+    const Finished run = run_fathom(
+        {"run", kBundled, prompt, "--prefix-dir", cache, "--json", "--temp", "0", "-n", "4"});
+    EXPECT_EQ(run.code, 0) << run.err;
+    reason = run.err;
+    const std::vector<json> objects = json_lines(run.out);
+    return objects.empty() ? json() : objects[0];
+  };
+  const json first = ask(), second = ask();
+  EXPECT_EQ(first.at("cached_tokens"), 0);
+  EXPECT_GE(second.at("cached_tokens"), 64);
+  EXPECT_EQ(second.at("answer"), first.at("answer"));
+  EXPECT_EQ(second.value("thought", ""), first.value("thought", ""));
+  EXPECT_FALSE(has(reason, "note:")) << reason;
+  for (const auto& entry : fs::recursive_directory_iterator(cache)) {
+    if (entry.is_regular_file()) fs::resize_file(entry.path(), 1000);
+  }
+  const json third = ask();
+  EXPECT_EQ(third.at("cached_tokens"), 0);
+  EXPECT_EQ(third.value("thought", ""), first.value("thought", ""));
+  EXPECT_TRUE(has(reason, "note: a file of the prefix cache is not used: " + cache)) << reason;
+  EXPECT_TRUE(has(reason, "1000 bytes, expected")) << reason;
+  EXPECT_GE(ask().at("cached_tokens"), 64);
+  expect_error(
+      run_fathom({"run", kBundled, "x", "--prefix-dir", folder.write("file", "").string()}), 2,
+      "cannot make this folder for the prefix cache");
+  expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache, "--prefix-gib", "-1"}), 2,
+               "--prefix-gib: found -1");
+}
+
 TEST(Cli, StopTextsEndTheAnswerBeforeThem) {
   const auto answer = [](std::vector<std::string> more) {
     more.insert(more.begin(), {"run", kSoftModel, "abc", "-n", "10", "--temp", "0", "--quiet",

@@ -1,0 +1,122 @@
+// The prefix cache on disk: computed blocks that survive a restart. One file per block, named by
+// the hash of its tokens and all before them; a folder per computation, so that blocks of another
+// model, form or program never meet. It is a cache: whatever is wrong with a file, it is not used,
+// the reason is kept for whoever asks, and the block is computed again.
+//
+// A file: PrefixFileHeader, then the rows [layers, kKeyBlock, row_width], then the XXH3 of both;
+// little-endian. Everything is compared before use: the header with what is expected, tokens one by one, the
+// size, the checksum. The checksum finds damage, not forgery: whoever may write into the folder can
+// change answers, so keep it private (folders are made with mode 0700, files with 0600).
+//
+// The rows of a beginning are the same bits each time only for the same weights, dtype, form,
+// precision and instruction set, and the same program; all of that is in the name of the folder.
+//
+// All files together stay within max_bytes; the least recently used go first (modification time; a
+// load renews it). Several processes may share a folder: files appear whole or not at all, and a
+// file that has gone is only a miss. One thread per store.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <unordered_map>
+
+#include "engine/block_pool.h"
+#include "kernels/attention.h"
+#include "model/model.h"
+#include "tensor/context.h"
+
+namespace fathom {
+
+// Names the weights: config and tensor table (names, types, shapes) and, of each tensor, all bytes up
+// to 64 KiB, else 16 evenly spread pieces of 4 KiB. Reads at most that much. Limits: a change that
+// leaves size and all pieces as they are is not seen. Training, merging, quantising or converting
+// change nearly every piece; a single edited number in a large tensor may escape.
+Hash128 model_fingerprint(const Model& model);
+
+struct PrefixFileHeader {
+  char magic[8] = {'f', 'a', 't', 'h', 'o', 'm', 'k', 'v'};
+  uint32_t version = 1;
+  // What the rows depend on, beside their tokens. Enumerators, as this program numbers them.
+  uint32_t dtype = 0, form = 0, isa = 0, bf16_dot = 0, precision = 0;
+  uint32_t layers = 0, block_tokens = kKeyBlock;
+  uint64_t row_width = 0;
+  Hash128 model, program;
+  // Of this block: the hash of all before it, that of all up to its end, its tokens.
+  Hash128 before, content;
+  int32_t tokens[kKeyBlock] = {};
+};
+static_assert(sizeof(PrefixFileHeader) == 112 + 4 * kKeyBlock);  // no padding: it is hashed
+
+struct PrefixStoreOptions {
+  std::filesystem::path folder;
+  uint64_t max_bytes = uint64_t{4} << 30;
+  Hash128 model;    // model_fingerprint()
+  Hash128 program;  // names this build: another one may round otherwise
+};
+
+class PrefixStore {
+ public:
+  // Makes the folder and lists what it holds. Throws if it cannot be made or read.
+  // form and ctx: of the engine that uses the store; layout: of its cache.
+  PrefixStore(const PrefixStoreOptions& options, const Context& ctx, MlaForm form,
+              const KvCacheView& layout);
+
+  // A file of this name was there at the start, or was saved since. O(1).
+  bool has(const Hash128& hash) const { return known_.contains(hash); }
+  // Reads the block into cache row `row` and those after it. False, with the reason in
+  // last_problem(), if there is no such file or it is not to be trusted (then it is removed); the
+  // rows are as before. Throws std::bad_alloc only.
+  bool load(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
+  // Writes the block at cache row `row`, unless it is there. A failure is counted, not thrown; after
+  // it nothing more is written (the disk is full or gone), loads go on.
+  void save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
+
+  // Blocks that fit into max_bytes.
+  int64_t most_blocks() const { return static_cast<int64_t>(max_bytes_ / file_bytes_); }
+
+  struct Stats {
+    int64_t loaded = 0, saved = 0;
+    int64_t ignored = 0;  // files not to be trusted
+    int64_t evicted = 0;
+    bool failed = false;  // writing has stopped
+  };
+  const Stats& stats() const { return stats_; }
+  // Place, subject, found, expected of the last ignored file or failed write; "" if there was none.
+  const std::string& last_problem() const { return last_problem_; }
+
+ private:
+  struct HashOfHash {
+    size_t operator()(const Hash128& hash) const { return static_cast<size_t>(hash.low); }
+  };
+  // Of other computations too: all files count for max_bytes.
+  struct File {
+    std::filesystem::path path;
+    uint64_t bytes = 0;
+    Hash128 hash;
+    bool ours = false;
+  };
+  // Oldest first: modification time, then a counter that keeps equal times apart.
+  using Age = std::pair<int64_t, uint64_t>;
+
+  PrefixFileHeader header_of(const BlockPool::Content& content) const;
+  std::filesystem::path path_of(const Hash128& hash) const;
+  void list_files();
+  void add(File file, int64_t modified_ns);
+  void drop(Age age);
+  void make_room(uint64_t bytes);
+  void check_file(const std::string& bytes, const PrefixFileHeader& expected,
+                  const std::string& place) const;
+
+  std::filesystem::path folder_, own_folder_;
+  PrefixFileHeader common_;  // without a block
+  uint64_t max_bytes_, layer_bytes_, file_bytes_, total_bytes_ = 0;
+  std::map<Age, File> files_;
+  std::unordered_map<Hash128, Age, HashOfHash> known_;  // ours
+  uint64_t next_ = 0;
+  Stats stats_;
+  std::string last_problem_;
+};
+
+}  // namespace fathom

@@ -33,8 +33,17 @@ struct Engine::Sequence {
   std::span<const int32_t> block_tokens(int64_t block) const {
     return std::span(tokens).subspan(static_cast<size_t>(block * kKeyBlock), kKeyBlock);
   }
+  // Those behind the first `found` blocks.
+  std::span<const int32_t> findable_tokens(int64_t found) const {
+    return std::span(tokens)
+        .first(static_cast<size_t>(size() - 1))
+        .subspan(static_cast<size_t>(found * kKeyBlock));
+  }
   const Hash128& hash_before(int64_t block) const {
     return block == 0 ? scope : hashes[static_cast<size_t>(block - 1)];
+  }
+  int64_t block_before(int64_t block) const {
+    return block == 0 ? BlockPool::kNone : block_rows[static_cast<size_t>(block - 1)] / kKeyBlock;
   }
   // Room for all it will ever hold, and the names of the full blocks so far.
   void prepare() {
@@ -206,8 +215,7 @@ void Engine::admit() {
 
 BlockPool::Content Engine::content(const Sequence& s, int64_t block) const {
   const auto i = static_cast<size_t>(block);
-  return {block == 0 ? BlockPool::kNone : s.block_rows[i - 1] / kKeyBlock, s.hash_before(block),
-          s.hashes[i], s.block_tokens(block)};
+  return {s.block_before(block), s.hash_before(block), s.hashes[i], s.block_tokens(block)};
 }
 
 // Gives the sequence its blocks: those found, then own ones for the rest of its tokens. False, and
@@ -290,9 +298,7 @@ bool Engine::has_room(const Sequence& s) const {
 // is missing, to the rest of its prompt. That prefill goes on in every step (it is older), so the
 // wait ends.
 bool Engine::better_wait(const Sequence& s, int64_t found) const {
-  const auto wanted = std::span(s.tokens)
-                          .first(static_cast<size_t>(s.size() - 1))
-                          .subspan(static_cast<size_t>(found * kKeyBlock));
+  const std::span<const int32_t> wanted = s.findable_tokens(found);
   return std::any_of(running_.begin(), running_.end(), [&](const auto& other) {
     const Sequence& o = *other;
     if (!o.prefilling() || std::ssize(o.hashes) < found ||
@@ -310,17 +316,14 @@ bool Engine::better_wait(const Sequence& s, int64_t found) const {
 // Copies rows of the block behind the shared ones from whoever has the most equal tokens there: a
 // cached block or a running sequence. Returns how many.
 int64_t Engine::copy_alike(Sequence& s, int64_t found) {
-  const auto wanted = std::span(s.tokens)
-                          .first(static_cast<size_t>(s.size() - 1))
-                          .subspan(static_cast<size_t>(found * kKeyBlock));
-  const int64_t parent =
-      found == 0 ? BlockPool::kNone : s.block_rows[static_cast<size_t>(found - 1)] / kKeyBlock;
+  const std::span<const int32_t> wanted = s.findable_tokens(found);
+  const int64_t parent = s.block_before(found);
   const BlockPool::Alike alike = cache_.pool().most_alike(parent, s.hash_before(found), wanted);
   int64_t rows = alike.tokens, from = alike.block * kKeyBlock;
   for (const auto& other : running_) {
     const Sequence& o = *other;
     if (o.published != found || o.hash_before(found) != s.hash_before(found) ||
-        (found > 0 && o.block_rows[static_cast<size_t>(found - 1)] / kKeyBlock != parent))
+        o.block_before(found) != parent)
       continue;  // `found` is not the block it is filling, or it follows another text
     const auto has = std::span(o.tokens)
                          .first(static_cast<size_t>(o.computed))
@@ -337,8 +340,7 @@ int64_t Engine::copy_alike(Sequence& s, int64_t found) {
 
 ReuseEnd Engine::reuse_end(const Sequence& s, int64_t found, int64_t copied) const {
   if (found == s.findable_blocks()) return ReuseEnd::kPromptEnd;
-  const int64_t parent =
-      found == 0 ? BlockPool::kNone : s.block_rows[static_cast<size_t>(found - 1)] / kKeyBlock;
+  const int64_t parent = s.block_before(found);
   if (cache_.pool().was_evicted(s.hashes[static_cast<size_t>(found)])) return ReuseEnd::kEvicted;
   const bool sibling =
       cache_.pool().most_alike(parent, s.hash_before(found), s.block_tokens(found)).block !=

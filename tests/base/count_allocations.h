@@ -10,7 +10,7 @@
 namespace fathom {
 inline std::atomic<int64_t> allocations = 0;
 inline std::atomic<int64_t> failing_allocation = -1;  // the one of this number, counted as above
-}
+}  // namespace fathom
 
 // All forms that occur, so that none meets a sanitizer's own other half; not inline, or the
 // compiler sees free() meet new.

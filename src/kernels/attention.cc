@@ -6,6 +6,7 @@
 #include "kernels/attention_documents.h"
 #include "kernels/attention_tile.h"
 #include "kernels/dispatch.h"
+#include "kernels/row_blocks.h"
 
 namespace fathom {
 
@@ -20,8 +21,6 @@ static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment);
 
 constexpr int64_t kSlotBudget = 4 << 20;  // floats of partial results kept between two merges
 constexpr int64_t kMergeRows = 4;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the query rows are cut. All heads of a kv head go into one tile as far as they fit, so that a
 // block of keys is read and converted once for them; then several tokens.

@@ -1,5 +1,6 @@
-// Linear layers: operands, blocks and threads. Up to kFewRows rows of x meet w row by row, F32 and
-// BF16 where they lie, others widened eight rows at a time. More rows pay for packing: x once, w
+// Linear layers: operands, blocks and threads. GGUF blocks go to gemm_int8.cc, unless x must stay
+// exact. Up to kFewRows rows of x meet w row by row, F32 and BF16 where they lie, others widened
+// eight rows at a time. More rows pay for packing: x once, w
 // panel by panel, each panel for up to kBlockRows rows.
 #include "kernels/gemm.h"
 
@@ -53,10 +54,7 @@ constexpr int64_t kPanels = 2;
 constexpr int64_t kChunk = 256;
 // rows of w in one item when x has few, fewer while there are not
 constexpr int64_t kFewItemRows = 48;
-constexpr int64_t kItems = 256;      // that many items to balance
-constexpr int64_t kSmall = 1 << 16;  // multiply-adds that other threads are not woken for
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t kItems = 256;  // that many items to balance
 
 // What the operands are brought into, and by which tiles they are multiplied.
 enum class Form { kF32, kSplitBf16, kNativeBf16 };
@@ -332,12 +330,9 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
     multiply_packed(p, w, units + row / tile.rows * p.unit_size, begin + row,
                     std::min(plan.block_rows, rows_of(e) - row), n0, n, worker);
   };
-  const auto run = [&](int64_t items, const auto& body) {
-    if (x.rows * y.cols * x.cols > kSmall) return ctx.pool().run(items, body);
-    for (int64_t i = 0; i < items; ++i) body(i, 0);
-  };
-  run(first_unit[count], prepare);
-  run(first_item[count], run_item);
+  const int64_t work = x.rows * y.cols * x.cols;
+  run_items(ctx, work, first_unit[count], prepare);
+  run_items(ctx, work, first_item[count], run_item);
 }
 
 }  // namespace

@@ -20,7 +20,8 @@
 // AVX2 and AVX-512 give the same bits (but for the payload of a NaN); the portable target rounds
 // products before it adds.
 // Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24; BF16: plus 2^-9 sum|x w| for the
-// rounding of x; blocks: (K/8 + 5) u (sum|x' d q| + sum|x' m|) plus sum|w| s / 2 for that of x.
+// rounding of x; blocks: (K/8 + 5) u (sum|x' d q| + sum|x' m|) plus sum|w| s / 2 for that of x,
+// or 2^-100 sum|w| where nothing is left of x; no d s may overflow (d <= 65504 but in MXFP4).
 //
 // REQUIRES: x.cols == w.cols, y.rows == x.rows, y.cols == w.rows; y does not overlap x or w. Empty
 // M, N or K (y = bias or 0) is fine. Uses ctx.scratch() and worker scratch; call from one thread.
@@ -37,9 +38,8 @@ namespace fathom {
 void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, Rows y);
 
 // Rows [offsets[e], offsets[e+1]) of x go through experts[e]: offsets has experts.size() + 1
-// entries, offsets[0] = 0, the last
-// one = x.rows. All experts have one shape and dtype. The cost follows the rows: an expert without
-// rows is not read.
+// entries, offsets[0] = 0, the last one = x.rows. All experts have one shape and dtype. The cost
+// follows the rows: an expert without rows is not read.
 void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                     std::span<const WeightView> experts, Rows y);
 

@@ -51,8 +51,6 @@ OuterProducts choose_outer_products(const Context& ctx, DType operands) {
   return FATHOM_SIMD_CALL(ctx.isa(), add_outer_products_bf16);
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // One item of work: kStripRows rows by kStripCols columns of w, from (r, c) on.
 void transpose_strip(Context& ctx, const WeightView& w, int64_t r, int64_t c, std::byte* out,
                      int worker) {

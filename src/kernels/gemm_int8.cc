@@ -1,7 +1,7 @@
-// Threads and blocks of gemm_int8.h: every row of x is rounded once; an item unpacks 32 rows of w,
-// 256 columns at a time, into the first cache and meets all rows of x there. So the cost of
-// unpacking is shared by the rows, weights are read once and where they lie, and a single row
-// (decode) takes the same steps as many (prefill), in the same order.
+// Threads and blocks of gemm_int8.h: every row of x is rounded once; 32 rows of w are unpacked, 256
+// columns at a time, into the first cache and meet up to 512 rows of x there. So the cost of
+// unpacking is shared by the rows, weights are read where they lie, and a single row (decode) takes
+// the same steps as many (prefill), in the same order.
 #include "kernels/gemm_int8.h"
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/gemm_int8-inl.h"
+#include "kernels/row_blocks.h"
 
 namespace fathom {
 
@@ -26,10 +27,8 @@ namespace {
 
 constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-constexpr int64_t kFewRows = 16;                 // of x: then an item takes four times as many of w
-constexpr int64_t kSmall = 1 << 16;  // multiply-adds that other threads are not woken for
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t kFewRows = 16;  // of x: then an item takes up to four times as many of w
+constexpr int64_t kItems = 256;   // if so many are left to balance
 
 // How one format is unpacked and multiplied.
 struct Format {
@@ -94,12 +93,19 @@ struct Problem {
 // 16 rows of w from `row` on, columns [k0, k0 + k); rows that w does not have are zero.
 void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_t k0, int64_t k,
                   Int8Panel* out) {
-  const int64_t stride = row_bytes(w.dtype, w.cols), rows = std::min<int64_t>(16, w.rows - row);
-  if (rows <= 0) return;  // the second panel of the last item: nobody reads what it gives
+  const int64_t stride = row_bytes(w.dtype, w.cols), bytes = row_bytes(w.dtype, k);
+  const int64_t rows = std::min<int64_t>(16, w.rows - row);
+  if (rows <= 0) {
+    *out = {};
+    return;
+  }
   const auto* from = reinterpret_cast<const uint8_t*>(w.row(row)) + row_bytes(w.dtype, k0);
+  constexpr int64_t kNext = 16 * kInt8Panels;  // the same columns of the rows that come next
+  for (int64_t r = kNext; r < std::min<int64_t>(w.rows - row, kNext + 16); ++r) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + r * stride + i);
+  }
   if (rows == 16) return format.unpack(from, stride, k, out);
   constexpr int64_t kMostBytes = kInt8Columns / 32 * 34;  // Q8_0
-  const int64_t bytes = row_bytes(w.dtype, k);
   FATHOM_DCHECK(bytes <= kMostBytes, bytes);
   uint8_t copy[16 * kMostBytes] = {};
   for (int64_t r = 0; r < rows; ++r)
@@ -151,9 +157,9 @@ void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
   const auto count = static_cast<int64_t>(experts.size());
   const auto begin_of = [&](int64_t e) { return offsets[static_cast<size_t>(e)]; };
   const auto rows_of = [&](int64_t e) { return begin_of(e + 1) - begin_of(e); };
-  const auto width_of = [&](int64_t e) {
-    return rows_of(e) <= kFewRows ? 4 * kItemRows : kItemRows;
-  };
+  const int64_t wide =
+      std::clamp(ceil_div(ceil_div(y.cols, kItems), kItemRows), int64_t{1}, int64_t{4}) * kItemRows;
+  const auto width_of = [&](int64_t e) { return rows_of(e) <= kFewRows ? wide : kItemRows; };
   int64_t* const first = scope.array<int64_t>(count + 1);
   first[0] = 0;
   for (int64_t e = 0; e < count; ++e)
@@ -172,12 +178,9 @@ void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
       multiply(p, experts[static_cast<size_t>(e)], begin_of(e) + row,
                std::min(kBlockRows, rows_of(e) - row), n, worker);
   };
-  const auto run = [&](int64_t items, const auto& body) {
-    if (x.rows * y.cols * x.cols > kSmall) return ctx.pool().run(items, body);
-    for (int64_t i = 0; i < items; ++i) body(i, 0);
-  };
-  run(x.rows, round);
-  run(first[count], run_item);
+  const int64_t work = x.rows * y.cols * x.cols;
+  run_items(ctx, work, x.rows, round);
+  run_items(ctx, work, first[count], run_item);
 }
 
 }  // namespace fathom

@@ -66,8 +66,7 @@ inline F32x16 to_f32(I32x16 a) {
 #endif
 }
 
-// One block of each of 16 rows, `stride` bytes apart (block_formats-inl.h); lane r belongs to row
-// r.
+// One block of each of 16 rows, `stride` bytes apart (block_formats-inl.h). Lane r is row r.
 struct PanelBlock {
   using Bytes = Bytes16;
   using Dword = U32x16;
@@ -193,11 +192,6 @@ struct PanelWriter {
 
 template <class Format>
 void unpack(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) {
-  const int64_t bytes = cols / Format::kElements * Format::kBytes;
-  for (int64_t r = 0; r < 16; ++r) {  // the same columns of the rows that come next
-    const uint8_t* const next = w + (r + 16 * kInt8Panels) * stride;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
-  }
   for (int64_t c = 0; c < cols; c += Format::kElements, w += Format::kBytes)
     Format::decode(PanelBlock{w, stride}, PanelWriter<Format::kRun>{out, c});
 }

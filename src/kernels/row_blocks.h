@@ -10,6 +10,15 @@ namespace fathom {
 // Enough arithmetic to pay for handing an item to another thread, little enough to balance.
 inline constexpr int64_t kItemElements = 8192;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A loop over items of `multiply_adds` in all: too few of them do not wake other threads.
+template <class Body>
+void run_items(Context& ctx, int64_t multiply_adds, int64_t items, const Body& body) {
+  if (multiply_adds > 1 << 16) return ctx.pool().run(items, body);
+  for (int64_t i = 0; i < items; ++i) body(i, 0);
+}
+
 // body(row, worker) for every row of `cols` elements.
 template <class Body>
 void for_rows(Context& ctx, int64_t rows, int64_t cols, Body body) {

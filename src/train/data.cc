@@ -83,7 +83,7 @@ class TaskConversations : public DocumentSource {
     const Task& task = mix_.pick(seed_, index);
     const Problem problem = task.problem(seed_, index, split_);
     WorkedSolution solution = task.solve(problem, seed_ ^ mix_bits(index));
-    // Another sequence than the choice of the task (Mix) and than the problem's own numbers.
+    // Another sequence than the choice of the task (Mix).
     const RandomKey key{.seed = seed_, .purpose = RandomPurpose::kShuffle, .sequence = 1};
     if (random_uniform(key, index) >= thought_share_) solution.thought.clear();
     out = conversation_document(tokenizer_, format_, problem.question, solution);

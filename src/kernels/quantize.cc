@@ -1,7 +1,6 @@
 #include "kernels/quantize.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "base/check.h"
@@ -86,35 +85,6 @@ void embedding_backward(Context& ctx, const int32_t* ids, ConstRows dy, Rows dta
       FATHOM_SIMD_CALL(ctx.isa(), add_row)(dy.row(t) + begin, count, dtable.row(ids[t]) + begin);
     }
   });
-}
-
-void quantize_row(DType dtype, const float* x, int64_t cols, std::byte* row) {
-  switch (dtype) {
-    case DType::kF32:
-      std::memcpy(row, x, static_cast<size_t>(cols) * sizeof(float));
-      return;
-    case DType::kF16:
-    case DType::kBF16:
-      for (int64_t i = 0; i < cols; ++i) {
-        const uint16_t value = dtype == DType::kF16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
-        std::memcpy(row + 2 * i, &value, sizeof value);
-      }
-      return;
-    case DType::kQ8_0:
-      for (int64_t begin = 0; begin < cols; begin += 32, row += 34) {
-        float largest = 0;
-        for (int64_t i = 0; i < 32; ++i) largest = std::max(largest, std::abs(x[begin + i]));
-        const float scale = largest / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
-        const uint16_t stored = f32_to_f16(scale);
-        std::memcpy(row, &stored, sizeof stored);
-        for (int64_t i = 0; i < 32; ++i)
-          row[2 + i] =
-              static_cast<std::byte>(static_cast<int8_t>(std::round(x[begin + i] * inverse)));
-      }
-      return;
-    default:
-      FATHOM_CHECK(false, dtype_name(dtype));
-  }
 }
 
 }  // namespace fathom

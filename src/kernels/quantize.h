@@ -20,11 +20,6 @@ void dequantize_row(Isa isa, DType dtype, const std::byte* row, int64_t cols, fl
 void dequantize_weight(Isa isa, const WeightView& w, int64_t r, int64_t begin, int64_t count,
                        float* out);
 
-// `cols` values of one row to stored form: F32, F16 and BF16 (nearest even), Q8_0 (scale max|x| /
-// 127 as f16, x / scale before that rounding to nearest, ties away, as GGUF's own quantiser has
-// it). REQUIRES: one of these types; cols a multiple of its block.
-void quantize_row(DType dtype, const float* x, int64_t cols, std::byte* row);
-
 // Embedding lookup: out[t] = row ids[t] of table [vocab_size, hidden_size], as f32. REQUIRES: 0 <=
 // ids[t] < table.rows.
 void embedding(Context& ctx, const WeightView& table, const int32_t* ids, Rows out);

@@ -11,6 +11,7 @@
 #include "formats/gguf_writer.h"
 #include "formats/json.h"
 #include "kernels/quantize.h"
+#include "kernels/quantizer.h"
 #include "model/model.h"
 #include "model/rope_table.h"
 #include "model/tensor_names.h"
@@ -29,7 +30,8 @@ void put_rows(const WeightView& w, DType dtype, std::byte* out, From from) {
   std::vector<float> row(static_cast<size_t>(w.cols));
   for (int64_t r = 0; r < w.rows; ++r) {
     dequantize_weight(Isa::kPortable, w, from(r), 0, w.cols, row.data());
-    quantize_row(dtype, row.data(), w.cols, out + r * row_bytes(dtype, w.cols));
+    quantize_row(Isa::kPortable, dtype, row.data(), nullptr, w.cols,
+                 out + r * row_bytes(dtype, w.cols));
   }
 }
 
@@ -72,7 +74,7 @@ class Exporter {
   void vector(const std::string& name, std::span<const float>& w, const std::vector<int64_t>& shape,
               ParameterKind) {
     writer_.tensor(gguf_tensor_name(name), shape, DType::kF32, [values = w](std::byte* out) {
-      quantize_row(DType::kF32, values.data(), std::ssize(values), out);
+      quantize_row(Isa::kPortable, DType::kF32, values.data(), nullptr, std::ssize(values), out);
     });
   }
 
@@ -193,7 +195,8 @@ void put_config(const ModelConfig& c, bool mtp, const std::string& name, GgufWri
       divisors.push_back(f32(plain / scaled[i]));
     }
     w.tensor("rope_freqs.weight", {std::ssize(divisors)}, DType::kF32, [divisors](std::byte* out) {
-      quantize_row(DType::kF32, divisors.data(), std::ssize(divisors), out);
+      quantize_row(Isa::kPortable, DType::kF32, divisors.data(), nullptr, std::ssize(divisors),
+                   out);
     });
   }
 }

@@ -294,23 +294,5 @@ TEST(ExportTokenizer, IsMissedByNameAndNothingIsWritten) {
   EXPECT_FALSE(fs::exists(folder.folder / "out.gguf"));
 }
 
-// Half a step of the block's scale, and the rounding of the scale to f16.
-TEST(QuantizeRow, Q8IsWithinHalfAStep) {
-  std::vector<float> x(96), back(96);
-  for (size_t i = 0; i < x.size(); ++i)
-    x[i] = i < 32 ? 0.0f
-                  : static_cast<float>(std::sin(static_cast<double>(i)) *
-                                       std::pow(10, static_cast<double>(i / 32)));
-  std::vector<std::byte> row(3 * 34);
-  quantize_row(DType::kQ8_0, x.data(), 96, row.data());
-  dequantize_row(detect_isa(), DType::kQ8_0, row.data(), 96, back.data());
-  for (size_t begin = 0; begin < 96; begin += 32) {
-    float largest = 0;
-    for (size_t i = begin; i < begin + 32; ++i) largest = std::max(largest, std::abs(x[i]));
-    for (size_t i = begin; i < begin + 32; ++i)
-      EXPECT_LE(std::abs(back[i] - x[i]), largest / 127 * 0.5 * 1.001 + largest * 0x1p-11) << i;
-  }
-}
-
 }  // namespace
 }  // namespace fathom

@@ -10,6 +10,11 @@
 // With overlap a token is judged by at least ctx - stride tokens of context. Perplexity = exp(nll /
 // tokens scored); bits per byte = nll / ln 2 / bytes scored, which compares models of different
 // vocabularies. Sums run in double in the order of the text.
+//
+// With --kl REFERENCE a second model, as a rule the one that the first was quantised from, computes
+// the same windows, and of each token that is scored KL(reference || model) = sum_v p(v) ln(p(v) /
+// q(v)) over the vocabulary is told: its mean, median, 99th percentile and largest value, how often
+// both find the same token likeliest, and both perplexities.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +30,7 @@ struct EvalOptions {
   OutputOptions output;
   std::string model;
   std::string perplexity;  // the text file; or
+  std::string kl;          // with it: the model to compare with
   std::string task;        // the task, and how it is sampled
   int64_t problems = 200, samples = 0, max_tokens = 256;
   double temperature = 1;
@@ -45,6 +51,13 @@ struct EvalWindow {
   int64_t begin, score, end;
 };
 std::vector<EvalWindow> eval_windows(int64_t tokens, int64_t window, int64_t stride, bool bos);
+
+// KL(p || q) of the softmax of two rows of logits, in double: 0 for equal rows, never negative but
+// for rounding (1e-12 or so).
+double kl_divergence(std::span<const float> p_logits, std::span<const float> q_logits);
+
+// The smallest value that at least `share` of the values do not exceed. REQUIRES: some values.
+double percentile(std::vector<double> values, double share);
 
 // -log softmax(logits)[target], in double.
 double negative_log_likelihood(std::span<const float> logits, int32_t target);

@@ -3,17 +3,16 @@
 #include <filesystem>
 
 #include "base/error.h"
-#include "train/export.h"
+#include "cli/models.h"
+#include "train/quantize.h"
 
 namespace fathom {
 namespace {
 
-constexpr std::pair<const char*, DType> kTypes[] = {
-    {"f32", DType::kF32}, {"f16", DType::kF16}, {"bf16", DType::kBF16}, {"q8_0", DType::kQ8_0}};
-
-DType parse_type(const std::string& name) {
-  for (const auto& [known, dtype] : kTypes) {
-    if (name == known) return dtype;
+// `fathom quantize` has the others.
+void expect_type(const std::string& name) {
+  for (const char* known : {"f32", "f16", "bf16", "q8_0"}) {
+    if (name == known) return;
   }
   fail("--type: found {}, expected f32, f16, bf16 or q8_0", quoted(name));
 }
@@ -21,10 +20,19 @@ DType parse_type(const std::string& name) {
 }  // namespace
 
 int run_export(const ExportCommand& options) {
-  const DType type = parse_type(options.type);
+  expect_type(options.type);
   if (!options.out.ends_with(".gguf"))
     fail("{}: expected a name that ends in .gguf", quoted(options.out));
-  export_gguf(Checkpoint::open(options.model), options.out, {type, !options.no_mtp});
+  Checkpoint checkpoint = Checkpoint::open(options.model);
+  if (checkpoint.kind() != Checkpoint::Kind::kFolder || checkpoint.gguf() != nullptr)
+    fail("{}: expected a Hugging Face folder to export", options.model);
+  const GgufSource source(
+      std::move(checkpoint),
+      {.mtp = !options.no_mtp, .name = std::filesystem::path(options.out).stem().string()});
+  Context ctx(thread_count(0));
+  const QuantizeMix& mix = find_mix(options.type);
+  write_gguf(ctx, source, options.out,
+             {.file_type = mix.file_type, .types = choose_types(source, mix, {})});
   if (!options.output.quiet)
     note("{}: {}", options.out, bytes_text(std::filesystem::file_size(options.out)));
   return 0;

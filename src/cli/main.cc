@@ -21,6 +21,7 @@
 #include "cli/logits.h"
 #include "cli/output.h"
 #include "cli/prepare.h"
+#include "cli/quantize.h"
 #include "cli/report.h"
 #include "cli/run.h"
 #include "cli/selftest.h"
@@ -29,6 +30,7 @@
 #include "cli/train.h"
 #include "cli/train_tokenizer.h"
 #include "cli/welcome.h"
+#include "train/quantize_mix.h"
 
 namespace fathom {
 namespace {
@@ -141,6 +143,9 @@ Action bind_eval(CLI::App& app) {
   auto o = std::make_shared<EvalOptions>();
   bind_model(app, o->model);
   app.add_option("--perplexity", o->perplexity, "the text to predict");
+  app.add_option("--kl", o->kl,
+                 "a second model, such as the unquantised one: how far the first one's "
+                 "probabilities lie from its");
   app.add_option("--task", o->task,
                  "solve this task's held-out problems instead, such as countdown");
   app.add_option("--problems", o->problems, "how many of them (default 200)")
@@ -294,6 +299,35 @@ Action bind_export(CLI::App& app) {
   return [o] { return run_export(*o); };
 }
 
+Action bind_quantize(CLI::App& app) {
+  auto o = std::make_shared<QuantizeCommand>();
+  app.add_option("IN", o->in, "a GGUF file or a Hugging Face folder")->required();
+  app.add_option("OUT", o->out, "the GGUF file to write")->required();
+  app.add_option("--type", o->type, "the mix of types (default Q4_K_M); below");
+  app.add_option("--tensor", o->overrides,
+                 "PATTERN=TYPE: matrices whose name in the file matches, such as "
+                 "'blk.0.*=Q8_0'; repeatable, the last match counts")
+      ->allow_extra_args(false);
+  app.add_flag("--no-mtp", o->no_mtp, "leave out a folder's multi-token prediction layer");
+  app.add_flag("--overwrite", o->overwrite, "replace OUT if it exists");
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
+  app.add_flag("--json", o->json, "one JSON object per line of the table");
+  bind_output(app, o->output);
+  std::string names;
+  for (const QuantizeMix& mix : quantize_mixes()) names += " " + std::string(mix.name);
+  app.footer(
+      "Mixes:" + names +
+      "\n"
+      "Each keeps norms, biases and the router in F32 and gives the head more bits; _M also "
+      "the values and down projections.\n"
+      "With experts, attention, shared experts and dense layers get more bits. Rows that are "
+      "no whole blocks fall back to a\n"
+      "type of blocks of 32, or to F16; the table says so. Error: root mean square of the "
+      "change over that of the weights.");
+  return [o] { return run_quantize(*o); };
+}
+
 Action bind_train_tokenizer(CLI::App& app) {
   auto o = std::make_shared<TrainTokenizerOptions>();
   app.add_option("FILE", o->files,
@@ -354,6 +388,7 @@ constexpr Command kCommands[] = {
      bind_tokenize},
     {"eval", "how well a model predicts a text or solves problems",
      "  fathom eval models/model.gguf --perplexity text.txt --ctx 1024 --stride 512\n  fathom eval "
+     "small.gguf --kl bundled/countdown-12m.gguf --perplexity problems.txt\n  fathom eval "
      "bundled/countdown-12m.gguf --task countdown --samples 16",
      bind_eval},
     {"pretrain", "train a model on texts",
@@ -376,6 +411,10 @@ constexpr Command kCommands[] = {
      "  fathom export runs/countdown-sft/model countdown.gguf\n  fathom export path/to/folder "
      "model.gguf --type q8_0",
      bind_export},
+    {"quantize", "a model in fewer bits, as one GGUF file",
+     "  fathom quantize bundled/countdown-12m.gguf small.gguf --type Q4_K_M\n  fathom quantize "
+     "path/to/folder model.gguf --type Q5_K_M --tensor '*.attn_*=Q8_0'",
+     bind_quantize},
     {"report", "one page about a training run",
      "  fathom report runs/countdown-sft\n  fathom report runs/seed-1 runs/seed-2 runs/seed-3 -o "
      "seeds.html",

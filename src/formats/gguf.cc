@@ -352,7 +352,9 @@ Gguf Gguf::parse(std::span<const std::byte> bytes, const std::string& place) {
     reader.set_subject("key " + quoted(key));
     const auto [slot, is_new] = model.metadata_.try_emplace(std::move(key));
     if (!is_new) fail("{}: found twice", reader.where());
+    const uint64_t begin = reader.offset();
     slot->second = reader.value(reader.number<uint32_t>());
+    slot->second.stored = bytes.subspan(begin, reader.offset() - begin);
   }
   const auto alignment = static_cast<uint64_t>(
       model

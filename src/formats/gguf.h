@@ -24,6 +24,8 @@ struct GgufValue {
                std::vector<int64_t>, std::vector<double>, std::vector<bool>,
                std::vector<std::string>>
       value;
+  // its type number and bytes as they lie in the file
+  std::span<const std::byte> stored = {};
 };
 
 class Gguf {

@@ -62,8 +62,14 @@ void GgufWriter::key(std::string_view name, const std::vector<int32_t>& values) 
   for (const int32_t value : values) append(keys_, value);
 }
 
+void GgufWriter::stored_key(std::string_view name, std::span<const std::byte> value) {
+  append_string(keys_, name);
+  keys_.append(reinterpret_cast<const char*>(value.data()), value.size());
+  ++key_count_;
+}
+
 void GgufWriter::tensor(std::string name, std::vector<int64_t> shape, DType dtype,
-                        std::function<void(std::byte*)> fill) {
+                        std::function<void(const Put&)> fill) {
   FATHOM_CHECK(gguf_type_number(dtype) >= 0 && !shape.empty(), name);
   FATHOM_CHECK(shape.back() % dtype_info(dtype).block_elements == 0, name, shape.back());
   int64_t rows = 1;
@@ -72,7 +78,7 @@ void GgufWriter::tensor(std::string name, std::vector<int64_t> shape, DType dtyp
   tensors_.push_back({std::move(name), std::move(shape), dtype, bytes, std::move(fill)});
 }
 
-void GgufWriter::write(const std::filesystem::path& path) const {
+std::string GgufWriter::header() const {
   std::string header = "GGUF";
   append(header, uint32_t{3});
   append(header, static_cast<uint64_t>(tensors_.size()));
@@ -89,13 +95,26 @@ void GgufWriter::write(const std::filesystem::path& path) const {
     offset += aligned(t.bytes);
   }
   header.resize(aligned(header.size()), '\0');
+  return header;
+}
+
+uint64_t GgufWriter::data_bytes() const {
+  uint64_t bytes = 0;
+  for (const Entry& t : tensors_) bytes += aligned(t.bytes);
+  return bytes;
+}
+
+void GgufWriter::write(const std::filesystem::path& path) const {
   AtomicFile file(path);
-  file.write(header);
-  std::vector<std::byte> bytes;
+  file.write(header());
   for (const Entry& t : tensors_) {
-    bytes.assign(aligned(t.bytes), std::byte{0});
-    t.fill(bytes.data());
-    file.write(bytes);
+    uint64_t written = 0;
+    t.fill([&](std::span<const std::byte> bytes) {
+      file.write(bytes);
+      written += bytes.size();
+    });
+    FATHOM_CHECK(written == t.bytes, t.name, written, t.bytes);
+    file.write(std::string(aligned(written) - written, '\0'));
   }
   file.commit();
 }

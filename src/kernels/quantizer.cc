@@ -182,8 +182,9 @@ float largest_magnitude(DType dtype) {
   constexpr float kHalf = 65504;
   switch (dtype) {
     case DType::kF32:
+      return std::numeric_limits<float>::max();
     case DType::kBF16:
-      return 0x1.fep127f;  // the largest bf16: what lies above would round to infinity
+      return 0x1.fep127f;  // the largest bf16: what lies above could round to infinity
     case DType::kF16:
       return kHalf;
     case DType::kQ8_0:

@@ -62,7 +62,7 @@ const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";
 const std::vector<std::string> kCommands = {
     "run",      "show",   "estimate",   "tokenize", "eval", "bench",           "logits",
     "selftest", "doctor", "completion", "pretrain", "sft",  "train-tokenizer", "prepare",
-    "report",   "export"};
+    "report",   "export", "quantize"};
 
 TEST(Cli, AloneSaysWhatTheMachineHasAndWhatToTypeNext) {
   const TemporaryFolder folder;
@@ -111,6 +111,64 @@ TEST(Cli, EvalScoresATask) {
   expect_error(run_fathom({"eval", kBundled}), 2, "expected --task NAME or --perplexity FILE");
   expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "--perplexity", "x"}), 2,
                "one of the two");
+}
+
+TEST(Cli, EvalTellsHowFarAModelLiesFromAReference) {
+  const TemporaryFolder folder;
+  const std::string text = folder.write("text.txt", "Use 27, 7 and 12 to make 22. 27-7=20 no");
+  const std::string small = folder / "small.gguf";
+  ASSERT_EQ(run_fathom({"quantize", kBundled, small, "--type", "Q4_0", "-q"}).code, 0);
+  const auto evaluate = [&](const std::string& model) {
+    return run_fathom({"eval", model, "--kl", kBundled, "--perplexity", text, "--json", "-q"});
+  };
+  const json same = json::parse(evaluate(kBundled).out), other = json::parse(evaluate(small).out);
+  EXPECT_EQ(same["kl_mean"], 0);
+  EXPECT_EQ(same["kl_max"], 0);
+  EXPECT_EQ(same["same_likeliest"], 1);
+  EXPECT_EQ(same["perplexity"], same["reference_perplexity"]);
+  EXPECT_GT(other["kl_mean"].get<double>(), 0);
+  EXPECT_LE(other["kl_median"].get<double>(), other["kl_p99"].get<double>());
+  EXPECT_LE(other["kl_p99"].get<double>(), other["kl_max"].get<double>());
+  EXPECT_EQ(other["reference_perplexity"], same["perplexity"]);
+  const Finished lines = run_fathom({"eval", small, "--kl", kBundled, "--perplexity", text, "-q"});
+  EXPECT_TRUE(has(lines.out, "KL divergence: mean 0.") && has(lines.out, "same likeliest token"))
+      << lines.out;
+  expect_error(run_fathom({"eval", kBundled, "--kl", kTinyModel, "--perplexity", text, "-q"}), 2,
+               "--kl: vocabulary of ");
+  expect_error(run_fathom({"eval", kBundled, "--kl", kBundled, "--task", "countdown"}), 2,
+               "--kl: expected --perplexity FILE with it");
+}
+
+TEST(Cli, QuantizeTellsWhatWasLostAndReplacesNothingUnasked) {
+  const TemporaryFolder folder;
+  const std::string out = folder / "small.gguf";
+  const Finished run = run_fathom(
+      {"quantize", kBundled, out, "--type", "Q4_K_M", "--tensor", "blk.1.ffn_*=Q8_0", "--json"});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_TRUE(has(run.err, "holds Q8_0: what these lost is lost")) << run.err;
+  const std::vector<json> lines = json_lines(run.out);
+  ASSERT_GT(lines.size(), 5u);
+  const json all = lines.back();
+  EXPECT_EQ(all["kind"], "all");
+  EXPECT_EQ(all["tensors"], 128);
+  EXPECT_LT(all["bits_per_weight"].get<double>(), 8);
+  EXPECT_GT(all["relative_rms_error"].get<double>(), 0.01);
+  EXPECT_LT(all["relative_rms_error"].get<double>(), 0.1);
+  bool fell_back = false;
+  for (const json& line : lines)
+    fell_back = fell_back || (line["kind"] == "experts" && line.value("instead_of", "") == "Q6_K");
+  EXPECT_TRUE(fell_back) << run.out;
+  const Finished table = run_fathom({"quantize", kBundled, out, "--type", "Q2_K", "--overwrite"});
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_TRUE(has(table.out, "rows are no multiple of its block")) << table.out;
+  expect_error(run_fathom({"quantize", kBundled, out}), 2, "exists already; --overwrite");
+  expect_error(run_fathom({"quantize", kBundled, folder / "x.bin"}), 2, "ends in .gguf");
+  expect_error(run_fathom({"quantize", kBundled, folder / "x.gguf", "--type", "Q9"}), 2,
+               "--type: found 'Q9', expected one of Q4_K_M");
+  expect_error(run_fathom({"quantize", kBundled, "/nonexistent/x.gguf"}), 2, "/nonexistent");
+  EXPECT_FALSE(fs::exists(folder / "x.gguf"));
+  const Finished answer = run_fathom({"run", out, "Use 27, 7 and 12 to make 22.", "--temp", "0"});
+  EXPECT_EQ(answer.code, 0) << answer.err;
 }
 
 TEST(Cli, HelpOfEachCommandBeginsWithTwoExamples) {

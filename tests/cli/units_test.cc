@@ -75,6 +75,32 @@ TEST(NegativeLogLikelihood, IsExactForKnownDistributions) {
   EXPECT_FALSE(std::isfinite(negative_log_likelihood(std::vector<float>{NAN, 0}, 1)));
 }
 
+TEST(Eval, DivergenceIsThatOfTwoDistributionsWhateverTheirShift) {
+  const auto log_of = [](std::vector<double> p, double shift) {
+    std::vector<float> logits;
+    for (const double x : p) logits.push_back(static_cast<float>(std::log(x) + shift));
+    return logits;
+  };
+  const std::vector<double> p = {0.5, 0.25, 0.25}, q = {0.25, 0.25, 0.5};
+  EXPECT_NEAR(kl_divergence(log_of(p, 0), log_of(q, 0)), 0.25 * std::log(2.0), 1e-7);
+  EXPECT_NEAR(kl_divergence(log_of(p, 300), log_of(q, -300)), 0.25 * std::log(2.0), 1e-4);
+  // not symmetric
+  const std::vector<double> r = {0.9, 0.05, 0.05};
+  EXPECT_NEAR(kl_divergence(log_of(r, 0), log_of(p, 0)), 0.9 * std::log(1.8) + 0.1 * std::log(0.2),
+              1e-7);
+  EXPECT_EQ(kl_divergence(log_of(p, 7), log_of(p, 7)), 0);
+}
+
+TEST(Eval, PercentilesAreValuesOfTheList) {
+  std::vector<double> values;
+  for (int i = 100; i >= 1; --i) values.push_back(i);
+  EXPECT_EQ(percentile(values, 0.5), 50);
+  EXPECT_EQ(percentile(values, 0.99), 99);
+  EXPECT_EQ(percentile(values, 1), 100);
+  EXPECT_EQ(percentile(values, 0), 1);
+  EXPECT_EQ(percentile({7}, 0.99), 7);
+}
+
 TEST(ParseIds, TakesListsAndRefusesTheRest) {
   EXPECT_EQ(parse_ids(" 1, 2\n3\t4,,5 ", "x"), (std::vector<int32_t>{1, 2, 3, 4, 5}));
   EXPECT_EQ(parse_ids("[1, 2]", "x"), (std::vector<int32_t>{1, 2}));

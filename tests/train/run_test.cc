@@ -23,8 +23,8 @@
 #include "tests/base/test_files.h"
 #include "text/character_tokenizer.h"
 #include "train/data.h"
-#include "train/export.h"
 #include "train/metrics.h"
+#include "train/quantize.h"
 #include "train/shards.h"
 #include "train/tokenizer_files.h"
 #include "train/train_state.h"
@@ -367,7 +367,9 @@ TEST(Run, ALoraRunOnAGgufBaseEndsWithTheMergedModel) {
   Watch watch, tuned;
   run_training(tiny(), options_for(first, false), watch);
   const fs::path gguf = first.path() / "base.gguf";
-  export_gguf(Checkpoint::open(first.path() / "model"), gguf, {.matrices = DType::kQ8_0});
+  const GgufSource source(Checkpoint::open(first.path() / "model"), {});
+  Context two(2);
+  write_gguf(two, source, gguf, {.types = choose_types(source, find_mix("Q8_0"), {})});
   std::string text = from_model(first.path(), "[lora]\nrank = 4\nalpha = 8\ntargets = [\"all\"]\n");
   const std::string folder = (first.path() / "model").string();
   text.replace(text.find(folder), folder.size(), gguf.string());

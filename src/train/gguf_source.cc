@@ -1,17 +1,15 @@
-#include "train/export.h"
+#include "train/gguf_source.h"
 
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "base/check.h"
 #include "base/error.h"
 #include "base/limits.h"
 #include "formats/gguf_writer.h"
 #include "formats/json.h"
 #include "kernels/quantize.h"
-#include "kernels/quantizer.h"
 #include "model/model.h"
 #include "model/rope_table.h"
 #include "model/tensor_names.h"
@@ -24,92 +22,55 @@ namespace {
 uint32_t u32(int64_t value) { return static_cast<uint32_t>(value); }
 float f32(double value) { return static_cast<float>(value); }
 
-// Row `from(r)` of w as row r of the output.
-template <class From>
-void put_rows(const WeightView& w, DType dtype, std::byte* out, From from) {
-  std::vector<float> row(static_cast<size_t>(w.cols));
-  for (int64_t r = 0; r < w.rows; ++r) {
-    dequantize_weight(Isa::kPortable, w, from(r), 0, w.cols, row.data());
-    quantize_row(Isa::kPortable, dtype, row.data(), nullptr, w.cols,
-                 out + r * row_bytes(dtype, w.cols));
-  }
-}
-
-// A visitor of tensor_walk.h over a loaded model: every tensor goes to the writer under its GGUF
-// name.
-class Exporter {
+// A visitor of tensor_walk.h over a loaded model: every tensor under its GGUF name.
+class Collector {
  public:
-  Exporter(const ModelConfig& config, const ExportOptions& options, GgufWriter& writer)
-      : c_(config), options_(options), writer_(writer) {}
+  Collector(const ModelConfig& config, bool mtp, std::vector<GgufTensor>& out)
+      : c_(config), mtp_(mtp), out_(out) {}
 
   void matrix(const std::string& name, Linear& w, int64_t rows, int64_t cols, ParameterKind) {
-    const WeightView view = w.weight;
-    const DType dtype = type_for(cols);
-    // Llama's converters turn half-split heads into interleaved ones: row (i, j) of a head comes
-    // from (j, i).
+    // Llama's converters turn half-split heads into interleaved ones.
     const bool turned = c_.architecture == Architecture::kLlama &&
                         c_.rope.layout == RopeLayout::kHalfSplit &&
                         (name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight"));
-    const int64_t dim = c_.head_dim;
-    writer_.tensor(gguf_tensor_name(name), {rows, cols}, dtype, [=](std::byte* out) {
-      put_rows(view, dtype, out, [=](int64_t r) {
-        return turned ? r / dim * dim + r % 2 * (dim / 2) + r % dim / 2 : r;
-      });
-    });
+    out_.push_back({gguf_tensor_name(name), {rows, cols}, {w.weight}, turned ? c_.head_dim : 0});
   }
-
   void experts(const std::string& mlp, const std::string& part, Experts& w, int64_t rows,
                int64_t cols) {
-    const DType dtype = type_for(cols);
-    writer_.tensor(gguf_tensor_name(mlp + ".experts." + part + ".weight"),
-                   {std::ssize(w.weight), rows, cols}, dtype,
-                   [dtype, views = w.weight](std::byte* out) {
-                     for (const WeightView& view : views) {
-                       put_rows(view, dtype, out, [](int64_t r) { return r; });
-                       out += view.rows * row_bytes(dtype, view.cols);
-                     }
-                   });
+    out_.push_back({gguf_tensor_name(mlp + ".experts." + part + ".weight"),
+                    {std::ssize(w.weight), rows, cols},
+                    w.weight});
   }
-
   void vector(const std::string& name, std::span<const float>& w, const std::vector<int64_t>& shape,
               ParameterKind) {
-    writer_.tensor(gguf_tensor_name(name), shape, DType::kF32, [values = w](std::byte* out) {
-      quantize_row(Isa::kPortable, DType::kF32, values.data(), nullptr, std::ssize(values), out);
-    });
+    out_.push_back({gguf_tensor_name(name), shape, {rows_of(w, shape.back())}});
   }
-
   void kv_b(const std::string&, int64_t layer, MlaWeights& w) {
-    const AbsorbedUpProjections& up = w.absorbed;
-    put_heads(fmt::format("blk.{}.attn_k_b.weight", layer), up.k_up_transposed);
-    put_heads(fmt::format("blk.{}.attn_v_b.weight", layer), up.v_up);
+    heads(fmt::format("blk.{}.attn_k_b.weight", layer), w.absorbed.k_up_transposed);
+    heads(fmt::format("blk.{}.attn_v_b.weight", layer), w.absorbed.v_up);
   }
-
-  bool has_mtp(int64_t) const { return options_.mtp; }
+  bool has_mtp(int64_t) const { return mtp_; }
   void mtp_norm(const std::string& name, std::span<const float>& w, int64_t count,
                 std::span<const float>) {
     vector(name, w, {count}, ParameterKind::kVector);
   }
   void mtp_copies(const std::string&) {}
 
- private:
-  DType type_for(int64_t cols) const {
-    return cols % dtype_info(options_.matrices).block_elements == 0 ? options_.matrices
-                                                                    : DType::kBF16;
+  static WeightView rows_of(std::span<const float> values, int64_t cols) {
+    return {.dtype = DType::kF32,
+            .rows = std::ssize(values) / cols,
+            .cols = cols,
+            .data = reinterpret_cast<const std::byte*>(values.data())};
   }
-  void put_heads(const std::string& name, const std::vector<WeightView>& heads) {
-    const DType dtype = type_for(heads[0].cols);
-    writer_.tensor(name, {std::ssize(heads), heads[0].rows, heads[0].cols}, dtype,
-                   [dtype, heads](std::byte* out) {
-                     for (const WeightView& view : heads) {
-                       put_rows(view, dtype, out, [](int64_t r) { return r; });
-                       out += view.rows * row_bytes(dtype, view.cols);
-                     }
-                   });
+
+ private:
+  void heads(const std::string& name, const std::vector<WeightView>& views) {
+    out_.push_back({name, {std::ssize(views), views[0].rows, views[0].cols}, views});
   }
 
   const ModelConfig& c_;
-  const ExportOptions& options_;
-  GgufWriter& writer_;
+  bool mtp_;
+  std::vector<GgufTensor>& out_;
 };
 
 void put_mla_keys(const ModelConfig& c, const std::string& arch, GgufWriter& w) {
@@ -185,20 +146,18 @@ void put_config(const ModelConfig& c, bool mtp, const std::string& name, GgufWri
   if (c.is_mla()) return put_mla_keys(c, arch, w);
   w.key(arch + ".attention.key_length", u32(c.head_dim));
   w.key(arch + ".attention.value_length", u32(c.head_dim));
-  // llama3's scaling is stored as what it divides the frequencies by.
-  if (c.rope.type == RopeScalingType::kLlama3) {
-    const std::vector<double> scaled = rope_inv_freq(c);
-    std::vector<float> divisors;
-    for (size_t i = 0; i < scaled.size(); ++i) {
-      const double plain = std::pow(
-          c.rope.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
-      divisors.push_back(f32(plain / scaled[i]));
-    }
-    w.tensor("rope_freqs.weight", {std::ssize(divisors)}, DType::kF32, [divisors](std::byte* out) {
-      quantize_row(Isa::kPortable, DType::kF32, divisors.data(), nullptr, std::ssize(divisors),
-                   out);
-    });
+}
+
+// llama3's scaling is stored as what it divides the frequencies by.
+std::vector<float> rope_divisors(const ModelConfig& c) {
+  const std::vector<double> scaled = rope_inv_freq(c);
+  std::vector<float> divisors;
+  for (size_t i = 0; i < scaled.size(); ++i) {
+    const double plain = std::pow(c.rope.rope_theta,
+                                  -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
+    divisors.push_back(f32(plain / scaled[i]));
   }
+  return divisors;
 }
 
 // The tokenizer as its file has it; unused ids get a name of their own.
@@ -262,27 +221,93 @@ void put_tokenizer(const Checkpoint& checkpoint, const ModelConfig& c, GgufWrite
     w.key("tokenizer.chat_template", tokenizer.chat_template_source());
 }
 
+// Not taken over from a GGUF file: the writer says anew how tensors are stored, in one file.
+bool is_storage_key(std::string_view key) {
+  return key == "general.file_type" || key == "general.quantization_version" ||
+         key == "general.alignment" || key.starts_with("split.") ||
+         key.starts_with("quantize.imatrix.");
+}
+
 }  // namespace
 
-void export_gguf(const Checkpoint& checkpoint, const std::filesystem::path& out,
-                 const ExportOptions& options) {
+std::pair<const WeightView*, int64_t> GgufTensor::place_of(int64_t r) const {
+  // Row (i, j) of an interleaved head comes from (j, i) of the half-split one.
+  const int64_t dim = turned_head_dim;
+  const int64_t from = dim > 0 ? r / dim * dim + r % 2 * (dim / 2) + r % dim / 2 : r;
+  return {&parts[static_cast<size_t>(from / parts[0].rows)], from % parts[0].rows};
+}
+
+const std::byte* GgufTensor::stored_row(int64_t r) const {
+  const auto [part, row] = place_of(r);
+  return part->row(row);
+}
+
+void GgufTensor::read_row(Isa isa, int64_t r, float* out) const {
+  const auto [part, row] = place_of(r);
+  dequantize_weight(isa, *part, row, 0, part->cols, out);
+}
+
+GgufSource::GgufSource(Checkpoint checkpoint, const Options& options)
+    : options_(options), path_(checkpoint.path().string()) {
+  if (checkpoint.gguf() != nullptr) {
+    checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint));
+    take_gguf();
+    return;
+  }
   if (checkpoint.kind() != Checkpoint::Kind::kFolder)
-    fail("{}: expected a Hugging Face folder to export", checkpoint.path().string());
-  const DType type = options.matrices;
-  FATHOM_CHECK(
-      type == DType::kF32 || type == DType::kF16 || type == DType::kBF16 || type == DType::kQ8_0,
-      dtype_name(type));
-  const Model model(Checkpoint::open(checkpoint.path()));
-  expect_expressible(model.config(), (checkpoint.path() / "config.json").string());
-  GgufWriter writer;
-  ExportOptions wanted = options;
-  wanted.mtp = options.mtp && model.has_mtp();
-  put_config(model.config(), wanted.mtp, out.stem().string(), writer);
-  put_tokenizer(checkpoint, model.config(), writer);
-  Exporter exporter(model.config(), wanted, writer);
-  ModelTensors<AsWeights> views = model.weights();
-  for_each_tensor(views, model.config(), exporter);
-  writer.write(out);
+    fail("{}: expected a Hugging Face folder or a GGUF file", path_);
+  model_ = std::make_unique<Model>(std::move(checkpoint));
+  take_folder(options.mtp && model_->has_mtp());
+}
+
+void GgufSource::take_folder(bool mtp) {
+  options_.mtp = mtp;
+  const ModelConfig& c = model_->config();
+  expect_expressible(c, (model_->checkpoint().path() / "config.json").string());
+  Collector collector(c, mtp, tensors_);
+  ModelTensors<AsWeights> views = model_->weights();
+  for_each_tensor(views, c, collector);
+  if (c.rope.type == RopeScalingType::kLlama3) {
+    const std::vector<float>& divisors = owned_.emplace_back(rope_divisors(c));
+    tensors_.push_back({"rope_freqs.weight",
+                        {std::ssize(divisors)},
+                        {Collector::rows_of(divisors, std::ssize(divisors))}});
+  }
+}
+
+void GgufSource::take_gguf() {
+  const Gguf& gguf = *checkpoint_->gguf();
+  path_ = gguf.path();
+  for (const TensorInfo& t : gguf.tensors()) {
+    if (t.shape.empty() || t.bytes == 0)
+      fail("{}: tensor {}: shape {}, expected at least one element in at least one dimension",
+           path_, quoted(t.name), shape_text(t.shape));
+    WeightView view{.dtype = t.dtype, .rows = 1, .cols = t.shape.back(), .data = t.data};
+    for (size_t i = 0; i + 1 < t.shape.size(); ++i) view.rows *= t.shape[i];
+    tensors_.push_back({t.name, t.shape, {view}});
+  }
+}
+
+void GgufSource::put_metadata(GgufWriter& writer) const {
+  if (model_ != nullptr) {
+    put_config(model_->config(), options_.mtp, options_.name, writer);
+    put_tokenizer(model_->checkpoint(), model_->config(), writer);
+    return;
+  }
+  for (const auto& [key, value] : checkpoint_->gguf()->metadata()) {
+    if (!is_storage_key(key)) writer.stored_key(key, value.stored);
+  }
+}
+
+int64_t GgufSource::main_layers() const {
+  if (model_ != nullptr) return model_->config().num_hidden_layers;
+  const Gguf& gguf = *checkpoint_->gguf();
+  const std::string* arch = gguf.optional_string("general.architecture");
+  if (arch == nullptr) return -1;
+  constexpr int64_t kMost = static_cast<int64_t>(Limits{}.layers);
+  const auto layers = gguf.optional_integer(*arch + ".block_count", 0, kMost);
+  const auto mtp = gguf.optional_integer(*arch + ".nextn_predict_layers", 0, kMost);
+  return layers ? *layers - mtp.value_or(0) : -1;
 }
 
 }  // namespace fathom

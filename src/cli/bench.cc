@@ -20,7 +20,7 @@ namespace {
 // Work of one step, by the unit that limits it.
 struct Cost {
   double bytes = 0;
-  double f32_flops = 0, bf16_flops = 0;
+  double f32_flops = 0, bf16_flops = 0, int8_ops = 0;
 
   void add_weight(const WeightView& w, double rows, double share = 1) {
     if (w.empty()) return;
@@ -28,10 +28,13 @@ struct Cost {
                          w.rows * row_bytes(w.dtype, w.cols) +
                          (w.block_scales != nullptr ? (w.rows + 127) / 128 * w.scale_cols * 4 : 0));
     const double flops = share * 2 * rows * static_cast<double>(w.rows * w.cols);
-    (w.dtype == DType::kBF16 ? bf16_flops : f32_flops) += flops;
+    const bool blocks = dtype_info(w.dtype).block_elements > 1;
+    (blocks ? int8_ops : w.dtype == DType::kBF16 ? bf16_flops : f32_flops) += flops;
   }
   double shortest_seconds(const Roofs& roofs) const {
-    return std::max(f32_flops / roofs.f32_flops + bf16_flops / roofs.bf16_flops,
+    // without an instruction for them, bytes are multiplied no faster than f32
+    const double int8 = std::max(roofs.int8_ops, roofs.f32_flops);
+    return std::max(f32_flops / roofs.f32_flops + bf16_flops / roofs.bf16_flops + int8_ops / int8,
                     bytes / roofs.read_bytes);
   }
 };
@@ -91,7 +94,7 @@ void report(const BenchOptions& options, const std::string& work, int64_t contex
             const std::vector<double>& seconds, const Cost& cost, const Roofs& roofs) {
   const Spread s = spread_of(seconds);
   const double share = cost.shortest_seconds(roofs) / s.median;
-  const double gflops = (cost.f32_flops + cost.bf16_flops) / s.median / 1e9,
+  const double gflops = (cost.f32_flops + cost.bf16_flops + cost.int8_ops) / s.median / 1e9,
                gbytes = cost.bytes / s.median / 1e9;
   if (options.json) {
     print_json({{"work", work},
@@ -249,9 +252,10 @@ void bench_kernels(const BenchOptions& options, Context& ctx, const Roofs& roofs
   constexpr int64_t kRows = 2048, kCols = 2048;
   constexpr double kSeconds = 0.3;  // for each line
   if (!options.json) {
-    out("{} threads, {}; roofs: f32 {:.0f}, bf16 {:.0f} GFLOP/s, memory {:.1f} GB/s\n\n",
+    out("{} threads, {}; roofs: f32 {:.0f}, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, memory {:.1f} "
+        "GB/s\n\n",
         ctx.pool().threads(), isa_name(ctx.isa()), roofs.f32_flops / 1e9, roofs.bf16_flops / 1e9,
-        roofs.read_bytes / 1e9);
+        roofs.int8_ops / 1e9, roofs.read_bytes / 1e9);
     out("linear layers, {} x {} weights\n\n  {:<14} {:>8}  {:>9}  {:>17} {:>8}  {:>6}   roof\n",
         kRows, kCols, "", "", "rows/s", "10 - 90 %", "GFLOP/s", "GB/s");
   }

@@ -47,7 +47,10 @@ void Arena::rewind(Mark mark) {
   if (mark.block == 0 && mark.used == 0 && blocks_.size() > 1) {
     const size_t total = reserved_bytes();
     blocks_.clear();
-    blocks_.push_back({std::make_unique_for_overwrite<std::byte[]>(total + kAlignment), total});
+    try {
+      blocks_.push_back({std::make_unique_for_overwrite<std::byte[]>(total + kAlignment), total});
+    } catch (const std::bad_alloc&) {  // a destructor is here: stay empty, the next step asks again
+    }
   }
 }
 

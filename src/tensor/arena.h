@@ -34,7 +34,7 @@ class Arena {
     size_t block = 0;
     size_t used = 0;
   };
-  void rewind(Mark mark);
+  void rewind(Mark mark);  // throws nothing
 
   std::vector<Block> blocks_;
   Mark top_;

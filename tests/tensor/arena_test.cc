@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "tests/base/count_allocations.h"
+
 namespace fathom {
 namespace {
 
@@ -74,6 +76,22 @@ TEST(Arena, TheSecondStepOfTheSameSizeAllocatesNothing) {
     step();
     EXPECT_EQ(arena.reserved_bytes(), reserved);
   }
+}
+
+// It happens in a destructor.
+TEST(Arena, WithoutMemoryForOneBlockOfAllItStaysUsable) {
+  Arena arena;
+  {
+    ArenaScope scope(arena);
+    scope.array<std::byte>(2 << 20);
+    scope.array<std::byte>(2 << 20);  // a second block
+    failing_allocation = allocations.load();
+  }
+  EXPECT_GT(allocations, failing_allocation);
+  failing_allocation = -1;
+  EXPECT_EQ(arena.reserved_bytes(), 0u);
+  ArenaScope scope(arena);
+  std::memset(scope.array<std::byte>(3 << 20), 1, 3 << 20);
 }
 
 TEST(Arena, WhatWasReservedIsEnoughForThatMuch) {

@@ -99,7 +99,9 @@ Action bind_run(CLI::App& app) {
       "--prefix-dir", o->prefix_folder,
       "keep computed prompts in this folder, so that the next start finds them (private: "
       "they tell what was asked)");
-  app.add_option("--prefix-gib", o->prefix_gib, "GiB that folder may hold (default 4)");
+  app.add_option("--prefix-gib", o->prefix_gib, "GiB that folder may hold (default 4)")
+      ->needs("--prefix-dir")
+      ->check(CLI::Range(0.0, 1e6));
   app.add_flag("--ignore-memory", o->ignore_memory,
                "start even if the weights do not fit into memory (slow)");
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");

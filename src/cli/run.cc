@@ -161,7 +161,6 @@ int answer_once(Session& session, const std::string& prompt) {
   InterruptScope scope;
   const Generation generation = generate(session.engine, session.opened,
                                          request_for(session, prompt), options.output, on_part);
-  keep_computed(session);
   if (options.json) {
     print_result(session, generation);
   } else {
@@ -172,6 +171,7 @@ int answer_once(Session& session, const std::string& prompt) {
     const Grey grey(use_color(STDERR_FILENO, options.output));
     note("{}{}{}", grey.begin, rate_line(generation), grey.end);
   }
+  keep_computed(session);
   return generation.finish == FinishReason::kCancelled ? 130 : 0;
 }
 
@@ -195,8 +195,10 @@ int answer_checked(Session& session, const std::string& prompt) {
     const Generation g =
         generate(session.engine, session.opened, std::move(request), options.output,
                  [&](const OutputPart& part) { parts.push_back(part); });
-    keep_computed(session);
-    if (g.finish == FinishReason::kCancelled) return 130;
+    if (g.finish == FinishReason::kCancelled) {
+      keep_computed(session);
+      return 130;
+    }
     const Verdict verdict = task->verify(*problem, answer_of(g.answer));
     if (!verdict.correct() && attempt < tries) continue;
     PartPrinter printer(options.output, options.hide_thinking);
@@ -205,6 +207,7 @@ int answer_checked(Session& session, const std::string& prompt) {
     note("checked by the {} verifier: {}{}{}, answer {} of at most {}", options.check,
          verdict_name(verdict.kind), verdict.reason.empty() ? "" : ": ", verdict.reason, attempt,
          tries);
+    keep_computed(session);
     return verdict.correct() ? 0 : 1;
   }
 }

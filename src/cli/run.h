@@ -54,15 +54,15 @@ struct Session {
   const RunOptions& options;
   OpenedModel opened;
   Context ctx;
+  std::optional<PrefixStore> store;  // outlives the engine
   Engine engine;
-  std::optional<PrefixStore> store;
   std::string noted_problem;  // of the store
   SamplingParams sampling;
   bool thinking = true;
 };
 
-// Keeps what the answer has computed for the next start, if the user wants that; notes each problem
-// of the store once.
+// Keeps what the answer has computed for the next start, if the user wants that; notes the last
+// problem of the store, if it is a new one. Call it when the answer is out: it waits for the disk.
 void keep_computed(Session& session);
 
 // The ids of a conversation; of a base model (or with --raw) the text of the last message,

@@ -313,7 +313,13 @@ TEST(Cli, APromptComputedOnceIsFoundByTheNextStart) {
       run_fathom({"run", kBundled, "x", "--prefix-dir", folder.write("file", "").string()}), 2,
       "cannot make this folder for the prefix cache");
   expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache, "--prefix-gib", "-1"}), 2,
-               "--prefix-gib: found -1");
+               "--prefix-gib: Value -1 not in range");
+  expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache, "--prefix-gib", "nan"}), 2,
+               "--prefix-gib: found nan");
+  expect_error(run_fathom({"run", kBundled, "x", "--prefix-gib", "1"}), 2,
+               "--prefix-gib requires --prefix-dir");
+  fs::permissions(cache, fs::perms::all);
+  expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache}), 2, "found mode 0777");
 }
 
 TEST(Cli, StopTextsEndTheAnswerBeforeThem) {

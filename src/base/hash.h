@@ -1,6 +1,6 @@
-// Checksums of files: XXH3, 64 bits. They find damage (bad disks, cut files), not forgery. And names
-// for content, 128 bits: two contents that anybody meets have two names, unless they were made to
-// collide.
+// Checksums of files: XXH3, 64 bits. They find damage (bad disks, cut files), not forgery.
+// And names for content, 128 bits: two contents that anybody meets have two names, unless they were
+// made to collide.
 #pragma once
 
 #include <cstddef>

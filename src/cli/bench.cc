@@ -169,8 +169,8 @@ void bench_model(const BenchOptions& options, Context& ctx, const Roofs& roofs) 
   EngineOptions engine_options;
   engine_options.context_tokens = std::min(open.context_tokens, longest);
   engine_options.cache_dtype = open.cache_dtype.value_or(default_cache_dtype(model));
-  engine_options.prefix_cache =
-      false;  // the same prompts again and again, and each is to be computed
+  // the same prompts come again and again, and each is to be computed
+  engine_options.prefix_cache = false;
   Engine engine(model, ctx, engine_options);
   if (!options.json) {
     out("{}\n{} threads, {}, cache {}\n\n", opened.name, ctx.pool().threads(), isa_name(ctx.isa()),

@@ -1,5 +1,5 @@
-// Counts what this program allocates, and lets one allocation fail. Include it in one file of a test
-// program: it replaces the allocation functions.
+// Counts what this program allocates, and lets one allocation fail.
+// Include it in one file of a test program: it replaces the allocation functions.
 #pragma once
 
 #include <atomic>

@@ -8,8 +8,8 @@
 
 namespace fathom::reference {
 
-// What linear() does to x first: nothing; to bf16 (BF16 weights); to bytes, 32 at a time (GGUF
-// blocks).
+// What linear() does to x first: nothing; to bf16 (BF16 weights); to bytes, 32 at a time, for GGUF
+// blocks.
 enum class Rounding { kNone, kBf16, kInt8 };
 
 struct LinearRef {

@@ -29,8 +29,10 @@ class BlockPool {
   static constexpr int64_t kNone = -1;
 
   // Content of one full block. hash names the whole beginning up to its end, parent_hash that up to
-  // its begin (of a root: whatever keeps texts apart that must not share). Equal hashes are
-  // compared token by token, so a collision costs a comparison and changes nothing.
+  // its begin (of a root: whatever keeps texts apart that must not share). A block
+  // is found if its tokens, compared one by one, and its parent are the wanted ones, so all before it
+  // are too; only the scope, and what a PrefixStore loads, stand on a 128-bit hash, which is not made
+  // to resist an adversary.
   struct Content {
     int64_t parent = kNone;  // a published block, or kNone for the first of a text
     Hash128 parent_hash, hash;

@@ -3,11 +3,14 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <optional>
 
 #include "base/error.h"
@@ -47,8 +50,42 @@ int64_t now_ns() {
       .count();
 }
 
-// The modification time becomes now; if it cannot, the file only looks older than it is.
-void touch(const fs::path& path) { ::utimensat(AT_FDCWD, path.c_str(), nullptr, 0); }
+// Sets the modification time, so that a later start finds the order of use. False if the file has
+// gone; if the time cannot be set, the file only looks older than it is.
+bool touch(const fs::path& path, int64_t modified_ns) {
+  const timespec time{modified_ns / 1'000'000'000, modified_ns % 1'000'000'000};
+  const timespec times[2] = {time, time};
+  return ::utimensat(AT_FDCWD, path.c_str(), times, 0) == 0 || errno != ENOENT;
+}
+
+std::error_code last_error() { return {errno, std::generic_category()}; }
+
+// Makes a folder that is its owner's alone from the start, or takes one into which nobody else may
+// write.
+void make_private_folder(const fs::path& folder) {
+  std::error_code error;
+  if (::mkdir(folder.c_str(), S_IRWXU) != 0 && errno != EEXIST) error = last_error();
+  struct stat info {};
+  if (!error && ::stat(folder.c_str(), &info) != 0) error = last_error();
+  if (error || !S_ISDIR(info.st_mode))
+    fail("{}: cannot make this folder for the prefix cache: {}", folder.string(),
+         error ? error.message() : "something else is there");
+  const uint32_t mode = info.st_mode & 07777;
+  if (info.st_uid != ::geteuid() || (mode & (S_IWGRP | S_IWOTH)) != 0)
+    fail(
+        "{}: this folder of the prefix cache: found mode {:04o}, owner {}, expected 0700, owner {} "
+        "(whoever may write there can change answers)",
+        folder.string(), mode, info.st_uid, ::geteuid());
+}
+
+// Calls f(path) for all that is in a folder; returns why that was not all.
+template <class F>
+std::error_code for_each_entry(const fs::path& folder, F f) {
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    f(it->path());
+  return error;
+}
 
 // "0123...": 32 hexadecimal digits, as hash_text() writes them.
 std::optional<Hash128> parse_hash(std::string_view text) {
@@ -84,7 +121,8 @@ Hash128 model_fingerprint(const Model& model) {
 
 PrefixStore::PrefixStore(const PrefixStoreOptions& options, const Context& ctx, MlaForm form,
                          const KvCacheView& layout)
-    : folder_(options.folder), max_bytes_(options.max_bytes) {
+    : folder_(options.folder.has_filename() ? options.folder : options.folder.parent_path()),
+      max_bytes_(options.max_bytes) {
   common_.dtype = static_cast<uint32_t>(layout.dtype);
   common_.form = static_cast<uint32_t>(form);
   common_.isa = static_cast<uint32_t>(ctx.isa());
@@ -98,50 +136,59 @@ PrefixStore::PrefixStore(const PrefixStoreOptions& options, const Context& ctx, 
   file_bytes_ = sizeof common_ + common_.layers * layer_bytes_ + sizeof(uint64_t);
   const Hash128 computation = hash_chained({}, std::as_bytes(std::span(&common_, 1)));
   own_folder_ = folder_ / hash_text(computation);
-  for (const fs::path& folder : {folder_, own_folder_}) {
-    std::error_code error;
-    if (fs::create_directories(folder, error)) fs::permissions(folder, fs::perms::owner_all, error);
-    if (!fs::is_directory(folder))
-      fail("{}: cannot make this folder for the prefix cache: {}", folder.string(),
-           error ? error.message() : "something else is there");
-  }
+  std::error_code ignored;  // without its parent the folder cannot be made either
+  if (folder_.has_parent_path()) fs::create_directories(folder_.parent_path(), ignored);
+  make_private_folder(folder_);
+  make_private_folder(own_folder_);
   list_files();
-  make_room(0);
+  try {
+    make_room(0);
+  } catch (const Error& error) {
+    stop_writing(error.what());
+  }
 }
 
 fs::path PrefixStore::path_of(const Hash128& hash) const {
   return own_folder_ / (hash_text(hash) + std::string(kSuffix));
 }
 
+// What another user or another computation has left there and we cannot read is none of our
+// business; our own folder must be readable.
+void PrefixStore::list_files() {
+  const auto check = [](const fs::path& folder, const std::error_code& error) {
+    if (error) fail("{}: cannot list: {}", folder.string(), error.message());
+  };
+  check(folder_, for_each_entry(folder_, [&](const fs::path& folder) {
+          if (!parse_hash(folder.filename().string())) return;
+          const bool ours = folder == own_folder_;
+          const std::error_code error =
+              for_each_entry(folder, [&](const fs::path& file) { list_file(file, ours); });
+          if (ours) check(folder, error);
+        }));
+}
+
 // Files that bear other names are none of ours: neither counted nor removed. What a killed process
 // has begun to write is removed once it is too old for anybody to be at it still.
-void PrefixStore::list_files() {
-  std::error_code error;
-  for (const fs::directory_entry& folder : fs::directory_iterator(folder_, error)) {
-    if (!parse_hash(folder.path().filename().string()) || !folder.is_directory(error)) continue;
-    const bool ours = folder.path() == own_folder_;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder.path(), error)) {
-      const std::string name = entry.path().filename().string();
-      const auto hash = parse_hash(std::string_view(name).substr(0, 32));
-      struct stat info {};
-      if (!hash || ::lstat(entry.path().c_str(), &info) != 0 || !S_ISREG(info.st_mode)) continue;
-      const int64_t modified = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
-      const std::string_view rest = std::string_view(name).substr(32);
-      if (rest == kSuffix) {
-        add({entry.path(), static_cast<uint64_t>(info.st_size), *hash, ours}, modified);
-      } else if (rest.starts_with(".kv.tmp") && modified < now_ns() - kAbandonedNs) {
-        fs::remove(entry.path(), error);
-      }
-    }
+void PrefixStore::list_file(const fs::path& path, bool ours) {
+  const std::string name = path.filename().string();
+  const auto hash = parse_hash(std::string_view(name).substr(0, 32));
+  struct stat info {};
+  if (!hash || ::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return;
+  const int64_t modified = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
+  const std::string_view rest = std::string_view(name).substr(32);
+  if (rest == kSuffix) {
+    add({path, static_cast<uint64_t>(info.st_size), *hash, ours}, modified);
+  } else if (rest.starts_with(".kv.tmp") && modified < now_ns() - kAbandonedNs) {
+    std::error_code ignored;
+    fs::remove(path, ignored);
   }
-  if (error) fail("{}: cannot list: {}", folder_.string(), error.message());
 }
 
 void PrefixStore::add(File file, int64_t modified_ns) {
   const Age age{modified_ns, next_++};
-  total_bytes_ += file.bytes;
-  if (file.ours) known_[file.hash] = age;
-  files_.emplace(age, std::move(file));
+  const auto entry = files_.emplace(age, std::move(file)).first;
+  total_bytes_ += entry->second.bytes;
+  if (entry->second.ours) known_[entry->second.hash] = age;
 }
 
 void PrefixStore::drop(Age age) {
@@ -151,13 +198,34 @@ void PrefixStore::drop(Age age) {
   files_.erase(entry);
 }
 
-// Removes the oldest files until `bytes` more fit.
+// Each call later than the one before: files used within one tick of the clock keep their order.
+int64_t PrefixStore::next_time() {
+  last_time_ = std::max(last_time_ + 1, now_ns());
+  return last_time_;
+}
+
+// Makes one of our files the most recently used. False if it has gone; then it is forgotten.
+bool PrefixStore::renew(Age age) {
+  const Age renewed{next_time(), next_++};
+  if (!touch(files_.at(age).path, renewed.first)) {
+    drop(age);
+    return false;
+  }
+  auto node = files_.extract(age);  // allocates nothing
+  node.key() = renewed;
+  known_.at(node.mapped().hash) = renewed;
+  files_.insert(std::move(node));
+  return true;
+}
+
+// Removes the oldest files until `bytes` more fit. Throws if one cannot be removed.
 void PrefixStore::make_room(uint64_t bytes) {
   while (!files_.empty() && total_bytes_ + bytes > max_bytes_) {
-    std::error_code error;  // somebody else may have removed it
-    fs::remove(files_.begin()->second.path, error);
+    const fs::path& path = files_.begin()->second.path;
+    std::error_code error;
+    if (fs::remove(path, error)) ++stats_.evicted;  // else somebody else has
+    if (error) fail("{}: cannot remove: {}", path.string(), error.message());
     drop(files_.begin()->first);
-    ++stats_.evicted;
   }
 }
 
@@ -213,9 +281,13 @@ bool PrefixStore::load(const BlockPool::Content& content, const KvCacheView& cac
     was_read = true;
     check_file(bytes, header_of(content), path.string());
   } catch (const Error& error) {
+    std::error_code failed;
+    if (fs::symlink_status(path, failed).type() == fs::file_type::not_found) {
+      drop(age);  // another process has removed it: a miss
+      return false;
+    }
     last_problem_ = error.what();
     ++stats_.ignored;
-    std::error_code failed;
     const bool too_long = fs::file_size(path, failed) > file_bytes_ && !failed;
     // Else the next start would meet it again. One that cannot be read now may be good.
     if (was_read || too_long) fs::remove(path, failed);
@@ -227,16 +299,26 @@ bool PrefixStore::load(const BlockPool::Content& content, const KvCacheView& cac
     std::memcpy(layer + row * row_bytes(cache.dtype, cache.row_width), from, layer_bytes_);
     from += layer_bytes_;
   }
-  touch(path);
-  File file = files_.at(age);
-  drop(age);
-  add(std::move(file), now_ns());
+  renew(age);
   ++stats_.loaded;
   return true;
 }
 
 void PrefixStore::save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
-  if (stats_.failed || file_bytes_ > max_bytes_ || has(content.hash)) return;
+  if (stats_.failed || file_bytes_ > max_bytes_) return;
+  const auto known = known_.find(content.hash);
+  if (known != known_.end() && renew(known->second)) return;
+  try {
+    write(content, cache, row);
+    ++stats_.saved;
+  } catch (const Error& error) {
+    stop_writing(error.what());
+  } catch (const std::bad_alloc&) {
+    stop_writing("out of memory");
+  }
+}
+
+void PrefixStore::write(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
   const PrefixFileHeader header = header_of(content);
   std::string bytes;
   bytes.reserve(file_bytes_);
@@ -250,15 +332,19 @@ void PrefixStore::save(const BlockPool::Content& content, const KvCacheView& cac
   bytes.append(reinterpret_cast<const char*>(&sum), sizeof sum);
   make_room(bytes.size());
   const fs::path path = path_of(content.hash);
+  write_file_atomically(path, bytes, kPrivateFile);
+  const int64_t time = next_time();
+  touch(path, time);
+  add({path, bytes.size(), content.hash, true}, time);
+}
+
+void PrefixStore::stop_writing(const char* why) {
+  stats_.failed = true;
   try {
-    write_file_atomically(path, bytes, kPrivateFile);
-  } catch (const Error& error) {
-    last_problem_ = error.what();
-    stats_.failed = true;
-    return;
+    last_problem_ = why;
+  } catch (const std::bad_alloc&) {
+    last_problem_.clear();
   }
-  add({path, bytes.size(), content.hash, true}, now_ns());
-  ++stats_.saved;
 }
 
 }  // namespace fathom

@@ -4,16 +4,19 @@
 // the reason is kept for whoever asks, and the block is computed again.
 //
 // A file: PrefixFileHeader, then the rows [layers, kKeyBlock, row_width], then the XXH3 of both;
-// little-endian. Everything is compared before use: the header with what is expected, tokens one by one, the
-// size, the checksum. The checksum finds damage, not forgery: whoever may write into the folder can
-// change answers, so keep it private (folders are made with mode 0700, files with 0600).
+// little-endian. Everything is compared before use: the header with what is expected, the tokens of
+// the block one by one, the size, the checksum. The tokens before it, and the scope, are compared by
+// a 128-bit hash that is not made to resist an adversary. The checksum finds damage, not forgery:
+// whoever may write into the folder can change answers. So folders are made with mode 0700, files
+// with 0600, and a folder is refused that others own or may write to.
 //
 // The rows of a beginning are the same bits each time only for the same weights, dtype, form,
 // precision and instruction set, and the same program; all of that is in the name of the folder.
 //
-// All files together stay within max_bytes; the least recently used go first (modification time; a
-// load renews it). Several processes may share a folder: files appear whole or not at all, and a
-// file that has gone is only a miss. One thread per store.
+// All files that a store knows of stay within max_bytes together; the least recently used go first
+// (modification time; a load or another save renews it). Several processes may share a folder: files
+// appear whole or not at all, a file that has gone is only a miss, and each process keeps what it
+// knows of within its bound. One thread per store.
 #pragma once
 
 #include <cstdint>
@@ -58,19 +61,20 @@ struct PrefixStoreOptions {
 
 class PrefixStore {
  public:
-  // Makes the folder and lists what it holds. Throws if it cannot be made or read.
+  // Makes the folder and lists what it holds. Throws if it cannot be made or read, or is not private.
   // form and ctx: of the engine that uses the store; layout: of its cache.
   PrefixStore(const PrefixStoreOptions& options, const Context& ctx, MlaForm form,
               const KvCacheView& layout);
 
   // A file of this name was there at the start, or was saved since. O(1).
   bool has(const Hash128& hash) const { return known_.contains(hash); }
-  // Reads the block into cache row `row` and those after it. False, with the reason in
-  // last_problem(), if there is no such file or it is not to be trusted (then it is removed); the
-  // rows are as before. Throws std::bad_alloc only.
+  // Reads the block into cache row `row` and those after it. False if there is no such file, or, with
+  // the reason in last_problem(), if it is not to be trusted (then it is removed); the rows are as
+  // before. Throws std::bad_alloc only.
   bool load(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
-  // Writes the block at cache row `row`, unless it is there. A failure is counted, not thrown; after
-  // it nothing more is written (the disk is full or gone), loads go on.
+  // Writes the block at cache row `row`; if it is there, renews its age: so save children before their
+  // parents, and a beginning outlives what follows it. Throws nothing: a failure is counted; after it
+  // nothing more is written (the disk is full or gone), loads go on.
   void save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
 
   // Blocks that fit into max_bytes.
@@ -103,9 +107,14 @@ class PrefixStore {
   PrefixFileHeader header_of(const BlockPool::Content& content) const;
   std::filesystem::path path_of(const Hash128& hash) const;
   void list_files();
+  void list_file(const std::filesystem::path& path, bool ours);
   void add(File file, int64_t modified_ns);
   void drop(Age age);
+  int64_t next_time();
+  bool renew(Age age);
   void make_room(uint64_t bytes);
+  void write(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
+  void stop_writing(const char* why);
   void check_file(const std::string& bytes, const PrefixFileHeader& expected,
                   const std::string& place) const;
 
@@ -115,6 +124,7 @@ class PrefixStore {
   std::map<Age, File> files_;
   std::unordered_map<Hash128, Age, HashOfHash> known_;  // ours
   uint64_t next_ = 0;
+  int64_t last_time_ = 0;
   Stats stats_;
   std::string last_problem_;
 };

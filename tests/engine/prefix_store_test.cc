@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <fstream>
@@ -181,8 +182,15 @@ TEST_F(DamagedFile, ThatHasGoneOrIsNoFileIsAMiss) {
   engine.use_store(&disk);
   fs::remove(file_);  // by another process
   EXPECT_EQ(run_alone(engine, request_), first_.outcome);
-  EXPECT_EQ(disk.stats().ignored, 1);
-  EXPECT_NE(disk.last_problem().find("cannot open"), std::string::npos) << disk.last_problem();
+  EXPECT_EQ(disk.stats().ignored, 0);
+  EXPECT_EQ(disk.last_problem(), "");
+  engine.save_to_store();
+  EXPECT_TRUE(fs::exists(file_));
+  fs::remove(file_);
+  engine.save_to_store();
+  EXPECT_TRUE(fs::exists(file_)) << "gone again, written again";
+  EXPECT_FALSE(disk.stats().failed);
+  fs::remove(file_);
   fs::create_directory(file_);
   EXPECT_EQ(live(model_, ctx_, options_, store_, request_).outcome, first_.outcome);
   EXPECT_TRUE(fs::is_directory(file_));
@@ -249,6 +257,118 @@ TEST(PrefixStore, StaysWithinItsBoundTheLeastRecentlyUsedGoFirst) {
   EXPECT_EQ(live(model, ctx, options, store, request(1)).stats.saved, 0);
 }
 
+TEST(PrefixStore, ABeginningOutlivesWhatFollowsItAlsoOnceItWasLoaded) {
+  const TempDir dir;
+  const Model model = load_tiny("qwen2");
+  Context ctx(1);
+  const EngineOptions options{.context_tokens = kContext};
+  PrefixStoreOptions store = options_for(dir / "cache", model);
+  const Request a{some_tokens(1, 64 * 3 + 10), 1, {}, {}, {}};
+  const Request b{some_tokens(2, 64 * 2 + 10), 1, {}, {}, {}};
+  live(model, ctx, options, store, a);
+  store.max_bytes = 4 * fs::file_size(block_files(dir.path()).at(0));
+  EXPECT_EQ(live(model, ctx, options, store, a).stats.loaded, 3);
+  EXPECT_EQ(live(model, ctx, options, store, b).stats.evicted, 1);
+  EXPECT_EQ(live(model, ctx, options, store, a).reuse.cached_tokens, 128);
+}
+
+// What a privileged user may do nobody may in this scope.
+struct Unprivileged {
+  Unprivileged() { EXPECT_EQ(::seteuid(::getuid() == 0 ? 65534 : ::getuid()), 0); }
+  ~Unprivileged() { EXPECT_EQ(::seteuid(::getuid()), 0); }
+};
+
+class Folder : public testing::Test {
+ protected:
+  Folder() : model_(load_tiny("v3")), ctx_(1), engine_(model_, ctx_, {.context_tokens = 256}) {}
+  PrefixStore open() {
+    return {options_for(folder_, model_), ctx_, MlaForm::kAbsorbed, engine_.cache().view()};
+  }
+  std::string error_of_open() {
+    return error_of([&] { open(); });
+  }
+  // Makes all of it the unprivileged user's.
+  void give_away() {
+    if (::getuid() != 0) return;
+    EXPECT_EQ(::chown(dir_.path().c_str(), 65534, 65534), 0);
+    for (const auto& entry : fs::recursive_directory_iterator(dir_.path()))
+      EXPECT_EQ(::lchown(entry.path().c_str(), 65534, 65534), 0);
+  }
+
+  TempDir dir_;
+  fs::path folder_ = dir_ / "cache";
+  Model model_;
+  Context ctx_;
+  Engine engine_;
+};
+
+TEST_F(Folder, OfAnotherComputationThatCannotBeReadIsSkipped) {
+  open();
+  const fs::path own = fs::directory_iterator(folder_)->path();
+  const fs::path other = folder_ / std::string(32, 'a'), loop = folder_ / std::string(32, 'b');
+  fs::create_directory(other);
+  fs::create_directory_symlink(loop, loop);
+  fs::permissions(other, fs::perms::none);
+  give_away();
+  {
+    const Unprivileged scope;
+    ASSERT_TRUE(fs::exists(own));
+    EXPECT_NO_THROW(open());
+    fs::permissions(own, fs::perms::none);
+    EXPECT_TRUE(error_of_open().starts_with(own.string() + ": cannot list: ")) << error_of_open();
+    fs::permissions(own, fs::perms::owner_all);
+    fs::permissions(folder_, fs::perms::owner_exec | fs::perms::owner_write);
+    EXPECT_TRUE(error_of_open().starts_with(folder_.string() + ": cannot list: "));
+    fs::permissions(folder_, fs::perms::none);
+    EXPECT_TRUE(error_of_open().starts_with(own.string() + ": cannot make this folder"));
+    fs::permissions(folder_, fs::perms::owner_all);
+  }
+  fs::permissions(other, fs::perms::owner_all);
+}
+
+TEST_F(Folder, ThatOthersOwnOrMayWriteToIsRefused) {
+  open();
+  const fs::path own = fs::directory_iterator(folder_)->path();
+  for (const fs::path& folder : {folder_, own}) {
+    for (const auto& [perms, mode] :
+         {std::pair{fs::perms::group_write, "0720"}, {fs::perms::others_write, "0702"}}) {
+      fs::permissions(folder, fs::perms::owner_all | perms);
+      const std::string error = error_of_open();
+      EXPECT_TRUE(error.starts_with(folder.string() + ": this folder of the prefix cache: found " +
+                                    "mode " + mode + ", owner "))
+          << error;
+    }
+    fs::permissions(folder, fs::perms::owner_all | fs::perms::group_read);
+    EXPECT_NO_THROW(open());
+  }
+  if (::getuid() != 0) return;
+  give_away();
+  EXPECT_NE(error_of_open().find("owner 65534, expected 0700, owner 0"), std::string::npos);
+}
+
+TEST_F(Folder, WhatCannotBeRemovedEndsTheWriting) {
+  engine_.submit({some_tokens(1, 140), 1, {}, {}, {}});
+  std::vector<TokenEvent> events;
+  while (engine_.step(events)) {
+  }
+  PrefixStore first = open();
+  engine_.use_store(&first);
+  engine_.save_to_store();
+  ASSERT_EQ(first.stats().saved, 2);
+  const fs::path own = block_files(folder_).at(0).parent_path();
+  give_away();
+  const Unprivileged scope;
+  fs::permissions(own, fs::perms::owner_read | fs::perms::owner_exec);
+  PrefixStoreOptions options = options_for(folder_, model_);
+  options.max_bytes = fs::file_size(block_files(folder_).at(0));
+  const PrefixStore small(options, ctx_, MlaForm::kAbsorbed, engine_.cache().view());
+  fs::permissions(own, fs::perms::owner_all);
+  EXPECT_TRUE(small.stats().failed);
+  EXPECT_EQ(small.stats().evicted, 0);
+  EXPECT_NE(small.last_problem().find(": cannot remove: "), std::string::npos)
+      << small.last_problem();
+}
+
 TEST(PrefixStore, AFailedWriteIsNoErrorAndEndsTheWriting) {
   const TempDir dir;
   const Model model = load_tiny("v3");
@@ -274,7 +394,7 @@ TEST(PrefixStore, FilesAreForTheirOwnerAlone) {
   const TempDir dir;
   const Model model = load_tiny("v3");
   Context ctx(1);
-  live(model, ctx, {.context_tokens = 256}, options_for(dir / "a/cache", model),
+  live(model, ctx, {.context_tokens = 256}, options_for(dir / "a/cache/", model),
        {some_tokens(1, 70), 1, {}, {}, {}});
   const fs::path file = block_files(dir.path()).at(0);
   EXPECT_EQ(fs::status(file).permissions(), fs::perms::owner_read | fs::perms::owner_write);

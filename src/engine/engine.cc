@@ -234,14 +234,14 @@ bool Engine::start(Sequence& s) {
     return false;
   }
   ReuseEnd end = ReuseEnd::kDisabled;
-  int64_t copied = 0;
+  Copied copied;
   FATHOM_CHECK(cache_.reserve(s.block_rows, s.size()), s.size());
   if (options_.prefix_cache) {
     copied = copy_alike(s, found);
     end = reuse_end(s, found, copied);
   }
   s.published = found;
-  s.computed = found * kKeyBlock + copied;
+  s.computed = found * kKeyBlock + copied.rows;
   s.prefill_end = s.size();
   stats_.cached_tokens += s.computed;
   if (s.reuse.end == ReuseEnd::kNotStarted) s.reuse = {s.computed, end};
@@ -314,12 +314,14 @@ bool Engine::better_wait(const Sequence& s, int64_t found) const {
 }
 
 // Copies rows of the block behind the shared ones from whoever has the most equal tokens there: a
-// cached block or a running sequence. Returns how many.
-int64_t Engine::copy_alike(Sequence& s, int64_t found) {
+// cached block or a running sequence.
+Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
   const std::span<const int32_t> wanted = s.findable_tokens(found);
   const int64_t parent = s.block_before(found);
   const BlockPool::Alike alike = cache_.pool().most_alike(parent, s.hash_before(found), wanted);
-  int64_t rows = alike.tokens, from = alike.block * kKeyBlock;
+  Copied copied{alike.tokens, alike.block != BlockPool::kNone &&
+                                  alike.tokens < std::min(kKeyBlock, std::ssize(wanted))};
+  int64_t from = alike.block * kKeyBlock;
   for (const auto& other : running_) {
     const Sequence& o = *other;
     if (o.published != found || o.hash_before(found) != s.hash_before(found) ||
@@ -330,22 +332,24 @@ int64_t Engine::copy_alike(Sequence& s, int64_t found) {
                          .subspan(static_cast<size_t>(found * kKeyBlock));
     const int64_t equal =
         std::mismatch(has.begin(), has.end(), wanted.begin(), wanted.end()).first - has.begin();
-    if (equal <= rows) continue;
-    rows = equal;
+    const bool differs = equal < std::min(std::ssize(has), std::ssize(wanted));
+    if (equal == copied.rows) copied.token_differs |= differs;
+    if (equal <= copied.rows) continue;
+    copied = {equal, differs};
     from = o.block_rows[static_cast<size_t>(found)];
   }
-  if (rows > 0) cache_.copy_rows(from, s.block_rows[static_cast<size_t>(found)], rows);
-  return rows;
+  if (copied.rows > 0)
+    cache_.copy_rows(from, s.block_rows[static_cast<size_t>(found)], copied.rows);
+  return copied;
 }
 
-ReuseEnd Engine::reuse_end(const Sequence& s, int64_t found, int64_t copied) const {
-  if (found == s.findable_blocks()) return ReuseEnd::kPromptEnd;
-  const int64_t parent = s.block_before(found);
-  if (cache_.pool().was_evicted(s.hashes[static_cast<size_t>(found)])) return ReuseEnd::kEvicted;
-  const bool sibling =
-      cache_.pool().most_alike(parent, s.hash_before(found), s.block_tokens(found)).block !=
-      BlockPool::kNone;
-  return sibling || copied > 0 ? ReuseEnd::kTokenDiffers : ReuseEnd::kNothingCached;
+ReuseEnd Engine::reuse_end(const Sequence& s, int64_t found, Copied copied) const {
+  const bool all_blocks = found == s.findable_blocks();
+  if (found * kKeyBlock + copied.rows == s.size() - 1) return ReuseEnd::kPromptEnd;
+  if (!all_blocks && cache_.pool().was_evicted(s.hashes[static_cast<size_t>(found)]))
+    return ReuseEnd::kEvicted;
+  if (copied.token_differs) return ReuseEnd::kTokenDiffers;
+  return all_blocks && found > 0 ? ReuseEnd::kPromptEnd : ReuseEnd::kNothingCached;
 }
 
 // Fills the batch: one row of every decoding sequence, and prompt rows, oldest request first, up to

@@ -114,8 +114,12 @@ class Engine {
   int64_t load_stored(const Sequence& s, const BlockPool::Content& content);
   bool has_room(const Sequence& s) const;
   bool better_wait(const Sequence& s, int64_t found) const;
-  ReuseEnd reuse_end(const Sequence& s, int64_t found, int64_t copied) const;
-  int64_t copy_alike(Sequence& s, int64_t found);
+  struct Copied {
+    int64_t rows = 0;
+    bool token_differs = false;  // the one behind them; else whoever had them has no more
+  };
+  Copied copy_alike(Sequence& s, int64_t found);
+  ReuseEnd reuse_end(const Sequence& s, int64_t found, Copied copied) const;
   int64_t plan();
   bool grow(Sequence& s);
   void preempt_youngest();

@@ -41,10 +41,10 @@ struct Request {
 enum class ReuseEnd {
   kNotStarted,     // cancelled before it ran
   kDisabled,       // the engine keeps no prefixes
-  kPromptEnd,      // all blocks of the prompt were found; what is computed is less than one
+  kPromptEnd,      // all full blocks were found, at least one; or all but the last token
   kTokenDiffers,   // the token at position cached_tokens is another than in what is cached
   kEvicted,        // the next block was cached once; its room was needed
-  kNothingCached,  // nobody has computed the next block
+  kNothingCached,  // nobody has computed what follows, or not as a full block
 };
 
 // What a request found in the cache when it started.

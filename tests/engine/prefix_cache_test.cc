@@ -117,8 +117,12 @@ TEST(PrefixCache, SaysWhyReuseEnded) {
             Pair(64, ReuseEnd::kPromptEnd));
   reuse(some_tokens(5, 250));
   EXPECT_EQ(reuse(prompt), Pair(0, ReuseEnd::kEvicted));
-  EXPECT_EQ(reuse({1, 2, 3}), Pair(0, ReuseEnd::kPromptEnd));
+  EXPECT_EQ(reuse({1, 2, 3}), Pair(0, ReuseEnd::kTokenDiffers));
+  EXPECT_EQ(reuse({prompt.begin(), prompt.begin() + 60}), Pair(59, ReuseEnd::kPromptEnd));
   engine.forget_cached();
+  EXPECT_EQ(reuse({1, 2, 3}), Pair(0, ReuseEnd::kNothingCached));
+  EXPECT_EQ(reuse({1, 2, 3}), Pair(0, ReuseEnd::kNothingCached)) << "no full block";
+  EXPECT_EQ(reuse({1}), Pair(0, ReuseEnd::kPromptEnd)) << "nothing but the last token";
   EXPECT_EQ(reuse(prompt).first, 0);
   EXPECT_EQ(engine.cache().pool().in_use(), 0);
 
@@ -127,6 +131,27 @@ TEST(PrefixCache, SaysWhyReuseEnded) {
   std::vector<TokenEvent> events;
   ASSERT_TRUE(engine.step(events));
   EXPECT_EQ(events.at(0).reuse.end, ReuseEnd::kNotStarted);
+}
+
+// What a running neighbour has not come to yet is not another token.
+TEST(PrefixCache, ANeighbourWithTooFewRowsIsNoDifference) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 1024});
+  const std::vector<int32_t> prompt = some_tokens(1, 20);
+  std::vector<int32_t> parted = joined(prompt, some_tokens(2, 20));
+  engine.submit(plain(prompt, 40));
+  std::vector<TokenEvent> events;
+  ASSERT_TRUE(engine.step(events));  // has the rows of its prompt
+  const uint64_t longer = engine.submit(plain(parted, 1));
+  parted[7] = 1 - std::min(prompt[7], 1);
+  const uint64_t other = engine.submit(plain(parted, 1));
+  while (engine.step(events)) engine.check();
+  std::map<uint64_t, std::pair<int64_t, ReuseEnd>> found;
+  for (const TokenEvent& event : events)
+    found[event.request] = {event.reuse.cached_tokens, event.reuse.end};
+  EXPECT_EQ(found.at(longer), std::pair(int64_t{20}, ReuseEnd::kNothingCached));
+  EXPECT_EQ(found.at(other), std::pair(int64_t{7}, ReuseEnd::kTokenDiffers));
 }
 
 // The prompt is computed once, its full blocks exist once, and only the block that the samples write

@@ -222,14 +222,16 @@ BlockPool::Content Engine::content(const Sequence& s, int64_t block) const {
 // nothing taken, if it has to wait.
 bool Engine::start(Sequence& s) {
   s.prepare();
+  const int64_t growing = std::count_if(running_.begin(), running_.end(),
+                                        [](const auto& other) { return other->still_grows(); });
   int64_t found = 0;
   try {
-    if (options_.prefix_cache) found = share_found(s);
+    if (options_.prefix_cache) found = share_found(s, growing);
   } catch (...) {
     cache_.release(s.block_rows);
     throw;
   }
-  if ((options_.prefix_cache && better_wait(s, found)) || !has_room(s)) {
+  if ((options_.prefix_cache && better_wait(s, found)) || !has_room(s, growing)) {
     cache_.release(s.block_rows);
     return false;
   }
@@ -250,8 +252,9 @@ bool Engine::start(Sequence& s) {
 
 // A block of its own that holds this content, from the store; kNone if that has none, or if the
 // sequence cannot start anyway (a loaded block takes the room of a computed one).
-int64_t Engine::load_stored(const Sequence& s, const BlockPool::Content& content) {
-  if (store_ == nullptr || !store_->has(content.hash) || !has_room(s)) return BlockPool::kNone;
+int64_t Engine::load_stored(const Sequence& s, int64_t growing, const BlockPool::Content& content) {
+  if (store_ == nullptr || !store_->has(content.hash) || !has_room(s, growing))
+    return BlockPool::kNone;
   const int64_t block = cache_.pool().take();
   bool loaded = false;
   try {
@@ -266,14 +269,14 @@ int64_t Engine::load_stored(const Sequence& s, const BlockPool::Content& content
 }
 
 // Shares the longest beginning that is cached, in memory or in the store; returns its blocks.
-int64_t Engine::share_found(Sequence& s) {
+int64_t Engine::share_found(Sequence& s, int64_t growing) {
   int64_t found = 0;
   for (; found < s.findable_blocks(); ++found) {
     const BlockPool::Content wanted = content(s, found);
     int64_t block = cache_.pool().find(wanted);
     if (block != BlockPool::kNone) {
       cache_.pool().share(block);
-    } else if (block = load_stored(s, wanted); block == BlockPool::kNone) {
+    } else if (block = load_stored(s, growing, wanted); block == BlockPool::kNone) {
       break;
     }
     s.block_rows.push_back(block * kKeyBlock);
@@ -281,16 +284,12 @@ int64_t Engine::share_found(Sequence& s) {
   return found;
 }
 
-// One block more than it needs now for everyone who grows, itself too: else it would soon be
-// preempted, or preempt, for nothing. Alone it always has room: the cache holds a whole context.
-bool Engine::has_room(const Sequence& s) const {
+// One block more than it needs now for everyone who grows (`growing` of the running), itself too:
+// else it would soon be preempted, or preempt, for nothing. Alone it always has room: the cache
+// holds a whole context.
+bool Engine::has_room(const Sequence& s, int64_t growing) const {
   const int64_t missing = (s.size() + kKeyBlock - 1) / kKeyBlock - std::ssize(s.block_rows);
-  int64_t growing = 0;
-  if (!running_.empty()) {
-    growing = std::count_if(running_.begin(), running_.end(),
-                            [](const auto& other) { return other->still_grows(); });
-    growing += missing < s.most_blocks() - std::ssize(s.block_rows) ? 1 : 0;
-  }
+  if (!running_.empty() && missing < s.most_blocks() - std::ssize(s.block_rows)) ++growing;
   return missing + growing <= cache_.pool().available();
 }
 

@@ -7,14 +7,14 @@
 //
 // Policy. Requests have an order, that of submit(). At any time all running ones are older than all
 // waiting ones.
-//   Start: the oldest waiting request starts as soon as a place is free and there are blocks for its
-//     tokens and, if others run, one more for each sequence that still grows. Nobody overtakes.
+//   Start: the oldest waiting request starts as soon as a place is free and there are blocks for
+//     its tokens and, if others run, one more for each sequence that still grows. Nobody overtakes.
 //   Step: every sequence that has computed its prompt decodes one row in every step; beside these,
 //     prefill_chunk rows of prompts are computed, the oldest first. So neither holds up the other.
 //   Room: a block is taken when its first row is. If none is left (cached ones are evicted first),
-//     the youngest running request is preempted: it gives its blocks back, becomes the first to wait
-//     and later computes its tokens again, as far as the cache does not still hold them. No event is
-//     sent twice.
+//     the youngest running request is preempted: it gives its blocks back, becomes the first to
+//     wait and later computes its tokens again, as far as the cache does not still hold them. No
+//     event is sent twice.
 //   End: the oldest request is preempted by nobody, and a whole context fits into the cache; so it
 //     goes on in every step until it ends, then the next is the oldest. Nothing starves or blocks.
 //
@@ -93,8 +93,9 @@ class Engine {
   // From now on blocks that are not in memory are looked for in the store, which was made for this
   // model, context, form and cache and outlives the engine. REQUIRES: prefix_cache.
   void use_store(PrefixStore* store);
-  // Writes the cached blocks that the store lacks; those in use follow when they are free. Waits for
-  // the disk, so the caller says when: between steps, best when idle.
+  // Writes the cached blocks that the store lacks and renews the age of the others; those in use
+  // follow when they are free. Waits for the disk, so the caller says when: between steps, best
+  // when idle.
   void save_to_store();
 
   const EngineStats& stats() const { return stats_; }
@@ -110,9 +111,9 @@ class Engine {
   void drop_cancelled(std::vector<TokenEvent>& events);
   void admit();
   bool start(Sequence& s);
-  int64_t share_found(Sequence& s);
-  int64_t load_stored(const Sequence& s, const BlockPool::Content& content);
-  bool has_room(const Sequence& s) const;
+  int64_t share_found(Sequence& s, int64_t growing);
+  int64_t load_stored(const Sequence& s, int64_t growing, const BlockPool::Content& content);
+  bool has_room(const Sequence& s, int64_t growing) const;
   bool better_wait(const Sequence& s, int64_t found) const;
   struct Copied {
     int64_t rows = 0;

@@ -154,8 +154,8 @@ TEST(PrefixCache, ANeighbourWithTooFewRowsIsNoDifference) {
   EXPECT_EQ(found.at(other), std::pair(int64_t{7}, ReuseEnd::kTokenDiffers));
 }
 
-// The prompt is computed once, its full blocks exist once, and only the block that the samples write
-// into is each one's own.
+// The prompt is computed once, its full blocks exist once, and only the block that the samples
+// write into is each one's own.
 TEST(PrefixCache, SamplesOfOnePromptShareItsBlocks) {
   const Model model = load_tiny("qwen2");
   Context ctx(2);

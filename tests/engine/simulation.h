@@ -1,8 +1,10 @@
 // Random lives of an engine: requests that begin alike come in any order, twice or more, and are
 // cancelled, in caches with hardly room for one. Every text is compared with what the same request
-// gets alone from an engine that keeps no prefixes; the books are checked after every step.
+// gets alone from an engine that keeps no prefixes; the books are checked after every step. Some
+// engines have a store on disk, which the next one with a store finds as after a restart.
 #pragma once
 
+#include "tests/base/test_files.h"
 #include "tests/engine/traces.h"
 
 namespace fathom {
@@ -56,12 +58,24 @@ class RequestPool {
 
 struct SimulationCounts {
   int64_t traces = 0, requests = 0, cancelled = 0, preemptions = 0, cached_tokens = 0;
+  int64_t stored_blocks = 0;  // loaded from a store
 };
 
-// Traces `first` .. `last` - 1; a few in a row share an engine, so that later ones meet a warm cache.
+// Traces `first` .. `last` - 1; a few in a row share an engine, so that later ones meet a warm
+// cache.
 inline void simulate(const Model& model, Context& one, Context& two, const RequestPool& pool,
                      uint64_t first, uint64_t last, SimulationCounts& counts) {
+  const TempDir folder;
+  const Hash128 fingerprint = model_fingerprint(model);
+  std::optional<PrefixStore> store;
   std::unique_ptr<Engine> engine;
+  const auto end_engine = [&] {
+    counts.preemptions += engine->stats().preemptions;
+    counts.cached_tokens += engine->stats().cached_tokens;
+    if (store) counts.stored_blocks += store->stats().loaded;
+    engine.reset();
+    store.reset();
+  };
   for (uint64_t trace = first; trace < last; ++trace) {
     const auto pick = [&](uint64_t what, uint64_t n) { return random_below(500 + what, trace, n); };
     if (engine == nullptr || pick(0, 4) == 0) {
@@ -70,11 +84,15 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
       options.prefill_chunk = static_cast<int64_t>(1 + pick(3, pick(4, 2) == 0 ? 20 : 200));
       options.max_sequences = static_cast<int64_t>(1 + pick(5, 8));
       options.prefix_cache = pick(6, 8) > 0;
-      if (engine != nullptr) {
-        counts.preemptions += engine->stats().preemptions;
-        counts.cached_tokens += engine->stats().cached_tokens;
+      if (engine != nullptr) end_engine();
+      Context& ctx = pick(7, 10) == 0 ? two : one;
+      engine = std::make_unique<Engine>(model, ctx, options);
+      if (options.prefix_cache && pick(11, 2) == 0) {
+        const uint64_t bytes = pick(12, 4) == 0 ? pick(13, 40) << 16 : uint64_t{1} << 30;
+        const PrefixStoreOptions disk{folder / "cache", bytes, fingerprint, {}};
+        store.emplace(disk, ctx, options.form, engine->cache().view());
+        engine->use_store(&*store);
       }
-      engine = std::make_unique<Engine>(model, pick(7, 10) == 0 ? two : one, options);
     }
     std::vector<Guest> guests;
     std::vector<Outcome> expected;
@@ -97,13 +115,16 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
     const std::vector<Outcome> found = run_trace(*engine, guests);
     expect_solo_results(guests, found, expected);
     if (testing::Test::HasFailure()) FAIL() << "trace " << trace;
+    if (store) {
+      engine->save_to_store();
+      ASSERT_EQ(store->last_problem(), "") << "trace " << trace;
+    }
     ++counts.traces;
     counts.requests += std::ssize(guests);
     for (const Outcome& outcome : found)
       counts.cancelled += outcome.finish == FinishReason::kCancelled;
   }
-  counts.preemptions += engine->stats().preemptions;
-  counts.cached_tokens += engine->stats().cached_tokens;
+  end_engine();
 }
 
 }  // namespace fathom

@@ -21,8 +21,11 @@ TEST_P(LongSimulation, EveryTextOfTwoThousandTracesIsTheSoloText) {
     ASSERT_NO_FATAL_FAILURE(simulate(model, one, two, pool, first, first + 200, counts));
   }
   EXPECT_EQ(counts.traces, 2'000);
+  EXPECT_GT(counts.requests, 4'000);
+  EXPECT_GT(counts.cancelled, 200);
   EXPECT_GT(counts.preemptions, 100);
   EXPECT_GT(counts.cached_tokens, 100'000);
+  EXPECT_GT(counts.stored_blocks, 100);
 }
 
 }  // namespace

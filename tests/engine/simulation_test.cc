@@ -14,9 +14,11 @@ TEST(Simulation, EveryTextIsTheSoloTextAndNoBlockIsLost) {
   }
   // It did what it is for.
   EXPECT_EQ(counts.traces, 200);
+  EXPECT_GT(counts.requests, 400);
   EXPECT_GT(counts.cancelled, 50);
   EXPECT_GT(counts.preemptions, 10);
   EXPECT_GT(counts.cached_tokens, 10'000);
+  EXPECT_GT(counts.stored_blocks, 20);
 }
 
 }  // namespace

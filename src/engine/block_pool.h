@@ -29,10 +29,10 @@ class BlockPool {
   static constexpr int64_t kNone = -1;
 
   // Content of one full block. hash names the whole beginning up to its end, parent_hash that up to
-  // its begin (of a root: whatever keeps texts apart that must not share). A block
-  // is found if its tokens, compared one by one, and its parent are the wanted ones, so all before it
-  // are too; only the scope, and what a PrefixStore loads, stand on a 128-bit hash, which is not made
-  // to resist an adversary.
+  // its begin (of a root: whatever keeps texts apart that must not share). A block is found if its
+  // tokens, compared one by one, and its parent are the wanted ones, so all before it are too; only
+  // the scope, and what comes before a block that a PrefixStore loads, are compared by a 128-bit
+  // hash that is not made to resist an adversary.
   struct Content {
     int64_t parent = kNone;  // a published block, or kNone for the first of a text
     Hash128 parent_hash, hash;
@@ -58,16 +58,17 @@ class BlockPool {
   // The block that holds this content, or kNone.
   int64_t find(const Content& content) const;
   // The caller's block is full and holds this content. Returns the block to go on with: the same
-  // one, or the one that held this content already; the caller then owns that one instead. REQUIRES:
-  // one owner, not published, the caller owns the parent.
+  // one, or the one that held this content already; the caller then owns that one instead.
+  // REQUIRES: one owner, not published, the caller owns the parent.
   int64_t publish(int64_t block, const Content& content);
 
   // The content of this hash was evicted lately (remembered in as many places as there are blocks,
   // so an old or a colliding one may be overwritten and forgotten).
   bool was_evicted(const Hash128& hash) const;
 
-  // The child of `parent` whose tokens begin most like `tokens`, among the kLookedAt published last,
-  // and how many agree. {kNone, 0} if there is no child; of roots, only those under parent_hash.
+  // The child of `parent` whose tokens begin most like `tokens`, among the kLookedAt published
+  // last, and how many agree. {kNone, 0} if there is no child; of roots, only those under
+  // parent_hash.
   struct Alike {
     int64_t block = kNone;
     int64_t tokens = 0;

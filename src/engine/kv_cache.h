@@ -2,8 +2,8 @@
 // [latent | rotated key] (V2 §2.1.2), GQA rows [k | v].
 //
 // Each layer is one piece [blocks * kKeyBlock, row_width]; block b is the kKeyBlock rows from
-// b * kKeyBlock on, of all of them. The memory is reserved at once and taken page by page as rows are
-// first written: a cache nobody fills costs nothing. Who owns which block, and which content is
+// b * kKeyBlock on, of all of them. The memory is reserved at once and taken page by page as rows
+// are first written: a cache nobody fills costs nothing. Who owns which block, and which content is
 // kept for later, is the BlockPool's business.
 #pragma once
 

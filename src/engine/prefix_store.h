@@ -5,18 +5,18 @@
 //
 // A file: PrefixFileHeader, then the rows [layers, kKeyBlock, row_width], then the XXH3 of both;
 // little-endian. Everything is compared before use: the header with what is expected, the tokens of
-// the block one by one, the size, the checksum. The tokens before it, and the scope, are compared by
-// a 128-bit hash that is not made to resist an adversary. The checksum finds damage, not forgery:
-// whoever may write into the folder can change answers. So folders are made with mode 0700, files
-// with 0600, and a folder is refused that others own or may write to.
+// the block one by one, the size, the checksum. The tokens before it, and the scope, are compared
+// by a 128-bit hash that is not made to resist an adversary. The checksum finds damage, not
+// forgery: whoever may write into the folder can change answers. So folders are made with mode
+// 0700, files with 0600, and a folder is refused that others own or may write to.
 //
 // The rows of a beginning are the same bits each time only for the same weights, dtype, form,
 // precision and instruction set, and the same program; all of that is in the name of the folder.
 //
 // All files that a store knows of stay within max_bytes together; the least recently used go first
-// (modification time; a load or another save renews it). Several processes may share a folder: files
-// appear whole or not at all, a file that has gone is only a miss, and each process keeps what it
-// knows of within its bound. One thread per store.
+// (modification time; a load or another save renews it). Several processes may share a folder:
+// files appear whole or not at all, a file that has gone is only a miss, and each process keeps
+// what it knows of within its bound. One thread per store.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +32,10 @@
 
 namespace fathom {
 
-// Names the weights: config and tensor table (names, types, shapes) and, of each tensor, all bytes up
-// to 64 KiB, else 16 evenly spread pieces of 4 KiB. Reads at most that much. Limits: a change that
-// leaves size and all pieces as they are is not seen. Training, merging, quantising or converting
-// change nearly every piece; a single edited number in a large tensor may escape.
+// Names the weights: config and tensor table (names, types, shapes) and, of each tensor, all bytes
+// up to 64 KiB, else 16 evenly spread pieces of 4 KiB. Reads at most that much. Limits: a change
+// that leaves size and all pieces as they are is not seen. Training, merging, quantising or
+// converting change nearly every piece; a single edited number in a large tensor may escape.
 Hash128 model_fingerprint(const Model& model);
 
 struct PrefixFileHeader {
@@ -61,20 +61,20 @@ struct PrefixStoreOptions {
 
 class PrefixStore {
  public:
-  // Makes the folder and lists what it holds. Throws if it cannot be made or read, or is not private.
-  // form and ctx: of the engine that uses the store; layout: of its cache.
+  // Makes the folder and lists what it holds. Throws if it cannot be made or read, or is not
+  // private. form and ctx: of the engine that uses the store; layout: of its cache.
   PrefixStore(const PrefixStoreOptions& options, const Context& ctx, MlaForm form,
               const KvCacheView& layout);
 
   // A file of this name was there at the start, or was saved since. O(1).
   bool has(const Hash128& hash) const { return known_.contains(hash); }
-  // Reads the block into cache row `row` and those after it. False if there is no such file, or, with
-  // the reason in last_problem(), if it is not to be trusted (then it is removed); the rows are as
-  // before. Throws std::bad_alloc only.
+  // Reads the block into cache row `row` and those after it. False if there is no such file, or,
+  // with the reason in last_problem(), if it is not to be trusted (then it is removed); the rows
+  // are as before. Throws std::bad_alloc only.
   bool load(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
-  // Writes the block at cache row `row`; if it is there, renews its age: so save children before their
-  // parents, and a beginning outlives what follows it. Throws nothing: a failure is counted; after it
-  // nothing more is written (the disk is full or gone), loads go on.
+  // Writes the block at cache row `row`; if it is there, renews its age: so save children before
+  // their parents, and a beginning outlives what follows it. Throws nothing: a failure is counted;
+  // after it nothing more is written (the disk is full or gone), loads go on.
   void save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
 
   // Blocks that fit into max_bytes.

@@ -32,8 +32,8 @@ struct Request {
   // end-of-sequence ids; the token itself is reported, as the last one
   std::vector<int32_t> stop_ids;
   SamplingParams sampling;
-  // Cached rows are found only by requests of the same scope (a key or user that must not learn from
-  // the speed of answers what others have asked).
+  // Cached rows are found only by requests of the same scope (a key or user that must not learn
+  // from the speed of answers what others have asked).
   std::string cache_scope = {};
 };
 

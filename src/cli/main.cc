@@ -17,6 +17,7 @@
 #include "cli/estimate.h"
 #include "cli/eval.h"
 #include "cli/export.h"
+#include "cli/imatrix.h"
 #include "cli/interrupt.h"
 #include "cli/logits.h"
 #include "cli/output.h"
@@ -310,6 +311,8 @@ Action bind_quantize(CLI::App& app) {
                  "PATTERN=TYPE: matrices whose name in the file matches, such as "
                  "'blk.0.*=Q8_0'; repeatable, the last match counts")
       ->allow_extra_args(false);
+  app.add_option("--imatrix", o->imatrix,
+                 "importance of the columns, as fathom imatrix (or llama.cpp, as GGUF) writes it");
   app.add_flag("--no-mtp", o->no_mtp, "leave out a folder's multi-token prediction layer");
   app.add_flag("--overwrite", o->overwrite, "replace OUT if it exists");
   app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
@@ -328,6 +331,20 @@ Action bind_quantize(CLI::App& app) {
       "type of blocks of 32, or to F16; the table says so. Error: root mean square of the "
       "change over that of the weights.");
   return [o] { return run_quantize(*o); };
+}
+
+Action bind_imatrix(CLI::App& app) {
+  auto o = std::make_shared<ImatrixOptions>();
+  bind_model(app, o->model);
+  app.add_option("--text", o->text, "the calibration text")->required();
+  app.add_option("-o,--out", o->out, "the GGUF file to write")->required();
+  app.add_option("-c,--ctx", o->context_tokens,
+                 "window in tokens (default 512 or the model's own limit)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
+  app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 4096));
+  bind_output(app, o->output);
+  return [o] { return run_imatrix(*o); };
 }
 
 Action bind_train_tokenizer(CLI::App& app) {
@@ -413,6 +430,10 @@ constexpr Command kCommands[] = {
      "  fathom export runs/countdown-sft/model countdown.gguf\n  fathom export path/to/folder "
      "model.gguf --type q8_0",
      bind_export},
+    {"imatrix", "which columns of a model matter, from a text",
+     "  fathom imatrix models/model.gguf --text text.txt -o model.imatrix.gguf\n  fathom imatrix "
+     "path/to/folder --text text.txt -o model.imatrix.gguf --ctx 1024",
+     bind_imatrix},
     {"quantize", "a model in fewer bits, as one GGUF file",
      "  fathom quantize bundled/countdown-12m.gguf small.gguf --type Q4_K_M\n  fathom quantize "
      "path/to/folder model.gguf --type Q5_K_M --tensor '*.attn_*=Q8_0'",

@@ -11,6 +11,7 @@
 #include "cli/interrupt.h"
 #include "cli/models.h"
 #include "cli/progress.h"
+#include "train/imatrix.h"
 #include "train/quantize.h"
 
 namespace fathom {
@@ -108,6 +109,17 @@ std::string lossy_types(const GgufSource& source) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+void note_unweighted(const std::vector<StoredTensor>& tensors) {
+  int64_t weighted = 0, matrices = 0;
+  for (const StoredTensor& t : tensors) {
+    if (t.type.type == DType::kF32) continue;
+    ++matrices;
+    weighted += t.weighted ? 1 : 0;
+  }
+  note("{} of {} matrices have an importance, the rest count all columns alike", weighted,
+       matrices);
+}
+
 }  // namespace
 
 int run_quantize(const QuantizeCommand& options) {
@@ -124,6 +136,11 @@ int run_quantize(const QuantizeCommand& options) {
   QuantizeOptions quantize;
   quantize.file_type = mix.file_type;
   quantize.types = choose_types(source, mix, overrides);
+  Importance importance;
+  if (!options.imatrix.empty()) {
+    importance = read_imatrix(options.imatrix);
+    quantize.importance = &importance;
+  }
   Context ctx(thread_count(options.threads));
   const double begin = seconds_now();
   std::vector<StoredTensor> tensors;
@@ -141,6 +158,7 @@ int run_quantize(const QuantizeCommand& options) {
   Line all;
   for (const StoredTensor& t : tensors) all.add(t);
   options.json ? print_lines(lines, all) : print_table(lines, all);
+  if (quantize.importance != nullptr && !options.output.quiet) note_unweighted(tensors);
   if (!options.output.quiet)
     note("{}: {} in {}", options.out, bytes_text(std::filesystem::file_size(options.out)),
          duration_text(seconds_now() - begin));

@@ -14,6 +14,7 @@ struct QuantizeCommand {
   std::string in, out;
   std::string type = "Q4_K_M";
   std::vector<std::string> overrides;  // PATTERN=TYPE
+  std::string imatrix;                 // an importance matrix
   int threads = 0;
   bool no_mtp = false, overwrite = false, json = false;
 };

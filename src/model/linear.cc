@@ -71,9 +71,23 @@ Group group_of(const Linear& w, std::span<const int64_t> offsets) {
   return {offsets, one(w.weight), one(w.lora_a), one(w.lora_b), w.lora_scale};
 }
 
+void observe(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+             std::span<const WeightView> w) {
+  if (!ctx.input_observer()) return;
+  for (size_t i = 0; i < w.size(); ++i)
+    ctx.input_observer()(w[i], {x.row(offsets[i]), offsets[i + 1] - offsets[i], x.cols, x.stride});
+}
+
 }  // namespace
 
+void grouped_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                     std::span<const WeightView> w, Rows y) {
+  observe(ctx, x, offsets, w);
+  grouped_linear(ctx, x, offsets, w, y);
+}
+
 void linear_forward(Context& ctx, ConstRows x, const Linear& w, const float* bias, Rows y) {
+  if (ctx.input_observer()) ctx.input_observer()(w.weight, x);
   linear(ctx, x, w.weight, bias, y);
   const int64_t offsets[] = {0, x.rows};
   add_lora(ctx, x, group_of(w, offsets), y);
@@ -81,7 +95,7 @@ void linear_forward(Context& ctx, ConstRows x, const Linear& w, const float* bia
 
 void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets, const Experts& w,
                      Rows y) {
-  grouped_linear(ctx, x, offsets, w.weight, y);
+  grouped_forward(ctx, x, offsets, w.weight, y);
   add_lora(ctx, x, {offsets, w.weight, w.lora_a, w.lora_b, w.lora_scale}, y);
 }
 

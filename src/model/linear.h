@@ -43,10 +43,14 @@ struct ExpertsGradient {
   std::vector<Rows> weight, lora_a, lora_b;  // no elements = not trained
 };
 
+// All three tell the context's input observer, if there is one, of each weight and its rows.
 // x [T, in], y [T, out]; bias [out] or null. Aliasing and threads as linear() and grouped_linear().
 void linear_forward(Context& ctx, ConstRows x, const Linear& w, const float* bias, Rows y);
 void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets, const Experts& w,
                      Rows y);
+// grouped_linear(): one weight per group of rows, without LoRA.
+void grouped_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                     std::span<const WeightView> w, Rows y);
 
 //   dx = dy W + lora_scale (dy B) A,   dW += dyᵀ x,   dB += lora_scale dyᵀ (x Aᵀ),
 //   dA += lora_scale (dy B)ᵀ x

@@ -97,7 +97,7 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
                 static_cast<size_t>(nope) * sizeof(float));
   });
   const Rows q_latent = scope.rows(heads * tokens, rank);
-  grouped_linear(ctx, q_nope, head_offsets, w.absorbed.k_up_transposed, q_latent);
+  grouped_forward(ctx, q_nope, head_offsets, w.absorbed.k_up_transposed, q_latent);
   const Rows q_absorbed = scope.rows(tokens, heads * (rank + turned));
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
     float* to = q_absorbed.row(t) + head * (rank + turned);
@@ -126,7 +126,7 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
                 static_cast<size_t>(rank) * sizeof(float));
   });
   const Rows o_heads = scope.rows(heads * tokens, v);
-  grouped_linear(ctx, u_heads, head_offsets, w.absorbed.v_up, o_heads);
+  grouped_forward(ctx, u_heads, head_offsets, w.absorbed.v_up, o_heads);
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
     std::memcpy(out.row(t) + head * v, o_heads.row(row), static_cast<size_t>(v) * sizeof(float));
   });

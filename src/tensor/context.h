@@ -2,12 +2,14 @@
 // set.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string_view>
 #include <vector>
 
 #include "base/thread_pool.h"
 #include "tensor/arena.h"
+#include "tensor/view.h"
 
 namespace fathom {
 
@@ -25,6 +27,9 @@ bool has_bf16_dot();
 // several times as fast; kF32 keeps it in f32: for checks against exact references.
 enum class Precision { kNative, kF32 };
 
+// Told of every linear layer of the model before it runs: its weight, and the rows it multiplies.
+using InputObserver = std::function<void(const WeightView& weight, ConstRows x)>;
+
 class Context {
  public:
   explicit Context(int threads, Isa isa = detect_isa(), Precision precision = Precision::kNative);
@@ -33,6 +38,9 @@ class Context {
   ThreadPool& pool() { return pool_; }
   Isa isa() const { return isa_; }
   Precision precision() const { return precision_; }
+  // Null takes the observer away. The model's layers (model/linear.h) ask for it once per call.
+  void observe_inputs(InputObserver observer) { input_observer_ = std::move(observer); }
+  const InputObserver& input_observer() const { return input_observer_; }
   // For the calling thread, between parallel loops.
   Arena& scratch() { return *scratch_; }
   // For the body of a parallel loop; worker in [0, pool().threads()).
@@ -49,6 +57,7 @@ class Context {
   ThreadPool pool_;
   Isa isa_;
   Precision precision_;
+  InputObserver input_observer_;
   std::unique_ptr<Arena> scratch_;
   std::vector<std::unique_ptr<Arena>> worker_scratch_;
   std::vector<std::unique_ptr<Context>> serial_;  // none inside a serial context

@@ -247,6 +247,14 @@ void GgufTensor::read_row(Isa isa, int64_t r, float* out) const {
   dequantize_weight(isa, *part, row, 0, part->cols, out);
 }
 
+std::vector<GgufTensor> gguf_tensors(const Model& model, bool mtp) {
+  std::vector<GgufTensor> tensors;
+  Collector collector(model.config(), mtp, tensors);
+  ModelTensors<AsWeights> views = model.weights();
+  for_each_tensor(views, model.config(), collector);
+  return tensors;
+}
+
 GgufSource::GgufSource(Checkpoint checkpoint, const Options& options)
     : options_(options), path_(checkpoint.path().string()) {
   if (checkpoint.gguf() != nullptr) {
@@ -264,9 +272,7 @@ void GgufSource::take_folder(bool mtp) {
   options_.mtp = mtp;
   const ModelConfig& c = model_->config();
   expect_expressible(c, (model_->checkpoint().path() / "config.json").string());
-  Collector collector(c, mtp, tensors_);
-  ModelTensors<AsWeights> views = model_->weights();
-  for_each_tensor(views, c, collector);
+  tensors_ = gguf_tensors(*model_, mtp);
   if (c.rope.type == RopeScalingType::kLlama3) {
     const std::vector<float>& divisors = owned_.emplace_back(rope_divisors(c));
     tensors_.push_back({"rope_freqs.weight",

@@ -36,6 +36,9 @@ struct GgufTensor {
   std::pair<const WeightView*, int64_t> place_of(int64_t r) const;
 };
 
+// The tensors of a loaded model under GGUF's names, views of its weights.
+std::vector<GgufTensor> gguf_tensors(const Model& model, bool mtp);
+
 class GgufSource {
  public:
   struct Options {

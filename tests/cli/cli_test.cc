@@ -62,7 +62,7 @@ const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";
 const std::vector<std::string> kCommands = {
     "run",      "show",   "estimate",   "tokenize", "eval", "bench",           "logits",
     "selftest", "doctor", "completion", "pretrain", "sft",  "train-tokenizer", "prepare",
-    "report",   "export", "quantize"};
+    "report",   "export", "quantize",   "imatrix"};
 
 TEST(Cli, AloneSaysWhatTheMachineHasAndWhatToTypeNext) {
   const TemporaryFolder folder;
@@ -169,6 +169,32 @@ TEST(Cli, QuantizeTellsWhatWasLostAndReplacesNothingUnasked) {
   EXPECT_FALSE(fs::exists(folder / "x.gguf"));
   const Finished answer = run_fathom({"run", out, "Use 27, 7 and 12 to make 22.", "--temp", "0"});
   EXPECT_EQ(answer.code, 0) << answer.err;
+}
+
+TEST(Cli, AnImportanceMatrixIsMadeOfATextAndUsed) {
+  const TemporaryFolder folder;
+  std::string text;
+  for (int i = 10; i < 60; ++i)
+    text += "Use " + std::to_string(i) + ", 7 and 12 to make " + std::to_string(i + 5) + ". ";
+  const std::string file = folder.write("text.txt", text), matrix = folder / "i.gguf";
+  const Finished made = run_fathom({"imatrix", kBundled, "--text", file, "-o", matrix});
+  EXPECT_EQ(made.code, 0) << made.err;
+  EXPECT_EQ(made.out, "");
+  EXPECT_TRUE(has(made.err, " matrices, ")) << made.err;
+  const auto quantized = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> words = {"quantize", kBundled, folder / "q.gguf",
+                                      "--type",   "IQ4_NL", "--overwrite"};
+    words.insert(words.end(), more.begin(), more.end());
+    const Finished run = run_fathom(words);
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(has(run.err, "have an importance"), !more.empty()) << run.err;
+    return read_file(folder / "q.gguf", 1 << 26);
+  };
+  EXPECT_NE(quantized({"--imatrix", matrix}), quantized({}));
+  expect_error(run_fathom({"quantize", kBundled, folder / "x.gguf", "--imatrix", kBundled, "-q"}),
+               2, "expected 'imatrix'");
+  expect_error(run_fathom({"imatrix", kBundled, "--text", file, "-o", folder / "x"}), 2,
+               "ends in .gguf");
 }
 
 TEST(Cli, HelpOfEachCommandBeginsWithTwoExamples) {

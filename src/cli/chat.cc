@@ -49,20 +49,6 @@ constexpr Spelling kSpellings[] = {
     {"think", "think"}, {"nothink", "nothink"}, {"read", "read"},   {"upload", "read"},
 };
 
-std::string_view role_name(Role role) {
-  switch (role) {
-    case Role::kSystem:
-      return "system";
-    case Role::kUser:
-      return "user";
-    case Role::kAssistant:
-      return "assistant";
-    case Role::kTool:
-      return "tool";
-  }
-  return "?";
-}
-
 // Why the last prompt was not reused further, for /stats.
 std::string reuse_end_text(const PrefixReuse& reuse) {
   switch (reuse.end) {

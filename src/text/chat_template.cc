@@ -62,21 +62,6 @@ std::string format_names() {
   return names;
 }
 
-std::string_view role_name(Role role) {
-  switch (role) {
-    case Role::kSystem:
-      return "system";
-    case Role::kUser:
-      return "user";
-    case Role::kAssistant:
-      return "assistant";
-    case Role::kTool:
-      return "tool";
-  }
-  FATHOM_CHECK(false, static_cast<int>(role));
-  return {};
-}
-
 void check_messages(const Rules& rules, std::span<const ChatMessage> messages) {
   for (size_t i = 0; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
@@ -243,6 +228,21 @@ std::string squeezed(std::string_view source) {
 std::optional<int32_t> deepseek_bos(const Tokenizer& tokenizer) { return tokenizer.find(kBos); }
 
 }  // namespace
+
+std::string_view role_name(ChatMessage::Role role) {
+  switch (role) {
+    case Role::kSystem:
+      return "system";
+    case Role::kUser:
+      return "user";
+    case Role::kAssistant:
+      return "assistant";
+    case Role::kTool:
+      return "tool";
+  }
+  FATHOM_CHECK(false, static_cast<int>(role));
+  return {};
+}
 
 std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages,
                                      const ChatOptions& options) {

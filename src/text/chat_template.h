@@ -43,6 +43,7 @@ struct ChatMessage {
   std::string reasoning;
   std::vector<ToolCall> tool_calls;  // assistant
 };
+std::string_view role_name(ChatMessage::Role role);  // "system", "user", "assistant", "tool"
 
 struct ChatOptions {
   bool add_generation_prompt = true;

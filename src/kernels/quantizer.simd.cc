@@ -13,6 +13,8 @@
 // Only exact or once-rounded operations in one order, no FMA: every instruction set finds the same
 // bits.
 #include "kernels/quantizer_fit.h"
+
+#include "kernels/block_formats-inl.h"
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -88,16 +90,17 @@ struct Table {
   }
   static F32x16 code(F32x16 t) {
     F32x16 c = zero();
-    for (int i = 1; i < Levels::kCount; ++i)
-      c = c + where_above(t, (Levels::kLevel[i - 1] + Levels::kLevel[i]) / 2, 1);
+    for (int i = 1; i < Levels::kCount; ++i) {
+      const float below = Levels::kLevel[i - 1], above = Levels::kLevel[i];
+      c = c + where_above(t, (below + above) / 2, 1);
+    }
     return c;
   }
 };
 
 struct Iq4Levels {
   static constexpr int kCount = 16;
-  static constexpr float kLevel[kCount] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                           1,    13,   25,  38,  53,  69,  89,  113};
+  static constexpr const int8_t (&kLevel)[kCount] = kIq4;
 };
 struct Fp4Levels {  // doubled E2M1
   static constexpr int kCount = 15;

@@ -1,7 +1,7 @@
 // What a training step needs beside the trainer's arrays, planned before anything is allocated: the
 // activations of one micro-batch, the gradients of one block, logits, the copies that linear layers
-// make, and Muon's scratch. The plan is reserved at the start of a run, so that the steps find all
-// of it there and take no more.
+// make, and Muon's scratch. What the calling thread needs (`scratch`) is reserved at the start of a
+// run; the workers' part is counted, and grows in the first steps.
 //
 // It follows the scopes of model/gradient.cc, block by block, and rounds each array up; what depends
 // on the data (tokens by expert, documents) is counted at its worst.

@@ -26,9 +26,11 @@ class TempDir {
 
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
-  // Writes `contents` to a file of this folder and returns its path.
+  std::string string() const { return path_.string(); }
+  // Writes `contents` to a file of this folder, in folders made for it, and returns its path.
   std::filesystem::path write(std::string_view name, std::string_view contents) const {
     const std::filesystem::path path = path_ / name;
+    std::filesystem::create_directories(path.parent_path());
     std::ofstream(path, std::ios::binary) << contents;
     return path;
   }

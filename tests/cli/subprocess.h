@@ -13,12 +13,15 @@
 #include <chrono>
 #include <cstdlib>
 #include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 namespace fathom {
 
+inline const std::string kBundled = std::string(FATHOM_SOURCE_DIR) + "/bundled/countdown-12m.gguf";
 inline const std::string kGoldenGguf = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/";
 // byte tokenizer, no template, context 512
 inline const std::string kTinyModel = kGoldenGguf + "qwen2-256-Q4_K_M.gguf";
@@ -196,5 +199,29 @@ class TerminalChild {
   std::string screen_;
   size_t seen_ = 0;
 };
+
+inline std::vector<nlohmann::json> json_lines(const std::string& text) {
+  std::vector<nlohmann::json> objects;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    objects.push_back(nlohmann::json::parse(line, nullptr, false));
+    EXPECT_TRUE(objects.back().is_object()) << line;
+  }
+  return objects;
+}
+
+inline bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+inline void expect_error(const Finished& run, int code, const std::string& part) {
+  EXPECT_EQ(run.code, code) << run.err;
+  EXPECT_EQ(run.out, "");
+  EXPECT_TRUE(run.err.starts_with("error: ")) << run.err;
+  EXPECT_TRUE(has(run.err, part)) << run.err;
+}
+
+// many tokens are likely; id 67 is "A"
+inline const std::string kSoftModel = kGoldenGguf + "v2-lite-256-Q4_K_M.gguf";
 
 }  // namespace fathom

@@ -14,6 +14,7 @@
 #include "formats/safetensors.h"
 #include "kernels/softmax.h"
 #include "tests/base/count_allocations.h"
+#include "tests/base/test_name.h"
 #include "tests/engine/traces.h"
 
 namespace fathom {
@@ -23,11 +24,7 @@ namespace fs = std::filesystem;
 
 class EveryModel : public testing::TestWithParam<const char*> {};
 
-INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), [](const auto& test) {
-  std::string name = test.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), kNamedByParameter);
 
 // One busy trace; engine_traces_test.cc has the rest.
 TEST_P(EveryModel, NeighboursAndChunksChangeNoBit) {

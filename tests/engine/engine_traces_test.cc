@@ -3,6 +3,7 @@
 // are the same bits.
 #include <gtest/gtest.h>
 
+#include "tests/base/test_name.h"
 #include "tests/engine/traces.h"
 
 namespace fathom {
@@ -10,11 +11,7 @@ namespace {
 
 class EveryModel : public testing::TestWithParam<const char*> {};
 
-INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), [](const auto& test) {
-  std::string name = test.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), kNamedByParameter);
 
 // Eight requests, each compared with itself alone, for each instruction set, prefill chunk and
 // number of threads, in all forms.

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/attention.h"
+#include "tests/base/test_name.h"
 #include "tests/engine/traces.h"
 
 namespace fathom {
@@ -9,11 +10,7 @@ namespace {
 
 class EveryModel : public testing::TestWithParam<const char*> {};
 
-INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), [](const auto& test) {
-  std::string name = test.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), kNamedByParameter);
 
 std::vector<int32_t> joined(std::vector<int32_t> a, const std::vector<int32_t>& b) {
   a.insert(a.end(), b.begin(), b.end());

@@ -11,6 +11,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/softmax.h"
 #include "model/parameters.h"
+#include "tests/base/test_name.h"
 #include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/model_ref.h"
@@ -330,11 +331,7 @@ TEST_P(GoldenGradient, MicroBatchesAddUpToTheStep) {
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenGradient,
                          testing::Values("v3", "moonlight", "v2", "v2-lite", "qwen2", "llama3"),
-                         [](const auto& parameter) {
-                           std::string name = parameter.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         kNamedByParameter);
 
 }  // namespace
 }  // namespace fathom

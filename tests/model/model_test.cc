@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/base/test_name.h"
 #include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/model_ref.h"
@@ -114,12 +115,7 @@ TEST_P(GoldenModel, ExpandedAndAbsorbedAgreeWithinTheBound) {
   EXPECT_NE(absorbed, expanded) << "the two forms should be different sums";
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(golden_models()),
-                         [](const auto& test) {
-                           std::string name = test.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(golden_models()), kNamedByParameter);
 
 class Bf16Model : public testing::TestWithParam<std::string> {};
 

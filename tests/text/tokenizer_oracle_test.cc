@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "tests/base/test_name.h"
 #include "tests/text/published_tokenizer.h"
 #include "text/tokenizer.h"
 
@@ -59,11 +60,7 @@ TEST_P(TokenizerOracle, GivesTheSameIds) {
 INSTANTIATE_TEST_SUITE_P(EveryPreTokenizer, TokenizerOracle,
                          testing::Values("published-v3", "gpt2", "smollm", "llama3", "qwen2",
                                          "deepseek-llm", "deepseek-coder", "deepseek-v3"),
-                         [](const auto& param_info) {
-                           std::string name = param_info.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         kNamedByParameter);
 
 }  // namespace
 }  // namespace fathom

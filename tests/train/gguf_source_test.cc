@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "kernels/quantize.h"
 #include "tests/base/test_files.h"
+#include "tests/base/test_name.h"
 #include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
 #include "text/character_tokenizer.h"
@@ -180,18 +181,13 @@ TEST_P(Export, KeepsTheLikeliestTokens) {
   }
 }
 
-std::string test_name(const testing::TestParamInfo<std::string>& parameter) {
-  std::string name = parameter.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-}
-INSTANTIATE_TEST_SUITE_P(All, Export, testing::ValuesIn(golden_models()), test_name);
+INSTANTIATE_TEST_SUITE_P(All, Export, testing::ValuesIn(golden_models()), kNamedByParameter);
 INSTANTIATE_TEST_SUITE_P(All, ExportRecorded,
                          testing::Values("v3", "moonlight", "v2", "v2-lite", "qwen2", "llama3"),
-                         test_name);
+                         kNamedByParameter);
 INSTANTIATE_TEST_SUITE_P(All, ExportInOrder,
                          testing::Values("v3", "moonlight", "v2", "v2-lite", "v3-fp8", "qwen2"),
-                         test_name);
+                         kNamedByParameter);
 
 // What GGUF has no key for is refused, not left out: the file would be another model.
 struct Changed {

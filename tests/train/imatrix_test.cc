@@ -99,16 +99,6 @@ TEST(Imatrix, EveryLinearLayerIsSeenOncePerTokenAndExpertsAsOftenAsChosen) {
   }
 }
 
-template <class F>
-std::string error_of(F run) {
-  try {
-    run();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(Imatrix, OtherFilesAreRefusedByName) {
   const TempDir folder;
   const auto refusal = [&](GgufBuilder file) {

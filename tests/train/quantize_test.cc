@@ -52,15 +52,6 @@ std::vector<StoredTensor> write(const GgufSource& source, const std::string& mix
                     {find_mix(mix).file_type, choose_types(source, find_mix(mix), {}), importance});
 }
 
-template <class F>
-std::string error_of(F run) {
-  try {
-    run();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 void expect_part(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), std::string::npos) << text;
 }

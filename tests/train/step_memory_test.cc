@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "tests/base/test_name.h"
 #include "tests/model/golden.h"
 #include "train/muon.h"
 #include "train/trainer.h"
@@ -126,11 +127,7 @@ TEST(StepMemory, CountsMuonsLargeMatrices) {
 
 INSTANTIATE_TEST_SUITE_P(All, StepMemoryOf,
                          testing::Values("v3", "moonlight", "v2", "v2-lite", "qwen2", "llama3"),
-                         [](const auto& parameter) {
-                           std::string name = parameter.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         kNamedByParameter);
 
 }  // namespace
 }  // namespace fathom

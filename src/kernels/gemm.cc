@@ -122,32 +122,40 @@ void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, i
   }
 }
 
+// Rows of values that are elements as they lie: `stride` elements apart, none if at is null.
+struct Stored {
+  const float* at = nullptr;
+  int64_t stride = 0;
+};
+
 // Columns [k0, k0 + k) of `rows` <= width rows, packed (gemm-inl.h); elements(row, column, count,
-// out) yields them. Whole steps of rows that are elements as they lie, `stride` apart from `stored`
-// on, are read from there.
+// out) yields them, but for whole steps of `stored` rows, which are read where they lie.
 template <class Elements>
-void pack(const Problem& p, const float* stored, int64_t stride, int64_t rows, int64_t k0,
-          int64_t k, int64_t width, float* out, int64_t lane, int worker, Elements elements) {
+void pack(const Problem& p, Stored stored, int64_t rows, int64_t k0, int64_t k, int64_t width,
+          float* out, int64_t lane, int worker, Elements elements) {
   ArenaScope scope(p.ctx.worker_scratch(worker));
   float* const chunk = scope.array<float>(16 * kChunk);
+  const int64_t values = p.form == Form::kNativeBf16 ? 2 : 1;  // in an element
   for (int64_t c = 0; c < k; c += kChunk) {
     const int64_t count = std::min(kChunk, k - c);
     for (int64_t r0 = 0; r0 < width; r0 += 16) {
       const int64_t some = std::clamp<int64_t>(rows - r0, 0, 16);
-      const bool in_place = stored != nullptr && count % 16 == 0;
+      const bool in_place = stored.at != nullptr && count % (16 * values) == 0;
       for (int64_t r = 0; !in_place && r < some; ++r)
         elements(r0 + r, k0 + c, count, chunk + r * kChunk);
       FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes)
-      (in_place ? stored + r0 * stride + k0 + c : chunk, in_place ? stride : kChunk, some,
-       steps_of(p.form, count), std::min<int64_t>(16, width - r0),
-       out + steps_of(p.form, c) * width + r0, lane, width);
+      (in_place ? stored.at + r0 * stored.stride + (k0 + c) / values : chunk,
+       in_place ? stored.stride : kChunk, some, steps_of(p.form, count),
+       std::min<int64_t>(16, width - r0), out + steps_of(p.form, c) * width + r0, lane, width);
     }
   }
 }
 
 void pack_unit(const Problem& p, int64_t row, int64_t rows, float* out, int worker) {
-  pack(p, p.form == Form::kF32 ? p.x.row(row) : nullptr, p.x.stride, rows, 0, p.cols, p.tile.rows,
-       out, p.lane, worker, [&](int64_t r, int64_t k0, int64_t k, float* to) {
+  Stored stored;
+  if (p.form == Form::kF32) stored = {p.x.row(row), p.x.stride};
+  pack(p, stored, rows, 0, p.cols, p.tile.rows, out, p.lane, worker,
+       [&](int64_t r, int64_t k0, int64_t k, float* to) {
          to_elements(p, p.x.row(row + r) + k0, k, to);
        });
 }
@@ -237,9 +245,12 @@ void multiply_packed(const Problem& p, const WeightView& w, const float* units, 
     const int64_t k = std::min(block_k, p.cols - k0);
     for (int64_t i = 0; i < panels; ++i) {
       const int64_t row = n0 + i * p.tile.columns;
-      const float* const stored =
-          w.dtype == DType::kF32 ? reinterpret_cast<const float*>(w.row(row)) : nullptr;
-      pack(p, stored, w.cols, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns,
+      Stored stored;
+      if (w.dtype == DType::kF32) stored = {reinterpret_cast<const float*>(w.row(row)), w.cols};
+      // pairs; the targets that have this form load from any address
+      if (p.form == Form::kNativeBf16 && w.cols % 2 == 0)
+        stored = {reinterpret_cast<const float*>(w.row(row)), w.cols / 2};
+      pack(p, stored, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns,
            packed + i * b.w_panel, b.w_lane, worker,
            [&](int64_t r, int64_t c, int64_t count, float* to) {
              to_elements(p, w, row + r, c, count, to);

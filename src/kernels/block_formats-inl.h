@@ -4,16 +4,17 @@
 //
 // A reader In gives of its block(s)
 //   Bytes bytes(offset)        16 bytes (of each row)
-//   F32x16 f16(offset)         a scale (of each row), one lane per value it belongs to
-//   Dword dword, u16, u8(offset)  an integer (of each row)
-//   Bytes fifth_bits(offset)   16 where the bit of the value is set, of the two bytes there
+//   Dword dword, u8(offset)    an integer (of each row)
+//   F32x16 half(Dword)         the f16 in its lower half, one lane per value it is a scale of
+//   Bytes fifth_bits(Dword, i)  16 where the bit of the value is set: bit 16 i + value
 //   number(Dword), power(Dword)  as f32; 2^n from its bits
 //   join(Dword x 4)            16 bytes from four integers
-//   lookup(code book, Bytes)   entries of a table of 16 signed bytes
+//   split(Bytes)               the four integers
+//   lookup(code book, Bytes)   entries of a table of 16 bytes
 //   Scales(F32x16 d, Bytes s)  whose [i] is d times the signed byte i of s
-// and a writer Out takes put(offset, d, q) and put(offset, d, q, m): the 16 values from `offset` of
-// the block on are d q and d q + m, q signed bytes. All products are exact in f32 (11 bits of an
-// f16 scale times at most 13 bits of integers).
+// and a writer Out takes put(offset, d, u) and put(offset, d, u, m): the 16 values from `offset` of
+// the block on are d q and d q + m, where q = u - kZero; in the order of the offsets. All products
+// are exact in f32 (11 bits of an f16 scale times at most 13 bits of integers).
 #pragma once
 
 #include "kernels/simd-inl.h"
@@ -21,41 +22,47 @@
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-// The 4-bit code books of IQ4_NL and MXFP4; the second is the doubled E2M1.
-constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                             1,    13,   25,  38,  53,  69,  89,  113};
-constexpr int8_t kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+// The 4-bit code books of IQ4_NL (128 more than its values) and MXFP4 (12 more than the doubled
+// E2M1).
+constexpr uint8_t kIq4[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                              129, 141, 153, 166, 181, 197, 217, 241};
+constexpr uint8_t kFp4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-// kElements and kBytes of a block; kRun: values that share a scale; kMinimum: q d + m.
+// kElements and kBytes of a block; kRun: values that share a scale; kMinimum: d q + m; kZero: what
+// the bytes of put() are above q, 128 where they take all 8 bits, else they are below 64.
 struct Q8_0 {
   static constexpr int64_t kElements = 32, kBytes = 34, kRun = 32;
+  static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = b.f16(0);
-    y.put(0, d, b.bytes(2));
-    y.put(16, d, b.bytes(18));
+    const F32x16 d = In::half(b.dword(0));
+    y.put(0, d, b.bytes(2) ^ 128);
+    y.put(16, d, b.bytes(18) ^ 128);
   }
 };
 
 struct Q4_0 {
   static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
+  static constexpr uint8_t kZero = 8;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = b.f16(0);
+    const F32x16 d = In::half(b.dword(0));
     const auto q = b.bytes(2);
-    y.put(0, d, (q & 15) - 8);
-    y.put(16, d, (q >> 4) - 8);
+    y.put(0, d, q & 15);
+    y.put(16, d, q >> 4);
   }
 };
 
 struct Q4_1 {
   static constexpr int64_t kElements = 32, kBytes = 20, kRun = 32;
+  static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = b.f16(0), m = b.f16(2);
+    const auto scales = b.dword(0);
+    const F32x16 d = In::half(scales), m = In::half(scales >> 16);
     const auto q = b.bytes(4);
     y.put(0, d, q & 15, m);
     y.put(16, d, q >> 4, m);
@@ -64,34 +71,40 @@ struct Q4_1 {
 
 struct Q5_0 {
   static constexpr int64_t kElements = 32, kBytes = 22, kRun = 32;
+  static constexpr uint8_t kZero = 16;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = b.f16(0);
+    const F32x16 d = In::half(b.dword(0));
     const auto q = b.bytes(6);
-    y.put(0, d, ((q & 15) | b.fifth_bits(2)) - 16);
-    y.put(16, d, ((q >> 4) | b.fifth_bits(4)) - 16);
+    const auto fifth = b.dword(2);
+    y.put(0, d, (q & 15) | b.fifth_bits(fifth, 0));
+    y.put(16, d, (q >> 4) | b.fifth_bits(fifth, 1));
   }
 };
 
 struct Q5_1 {
   static constexpr int64_t kElements = 32, kBytes = 24, kRun = 32;
+  static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = b.f16(0), m = b.f16(2);
+    const auto scales = b.dword(0);
+    const F32x16 d = In::half(scales), m = In::half(scales >> 16);
     const auto q = b.bytes(8);
-    y.put(0, d, (q & 15) | b.fifth_bits(4), m);
-    y.put(16, d, (q >> 4) | b.fifth_bits(6), m);
+    const auto fifth = b.dword(4);
+    y.put(0, d, (q & 15) | b.fifth_bits(fifth, 0), m);
+    y.put(16, d, (q >> 4) | b.fifth_bits(fifth, 1), m);
   }
 };
 
 struct Iq4Nl {
   static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
+  static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = b.f16(0);
+    const F32x16 d = In::half(b.dword(0));
     const auto q = b.bytes(2);
     y.put(0, d, b.lookup(kIq4, q & 15));
     y.put(16, d, b.lookup(kIq4, q >> 4));
@@ -100,6 +113,7 @@ struct Iq4Nl {
 
 struct Mxfp4 {
   static constexpr int64_t kElements = 32, kBytes = 17, kRun = 32;
+  static constexpr uint8_t kZero = 12;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
@@ -116,11 +130,14 @@ struct Mxfp4 {
 
 struct Q2_K {
   static constexpr int64_t kElements = 256, kBytes = 84, kRun = 16;
+  static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto s = b.bytes(0);
-    const typename In::Scales d(b.f16(80), s & 15), m(b.f16(82) * set(-1.0f), s >> 4);
+    const auto scales = b.dword(80);
+    const typename In::Scales d(In::half(scales), s & 15),
+        m(In::half(scales >> 16) * set(-1.0f), s >> 4);
     for (int half = 0; half < 2; ++half) {
       auto q0 = b.bytes(16 + 32 * half), q1 = b.bytes(32 + 32 * half);
       for (int k = 8 * half; k < 8 * half + 8; k += 2) {
@@ -135,6 +152,7 @@ struct Q2_K {
 
 struct Q3_K {
   static constexpr int64_t kElements = 256, kBytes = 110, kRun = 16;
+  static constexpr uint8_t kZero = 4;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
@@ -143,13 +161,13 @@ struct Q3_K {
     const auto s =
         In::join((a0 & kLow) | ((t << 4) & kHigh), (a1 & kLow) | ((t << 2) & kHigh),
                  ((a0 >> 4) & kLow) | (t & kHigh), ((a1 >> 4) & kLow) | ((t >> 2) & kHigh));
-    const typename In::Scales d(b.f16(108), s - 32);
+    const typename In::Scales d(In::half(b.dword(106) >> 16), s - 32);
     auto h0 = b.bytes(0), h1 = b.bytes(16);  // a clear bit subtracts 4
     for (int half = 0; half < 2; ++half) {
       auto q0 = b.bytes(32 + 32 * half), q1 = b.bytes(48 + 32 * half);
       for (int k = 8 * half; k < 8 * half + 8; k += 2) {
-        y.put(16 * k, d[k], ((q0 & 3) | ((h0 << 2) & 4)) - 4);
-        y.put(16 * k + 16, d[k + 1], ((q1 & 3) | ((h1 << 2) & 4)) - 4);
+        y.put(16 * k, d[k], (q0 & 3) | ((h0 << 2) & 4));
+        y.put(16 * k + 16, d[k + 1], (q1 & 3) | ((h1 << 2) & 4));
         q0 = q0 >> 2;
         q1 = q1 >> 2;
         h0 = h0 >> 1;
@@ -159,22 +177,30 @@ struct Q3_K {
   }
 };
 
-// The 6-bit scales and minimums of Q4_K and Q5_K: 8 scales, then 8 minimums.
+// Of Q4_K and Q5_K: 8 scales of 6 bits, then 8 minimums, and what they are multiples of.
 template <class In>
-[[gnu::always_inline]] inline auto unpack_scales(const In& in) {
-  const auto a = in.dword(4), b = in.dword(8), c = in.dword(12);
-  constexpr uint32_t kLow4 = 0x0f0f0f0f, kHigh2 = 0x30303030, kSix = 0x3f3f3f3f;
-  return In::join(a & kSix, (c & kLow4) | ((a >> 2) & kHigh2), b & kSix,
-                  ((c >> 4) & kLow4) | ((b >> 2) & kHigh2));
-}
+struct ScalesAndMinimums {
+  F32x16 d, m;
+  typename In::Bytes s;
+  [[gnu::always_inline]] explicit ScalesAndMinimums(const In& in) {
+    const auto header = In::split(in.bytes(0));
+    const auto a = header.v[1], b = header.v[2], c = header.v[3];
+    d = In::half(header.v[0]);
+    m = In::half(header.v[0] >> 16) * set(-1.0f);
+    constexpr uint32_t kLow4 = 0x0f0f0f0f, kHigh2 = 0x30303030, kSix = 0x3f3f3f3f;
+    s = In::join(a & kSix, (c & kLow4) | ((a >> 2) & kHigh2), b & kSix,
+                 ((c >> 4) & kLow4) | ((b >> 2) & kHigh2));
+  }
+};
 
 struct Q4_K {
   static constexpr int64_t kElements = 256, kBytes = 144, kRun = 32;
+  static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const auto s = unpack_scales(b);
-    const typename In::Scales d(b.f16(0), s), m(b.f16(2) * set(-1.0f), s);
+    const ScalesAndMinimums<In> all(b);
+    const typename In::Scales d(all.d, all.s), m(all.m, all.s);
     for (int j = 0; j < 8; j += 2) {
       const auto q0 = b.bytes(16 + 16 * j), q1 = b.bytes(32 + 16 * j);
       y.put(32 * j, d[j], q0 & 15, m[j + 8]);
@@ -187,11 +213,12 @@ struct Q4_K {
 
 struct Q5_K {
   static constexpr int64_t kElements = 256, kBytes = 176, kRun = 32;
+  static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const auto s = unpack_scales(b);
-    const typename In::Scales d(b.f16(0), s), m(b.f16(2) * set(-1.0f), s);
+    const ScalesAndMinimums<In> all(b);
+    const typename In::Scales d(all.d, all.s), m(all.m, all.s);
     auto h0 = b.bytes(16), h1 = b.bytes(32);
     for (int j = 0; j < 8; j += 2) {
       const auto q0 = b.bytes(48 + 16 * j), q1 = b.bytes(64 + 16 * j);
@@ -207,31 +234,36 @@ struct Q5_K {
 
 struct Q6_K {
   static constexpr int64_t kElements = 256, kBytes = 210, kRun = 16;
+  static constexpr uint8_t kZero = 32;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const typename In::Scales d(b.f16(208), b.bytes(192));
+    const typename In::Scales d(In::half(b.dword(206) >> 16), b.bytes(192));
     for (int half = 0; half < 2; ++half) {
-      for (int run = 0; run < 2; ++run) {
-        const int low = 64 * half + 16 * run, k = 8 * half + run;
-        const auto q0 = b.bytes(low), q1 = b.bytes(low + 32);
-        const auto h = b.bytes(128 + 32 * half + 16 * run);
-        y.put(16 * k, d[k], ((q0 & 15) | ((h << 4) & 48)) - 32);
-        y.put(16 * k + 32, d[k + 2], ((q1 & 15) | ((h << 2) & 48)) - 32);
-        y.put(16 * k + 64, d[k + 4], ((q0 >> 4) | (h & 48)) - 32);
-        y.put(16 * k + 96, d[k + 6], ((q1 >> 4) | ((h >> 2) & 48)) - 32);
-      }
+      const int low = 64 * half, k = 8 * half;
+      auto h0 = b.bytes(128 + 32 * half), h1 = b.bytes(144 + 32 * half);
+      auto a0 = b.bytes(low), a1 = b.bytes(low + 16);
+      y.put(16 * k, d[k], (a0 & 15) | ((h0 << 4) & 48));
+      y.put(16 * k + 16, d[k + 1], (a1 & 15) | ((h1 << 4) & 48));
+      const auto b0 = b.bytes(low + 32), b1 = b.bytes(low + 48);
+      y.put(16 * k + 32, d[k + 2], (b0 & 15) | ((h0 << 2) & 48));
+      y.put(16 * k + 48, d[k + 3], (b1 & 15) | ((h1 << 2) & 48));
+      y.put(16 * k + 64, d[k + 4], (a0 >> 4) | (h0 & 48));
+      y.put(16 * k + 80, d[k + 5], (a1 >> 4) | (h1 & 48));
+      y.put(16 * k + 96, d[k + 6], (b0 >> 4) | ((h0 >> 2) & 48));
+      y.put(16 * k + 112, d[k + 7], (b1 >> 4) | ((h1 >> 2) & 48));
     }
   }
 };
 
 struct Iq4Xs {
   static constexpr int64_t kElements = 256, kBytes = 136, kRun = 32;
+  static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = b.f16(0);
-    const auto high = b.u16(2), low = b.dword(4);
+    const auto first = b.dword(0), high = first >> 16, low = b.dword(4);
+    const F32x16 d = In::half(first);
     for (int j = 0; j < 8; ++j) {
       const auto scale = ((low >> (4 * j)) & 15) | (((high >> (2 * j)) & 3) << 4);
       const F32x16 s = d * (In::number(scale) - set(32.0f));

@@ -10,9 +10,9 @@ inline constexpr int64_t kInt8Block = 32;     // values of x that share a scale
 inline constexpr int64_t kInt8Columns = 256;  // of w, unpacked at a time
 inline constexpr int64_t kInt8Panels = 2;     // unpacked together
 
-// 16 rows of w, 256 columns: bytes [column / 4][row][4], then scale and minimum of each run of 16
-// or 32 columns, [run][row]. The bytes are signed on the targets that multiply signed by signed,
-// and 128 higher on AVX-512, whose vpdpbusd takes one unsigned factor.
+// 16 rows of w, 256 columns: bytes [column / 4][row][4], as block_formats-inl.h has them (but
+// signed if they take 8 bits and the target cannot multiply those unsigned), then scale and minimum
+// of each run of 16 or 32 columns, [run][row].
 struct alignas(64) Int8Panel {
   uint8_t codes[kInt8Columns * 16];
   float scale[kInt8Columns];
@@ -20,8 +20,8 @@ struct alignas(64) Int8Panel {
 };
 
 // A row of x in bytes, each array aligned to 64: for 32 values codes = x / scale to nearest even,
-// scale = max |x| / 127; for each run of w's format start = -128 times the sum of its codes, and
-// sum = scale times that sum.
+// scale = max |x| / 127; for each run of w's format start = -(zero of w's bytes) times the sum of
+// the codes, and sum = scale times that sum.
 struct Int8Row {
   int8_t* codes;   // [K]
   float* scale;    // [K / 32]
@@ -36,6 +36,18 @@ struct Int8Tile {
   int64_t x_stride = 0;  // bytes from one row of x to the next
   int64_t m = 0, blocks = 0;
   float* total = nullptr;  // [m][16 * kInt8Panels]
+};
+
+// 1 to kInt8Few rows of x times 16 rows of w, `stride` bytes apart: total[m][16] += ..., over whole
+// blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
+inline constexpr int64_t kInt8Few = 8;
+struct Int8Few {
+  const uint8_t *w, *next;
+  int64_t stride = 0, cols = 0;
+  Int8Row x;
+  int64_t x_stride = 0;
+  int64_t m = 0;
+  float* total = nullptr;
 };
 
 }  // namespace fathom

@@ -15,46 +15,56 @@
 namespace fathom {
 
 using Int8Unpack = void(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out);
-FATHOM_SIMD_DECLARE(
-    Int8Unpack int8_unpack_q8_0, int8_unpack_q4_0, int8_unpack_q4_1, int8_unpack_q5_0,
-    int8_unpack_q5_1, int8_unpack_q2_k, int8_unpack_q3_k, int8_unpack_q4_k, int8_unpack_q5_k,
-    int8_unpack_q6_k, int8_unpack_iq4_nl, int8_unpack_iq4_xs, int8_unpack_mxfp4;
-    void int8_multiply_16(const Int8Tile& t); void int8_multiply_16_minimum(const Int8Tile& t);
-    void int8_multiply_32(const Int8Tile& t); void int8_multiply_32_minimum(const Int8Tile& t);
-    void int8_round_row(const float* x, int64_t blocks, int64_t run, const Int8Row& out))
+using Int8FewRows = void(const Int8Few& f);
+FATHOM_SIMD_DECLARE(Int8Unpack int8_unpack_q8_0, int8_unpack_q4_0, int8_unpack_q4_1,
+                    int8_unpack_q5_0, int8_unpack_q5_1, int8_unpack_q2_k, int8_unpack_q3_k,
+                    int8_unpack_q4_k, int8_unpack_q5_k, int8_unpack_q6_k, int8_unpack_iq4_nl,
+                    int8_unpack_iq4_xs, int8_unpack_mxfp4;
+                    Int8FewRows int8_few_q8_0, int8_few_q4_0, int8_few_q4_1, int8_few_q5_0,
+                    int8_few_q5_1, int8_few_q2_k, int8_few_q3_k, int8_few_q4_k, int8_few_q5_k,
+                    int8_few_q6_k, int8_few_iq4_nl, int8_few_iq4_xs, int8_few_mxfp4;
+                    void int8_multiply_16(const Int8Tile& t);
+                    void int8_multiply_16_minimum(const Int8Tile& t);
+                    void int8_multiply_32(const Int8Tile& t);
+                    void int8_multiply_32_wide(const Int8Tile& t);
+                    void int8_multiply_32_minimum(const Int8Tile& t);
+                    void int8_round_row(const float* x, int64_t blocks, int64_t run,
+                                        int32_t zero_of_w, const Int8Row& out))
 
 namespace {
 
 constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-constexpr int64_t kFewRows = 16;  // of x: then an item takes up to four times as many of w
-constexpr int64_t kItems = 256;   // if so many are left to balance
+constexpr int64_t kFewItems = 4;                 // of each thread when x has few rows
 
 // How one format is unpacked and multiplied.
 struct Format {
   Int8Unpack* unpack = nullptr;
+  Int8FewRows* few = nullptr;
   void (*multiply)(const Int8Tile& t) = nullptr;
   int64_t run = 32;  // columns that share a scale
+  int32_t zero = 0;  // of block_formats-inl.h
 };
 
 Format format_of(Isa isa, DType dtype) {
   switch (dtype) {
-#define FATHOM_FORMAT(type, name, run, multiply) \
-  case DType::type:                              \
-    return {FATHOM_SIMD_CALL(isa, int8_unpack_##name), FATHOM_SIMD_CALL(isa, multiply), run}
-    FATHOM_FORMAT(kQ8_0, q8_0, 32, int8_multiply_32);
-    FATHOM_FORMAT(kQ4_0, q4_0, 32, int8_multiply_32);
-    FATHOM_FORMAT(kQ4_1, q4_1, 32, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ5_0, q5_0, 32, int8_multiply_32);
-    FATHOM_FORMAT(kQ5_1, q5_1, 32, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ2_K, q2_k, 16, int8_multiply_16_minimum);
-    FATHOM_FORMAT(kQ3_K, q3_k, 16, int8_multiply_16);
-    FATHOM_FORMAT(kQ4_K, q4_k, 32, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ5_K, q5_k, 32, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ6_K, q6_k, 16, int8_multiply_16);
-    FATHOM_FORMAT(kIQ4_NL, iq4_nl, 32, int8_multiply_32);
-    FATHOM_FORMAT(kIQ4_XS, iq4_xs, 32, int8_multiply_32);
-    FATHOM_FORMAT(kMXFP4, mxfp4, 32, int8_multiply_32);
+#define FATHOM_FORMAT(type, name, run, zero, multiply)                                         \
+  case DType::type:                                                                            \
+    return {FATHOM_SIMD_CALL(isa, int8_unpack_##name), FATHOM_SIMD_CALL(isa, int8_few_##name), \
+            FATHOM_SIMD_CALL(isa, multiply), run, zero}
+    FATHOM_FORMAT(kQ8_0, q8_0, 32, 128, int8_multiply_32_wide);
+    FATHOM_FORMAT(kQ4_0, q4_0, 32, 8, int8_multiply_32);
+    FATHOM_FORMAT(kQ4_1, q4_1, 32, 0, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ5_0, q5_0, 32, 16, int8_multiply_32);
+    FATHOM_FORMAT(kQ5_1, q5_1, 32, 0, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ2_K, q2_k, 16, 0, int8_multiply_16_minimum);
+    FATHOM_FORMAT(kQ3_K, q3_k, 16, 4, int8_multiply_16);
+    FATHOM_FORMAT(kQ4_K, q4_k, 32, 0, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ5_K, q5_k, 32, 0, int8_multiply_32_minimum);
+    FATHOM_FORMAT(kQ6_K, q6_k, 16, 32, int8_multiply_16);
+    FATHOM_FORMAT(kIQ4_NL, iq4_nl, 32, 128, int8_multiply_32_wide);
+    FATHOM_FORMAT(kIQ4_XS, iq4_xs, 32, 128, int8_multiply_32_wide);
+    FATHOM_FORMAT(kMXFP4, mxfp4, 32, 12, int8_multiply_32);
 #undef FATHOM_FORMAT
     default:
       return {};
@@ -90,6 +100,15 @@ struct Problem {
   Rows y;
 };
 
+constexpr int64_t kMostBytes = kInt8Columns / 32 * 34;  // of kInt8Columns columns: Q8_0
+
+// kMostBytes apart.
+void copy_rows(const uint8_t* from, int64_t stride, int64_t rows, int64_t bytes, uint8_t* to) {
+  FATHOM_DCHECK(bytes <= kMostBytes, bytes);
+  for (int64_t r = 0; r < rows; ++r)
+    std::memcpy(to + r * kMostBytes, from + r * stride, static_cast<size_t>(bytes));
+}
+
 // 16 rows of w from `row` on, columns [k0, k0 + k); rows that w does not have are zero.
 void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_t k0, int64_t k,
                   Int8Panel* out) {
@@ -105,12 +124,40 @@ void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + r * stride + i);
   }
   if (rows == 16) return format.unpack(from, stride, k, out);
-  constexpr int64_t kMostBytes = kInt8Columns / 32 * 34;  // Q8_0
-  FATHOM_DCHECK(bytes <= kMostBytes, bytes);
   uint8_t copy[16 * kMostBytes] = {};
-  for (int64_t r = 0; r < rows; ++r)
-    std::memcpy(copy + r * kMostBytes, from + r * stride, static_cast<size_t>(bytes));
+  copy_rows(from, stride, rows, bytes, copy);
   format.unpack(copy, kMostBytes, k, out);
+}
+
+// m <= kInt8Few rows of x from m0 on times rows [n0, n0 + n) of w.
+void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
+                  int64_t n) {
+  const int64_t stride = row_bytes(w.dtype, w.cols);
+  for (int64_t i = 0; i < std::min<int64_t>(16, n) * stride; i += 64)
+    __builtin_prefetch(w.row(n0) + i, 0, 2);
+  for (int64_t row = n0; row < n0 + n; row += 16) {
+    float total[kInt8Few * 16] = {};
+    const int64_t rows = std::min<int64_t>(16, n0 + n - row);
+    const auto* const from = reinterpret_cast<const uint8_t*>(w.row(row));
+    const bool more = row + 16 < n0 + n;
+    if (rows == 16) {
+      p.format.few({from, more ? from + 16 * stride : from, stride, w.cols,
+                    p.layout.at(p.x + m0 * p.layout.stride, 0), p.layout.stride, m, total});
+    } else {
+      for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
+        const int64_t k = std::min(kInt8Columns, w.cols - k0);
+        uint8_t copy[16 * kMostBytes] = {};
+        copy_rows(from + row_bytes(w.dtype, k0), stride, rows, row_bytes(w.dtype, k), copy);
+        p.format.few({copy, copy, kMostBytes, k, p.layout.at(p.x + m0 * p.layout.stride, k0),
+                      p.layout.stride, m, total});
+      }
+    }
+    for (int64_t r = 0; r < m; ++r) {
+      float* const y = p.y.row(m0 + r) + row;
+      for (int64_t i = 0; i < rows; ++i)
+        y[i] = p.bias != nullptr ? total[r * 16 + i] + p.bias[row + i] : total[r * 16 + i];
+    }
+  }
 }
 
 // Rows [m0, m0 + m) of x times kItemRows rows of w from n0 on.
@@ -157,9 +204,10 @@ void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
   const auto count = static_cast<int64_t>(experts.size());
   const auto begin_of = [&](int64_t e) { return offsets[static_cast<size_t>(e)]; };
   const auto rows_of = [&](int64_t e) { return begin_of(e + 1) - begin_of(e); };
+  // Few rows read w once and are done: long items, which are fetched ahead, but some for each thread.
   const int64_t wide =
-      std::clamp(ceil_div(ceil_div(y.cols, kItems), kItemRows), int64_t{1}, int64_t{4}) * kItemRows;
-  const auto width_of = [&](int64_t e) { return rows_of(e) <= kFewRows ? wide : kItemRows; };
+      ceil_div(ceil_div(y.cols, ctx.pool().threads() * kFewItems), kItemRows) * kItemRows;
+  const auto width_of = [&](int64_t e) { return rows_of(e) <= kInt8Few ? wide : kItemRows; };
   int64_t* const first = scope.array<int64_t>(count + 1);
   first[0] = 0;
   for (int64_t e = 0; e < count; ++e)
@@ -167,13 +215,18 @@ void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
 
   const auto round = [&](int64_t row, int) {
     FATHOM_SIMD_CALL(ctx.isa(), int8_round_row)
-    (x.row(row), x.cols / kInt8Block, layout.run, layout.at(p.x + row * layout.stride, 0));
+    (x.row(row), x.cols / kInt8Block, layout.run, format.zero,
+     layout.at(p.x + row * layout.stride, 0));
   };
   const auto run_item = [&](int64_t item, int worker) {
     const int64_t e = std::upper_bound(first, first + count, item) - first - 1;
     const int64_t widths = ceil_div(y.cols, width_of(e));
     const int64_t row = (item - first[e]) / widths * kBlockRows;
     const int64_t n0 = (item - first[e]) % widths * width_of(e);
+    if (rows_of(e) <= kInt8Few) {
+      return multiply_few(p, experts[static_cast<size_t>(e)], begin_of(e), rows_of(e), n0,
+                          std::min(width_of(e), y.cols - n0));
+    }
     for (int64_t n = n0; n < std::min(n0 + width_of(e), y.cols); n += kItemRows)
       multiply(p, experts[static_cast<size_t>(e)], begin_of(e) + row,
                std::min(kBlockRows, rows_of(e) - row), n, worker);

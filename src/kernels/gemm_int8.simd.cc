@@ -4,188 +4,49 @@
 // its output in one f32 FMA (gemm.h).
 #include "kernels/gemm_int8-inl.h"
 
+#include <type_traits>
+
 #if defined(__SSE2__)  // every x86-64 has it, so the portable target may use it
 #include <emmintrin.h>
 #endif
 
 #include "kernels/block_formats-inl.h"
+#include "kernels/panel_block-inl.h"
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-typedef uint8_t U8x64 __attribute__((vector_size(64)));
-typedef uint32_t U32x16 __attribute__((vector_size(64)));
-typedef int32_t I32x16 __attribute__((vector_size(64)));
-
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr uint8_t kFlip = 128;
+constexpr bool kTakesUnsigned = true;  // vpdpbusd multiplies unsigned by signed
 #else
-constexpr uint8_t kFlip = 0;
+constexpr bool kTakesUnsigned = false;
 #endif
+// What the codes of a panel are above q. Bytes that take all 8 bits become signed where those
+// cannot be multiplied as they are.
+template <class Format>
+constexpr uint8_t kPanelZero = kTakesUnsigned || Format::kZero < 128 ? Format::kZero : 0;
 
-// 16 bytes of each of 16 rows: v[j] holds bytes 4j to 4j + 3 of row r in its lane r.
-struct Bytes16 {
-  U8x64 v[4];
-};
-template <class Each>
-[[gnu::always_inline]] inline Bytes16 each(Each f) {
-  return {{f(0), f(1), f(2), f(3)}};
+template <class Format>
+[[gnu::always_inline]] inline Bytes16 to_codes(const Bytes16& u) {
+  if constexpr (kPanelZero<Format> == Format::kZero) return u;
+  return u ^ 128;
 }
-[[gnu::always_inline]] inline Bytes16 operator&(const Bytes16& a, uint8_t b) {
-  return each([&](int j) { return a.v[j] & b; });
-}
-[[gnu::always_inline]] inline Bytes16 operator|(const Bytes16& a, const Bytes16& b) {
-  return each([&](int j) { return a.v[j] | b.v[j]; });
-}
-[[gnu::always_inline]] inline Bytes16 operator-(const Bytes16& a, uint8_t b) {
-  return each([&](int j) { return a.v[j] - b; });
-}
-[[gnu::always_inline]] inline Bytes16 operator>>(const Bytes16& a, int n) {
-  const auto kept = static_cast<uint8_t>(255 >> n);
-  return each(
-      [&](int j) { return reinterpret_cast<U8x64>(reinterpret_cast<U32x16>(a.v[j]) >> n) & kept; });
-}
-[[gnu::always_inline]] inline Bytes16 operator<<(const Bytes16& a, int n) {
-  const auto kept = static_cast<uint8_t>(255 << n);
-  return each(
-      [&](int j) { return reinterpret_cast<U8x64>(reinterpret_cast<U32x16>(a.v[j]) << n) & kept; });
-}
-
-inline F32x16 to_f32(I32x16 a) {
-#if defined(FATHOM_SIMD_IS_avx512)
-  return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a))};
-#elif defined(FATHOM_SIMD_IS_avx2)
-  __m256i half[2];
-  __builtin_memcpy(half, &a, sizeof half);
-  return {_mm256_cvtepi32_ps(half[0]), _mm256_cvtepi32_ps(half[1])};
-#else
-  F32x16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a[i]);
-  return r;
-#endif
-}
-
-// One block of each of 16 rows, `stride` bytes apart (block_formats-inl.h). Lane r is row r.
-struct PanelBlock {
-  using Bytes = Bytes16;
-  using Dword = U32x16;
-  const uint8_t* p;
-  int64_t stride;
-
-#if defined(FATHOM_SIMD_IS_avx512)
-  __m512i rows_of_four(int64_t at, int64_t first) const {
-    const auto row = [&](int64_t r) __attribute__((always_inline)) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (first + r) * stride + at));
-    };
-    __m512i a = _mm512_castsi128_si512(row(0));
-    a = _mm512_inserti32x4(a, row(4), 1);
-    a = _mm512_inserti32x4(a, row(8), 2);
-    return _mm512_inserti32x4(a, row(12), 3);
-  }
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
-    const __m512i a = rows_of_four(at, 0), b = rows_of_four(at, 1), c = rows_of_four(at, 2),
-                  d = rows_of_four(at, 3);
-    const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b),
-                  cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
-    return {{reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab0, cd0)),
-             reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab0, cd0)),
-             reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab1, cd1)),
-             reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab1, cd1))}};
-  }
-#else
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
-    uint32_t to[4][16];
-    for (int64_t r = 0; r < 16; ++r) {
-      uint32_t from[4];
-      __builtin_memcpy(from, p + r * stride + at, sizeof from);
-      for (int j = 0; j < 4; ++j) to[j][r] = from[j];
-    }
-    Bytes16 b;
-    __builtin_memcpy(&b, to, sizeof b);
-    return b;
-  }
-#endif
-  template <class T>
-  U32x16 integers(int64_t at) const {
-    uint32_t to[16];
-    for (int64_t r = 0; r < 16; ++r) {
-      T x;
-      __builtin_memcpy(&x, p + r * stride + at, sizeof x);
-      to[r] = x;
-    }
-    U32x16 v;
-    __builtin_memcpy(&v, to, sizeof v);
-    return v;
-  }
-  U32x16 dword(int64_t at) const { return integers<uint32_t>(at); }
-  U32x16 u16(int64_t at) const { return integers<uint16_t>(at); }
-  U32x16 u8(int64_t at) const { return integers<uint8_t>(at); }
-  [[gnu::always_inline]] F32x16 f16(int64_t at) const {
-    uint16_t half[16];
-    for (int64_t r = 0; r < 16; ++r) __builtin_memcpy(half + r, p + r * stride + at, 2);
-    return load_f16(half);
-  }
-  Bytes16 fifth_bits(int64_t at) const {
-    const U32x16 bits = u16(at);
-    return each([&](int j) {  // bits 4j to 4j + 3 to bit 4 of four bytes
-      const U32x16 b = bits >> (4 * j);
-      return reinterpret_cast<U8x64>(((b & 1) << 4) | ((b & 2) << 11) | ((b & 4) << 18) |
-                                     ((b & 8) << 25));
-    });
-  }
-  static Bytes16 join(U32x16 a, U32x16 b, U32x16 c, U32x16 d) {
-    return {{reinterpret_cast<U8x64>(a), reinterpret_cast<U8x64>(b), reinterpret_cast<U8x64>(c),
-             reinterpret_cast<U8x64>(d)}};
-  }
-  static F32x16 number(U32x16 n) { return to_f32(reinterpret_cast<I32x16>(n)); }
-  static F32x16 power(U32x16 bits) {
-    F32x16 r;
-    __builtin_memcpy(&r, &bits, sizeof r);
-    return r;
-  }
-  static Bytes16 lookup(const int8_t* table, const Bytes16& codes) {
-#if defined(FATHOM_SIMD_IS_avx512)
-    const __m512i t =
-        _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-    return each([&](int j) {
-      return reinterpret_cast<U8x64>(_mm512_shuffle_epi8(t, reinterpret_cast<__m512i>(codes.v[j])));
-    });
-#else
-    Bytes16 r;
-    uint8_t from[256], to[256];
-    __builtin_memcpy(from, &codes, sizeof from);
-    for (int i = 0; i < 256; ++i) to[i] = static_cast<uint8_t>(table[from[i]]);
-    __builtin_memcpy(&r, to, sizeof r);
-    return r;
-#endif
-  }
-  struct Scales {
-    F32x16 d;
-    Bytes16 s;
-    Scales(F32x16 scale, const Bytes16& bytes) : d(scale), s(bytes) {}
-    F32x16 operator[](int i) const {
-      const auto four = reinterpret_cast<I32x16>(s.v[i / 4]);
-      return d * to_f32((four << (24 - i % 4 * 8)) >> 24);
-    }
-  };
-};
 
 // Where a block of 16 rows goes.
-template <int64_t kRun>
+template <class Format>
 struct PanelWriter {
+  static constexpr int64_t kRun = Format::kRun;
   Int8Panel* out;
   int64_t column;
-  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& q) const {
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u) const {
     at += column;
-    for (int64_t j = 0; j < 4; ++j) {
-      const U8x64 code = q.v[j] ^ kFlip;
-      __builtin_memcpy(out->codes + (at / 4 + j) * 64, &code, sizeof code);
-    }
+    const Bytes16 codes = to_codes<Format>(u);
+    __builtin_memcpy(out->codes + at * 16, &codes, sizeof codes);
     if (at % kRun == 0) store(d, out->scale + at / kRun * 16);
   }
-  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& q, F32x16 m) const {
-    put(at, d, q);
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
+    put(at, d, u);
     if ((at + column) % kRun == 0) store(m, out->minimum + (at + column) / kRun * 16);
   }
 };
@@ -193,10 +54,11 @@ struct PanelWriter {
 template <class Format>
 void unpack(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) {
   for (int64_t c = 0; c < cols; c += Format::kElements, w += Format::kBytes)
-    Format::decode(PanelBlock{w, stride}, PanelWriter<Format::kRun>{out, c});
+    Format::decode(PanelBlock{w, stride}, PanelWriter<Format>{out, c});
 }
 
-// Sums of 16 outputs. start: what the sums begin with where codes are 128 too high.
+// Sums of 16 outputs, which begin with what takes the zero of the codes off again. kWide: codes of
+// all 8 bits.
 #if defined(FATHOM_SIMD_IS_avx512)
 struct Sum {
   __m512i v;
@@ -206,9 +68,12 @@ struct Codes {
 };
 inline Sum begin(int32_t start) { return {_mm512_set1_epi32(start)}; }
 inline Codes load_codes(const uint8_t* p) { return {_mm512_load_si512(p)}; }
+template <bool kWide>
 inline Sum dot(Sum sum, Codes w, int32_t x) {
   return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(x))};
 }
+inline Codes codes_of(U8x64 v) { return {reinterpret_cast<__m512i>(v)}; }
+inline Sum plus(Sum a, Sum b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline F32x16 total(Sum a) { return {_mm512_cvtepi32_ps(a.v)}; }
 #elif defined(FATHOM_SIMD_IS_avx2)
 struct Sum {
@@ -217,19 +82,30 @@ struct Sum {
 struct Codes {
   __m256i lo, hi;
 };
-inline Sum begin(int32_t) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Sum begin(int32_t start) { return {_mm256_set1_epi32(start), _mm256_set1_epi32(start)}; }
 inline Codes load_codes(const uint8_t* p) {
   const auto* v = reinterpret_cast<const __m256i*>(p);
   return {_mm256_load_si256(v), _mm256_load_si256(v + 1)};
 }
-// |w| <= 128 and |x| <= 127: two products fit into 16 bits.
+// Two products fit into 16 bits, as w < 64 or |w| <= 128, and |x| <= 127.
+template <bool kWide>
 inline __m256i dot_8(__m256i sum, __m256i w, __m256i x) {
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+  const __m256i pairs = kWide ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                              : _mm256_maddubs_epi16(w, x);
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+template <bool kWide>
 inline Sum dot(Sum sum, Codes w, int32_t x) {
   const __m256i four = _mm256_set1_epi32(x);
-  return {dot_8(sum.lo, w.lo, four), dot_8(sum.hi, w.hi, four)};
+  return {dot_8<kWide>(sum.lo, w.lo, four), dot_8<kWide>(sum.hi, w.hi, four)};
+}
+inline Codes codes_of(U8x64 v) {
+  Codes codes;
+  __builtin_memcpy(&codes, &v, sizeof codes);
+  return codes;
+}
+inline Sum plus(Sum a, Sum b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
 inline F32x16 total(Sum a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 #elif defined(__SSE2__)
@@ -239,8 +115,12 @@ struct Sum {
 struct Codes {
   const uint8_t* p;
 };
-inline Sum begin(int32_t) { return {}; }
+inline Sum begin(int32_t start) {
+  const __m128i four = _mm_set1_epi32(start);
+  return {{four, four, four, four}};
+}
 inline Codes load_codes(const uint8_t* p) { return {p}; }
+template <bool kWide>
 inline Sum dot(Sum sum, Codes w, int32_t x) {
   const __m128i bytes = _mm_set1_epi32(x),
                 four = _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
@@ -256,6 +136,12 @@ inline Sum dot(Sum sum, Codes w, int32_t x) {
   }
   return sum;
 }
+inline Codes codes_of(const U8x64& v) { return {reinterpret_cast<const uint8_t*>(&v)}; }
+inline Sum plus(const Sum& a, const Sum& b) {
+  Sum sum;
+  for (int i = 0; i < 4; ++i) sum.v[i] = _mm_add_epi32(a.v[i], b.v[i]);
+  return sum;
+}
 inline F32x16 total(const Sum& a) {
   F32x16 r;
   for (int i = 0; i < 4; ++i) _mm_storeu_ps(r.v + 4 * i, _mm_cvtepi32_ps(a.v[i]));
@@ -268,14 +154,25 @@ struct Sum {
 struct Codes {
   const uint8_t* p;
 };
-inline Sum begin(int32_t) { return {}; }
+inline Sum begin(int32_t start) {
+  Sum sum;
+  for (int32_t& v : sum.v) v = start;
+  return sum;
+}
 inline Codes load_codes(const uint8_t* p) { return {p}; }
+template <bool kWide>
 inline Sum dot(Sum sum, Codes w, int32_t x) {
   int8_t four[4];
   __builtin_memcpy(four, &x, sizeof four);
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 4; ++j) sum.v[i] += static_cast<int8_t>(w.p[4 * i + j]) * four[j];
   }
+  return sum;
+}
+inline Codes codes_of(const U8x64& v) { return {reinterpret_cast<const uint8_t*>(&v)}; }
+inline Sum plus(const Sum& a, const Sum& b) {
+  Sum sum;
+  for (int i = 0; i < 16; ++i) sum.v[i] = a.v[i] + b.v[i];
   return sum;
 }
 inline F32x16 total(const Sum& a) {
@@ -285,23 +182,24 @@ inline F32x16 total(const Sum& a) {
 }
 #endif
 
-// As many rows and panels at once as the registers hold, and how many dot products in a row are
-// written out.
+// As many rows and panels at once as the registers hold, how many dot products in a row are written
+// out, and the rows of x that blocks are multiplied with as they are unpacked.
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8;
+constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewRows = kInt8Few;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4;
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewRows = 4;
 #else
-constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1;
+constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewRows = 1;
 #endif
 
 template <class T>
-const T* row_of(const T* first, int64_t r, int64_t stride) {
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(first) + r * stride);
+T* row_of(T* first, int64_t r, int64_t stride) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + r * stride);
 }
 
 // R rows of x, C panels.
-template <int64_t R, int64_t C, int64_t kRun, bool kMinimum>
+template <int64_t R, int64_t C, int64_t kRun, bool kMinimum, bool kWide>
 void tile(const Int8Panel* w, const Int8Tile& t, int64_t m, float* sums) {
   F32x16 y[R][C];
   const auto all = [&](auto body) __attribute__((always_inline)) {
@@ -326,7 +224,7 @@ void tile(const Int8Panel* w, const Int8Tile& t, int64_t m, float* sums) {
       for (int64_t r = 0; r < R; ++r) {
         int32_t x;
         __builtin_memcpy(&x, row_of(t.x.codes, m + r, t.x_stride) + column, sizeof x);
-        for (int64_t c = 0; c < C; ++c) sum[r][c] = dot(sum[r][c], codes[c], x);
+        for (int64_t c = 0; c < C; ++c) sum[r][c] = dot<kWide>(sum[r][c], codes[c], x);
       }
     }
     F32x16 d[C], low[C];
@@ -343,26 +241,138 @@ void tile(const Int8Panel* w, const Int8Tile& t, int64_t m, float* sums) {
   all([&](int64_t r, int64_t c) { store(y[r][c], sums + r * 16 * kInt8Panels + 16 * c); });
 }
 
-template <int64_t R, int64_t kRun, bool kMinimum>
+template <int64_t R, int64_t kRun, bool kMinimum, bool kWide>
 void rows(const Int8Tile& t, int64_t m) {
   for (int64_t c = 0; c < kInt8Panels; c += kTogether)
-    tile<R, kTogether, kRun, kMinimum>(t.w + c, t, m, t.total + m * 16 * kInt8Panels + 16 * c);
+    tile<R, kTogether, kRun, kMinimum, kWide>(t.w + c, t, m,
+                                              t.total + m * 16 * kInt8Panels + 16 * c);
 }
 
 // The last m rows, fewer than a tile's.
-template <int64_t R, int64_t kRun, bool kMinimum>
+template <int64_t R, int64_t kRun, bool kMinimum, bool kWide>
 void rest(const Int8Tile& t, int64_t m) {
   if constexpr (R > 0) {
-    if (t.m - m == R) return rows<R, kRun, kMinimum>(t, m);
-    rest<R - 1, kRun, kMinimum>(t, m);
+    if (t.m - m == R) return rows<R, kRun, kMinimum, kWide>(t, m);
+    rest<R - 1, kRun, kMinimum, kWide>(t, m);
   }
 }
 
-template <int64_t kRun, bool kMinimum>
+template <int64_t kRun, bool kMinimum, bool kWide = false>
 void multiply_panels(const Int8Tile& t) {
   int64_t m = 0;
-  for (; m + kRows <= t.m; m += kRows) rows<kRows, kRun, kMinimum>(t, m);
-  rest<kRows - 1, kRun, kMinimum>(t, m);
+  for (; m + kRows <= t.m; m += kRows) rows<kRows, kRun, kMinimum, kWide>(t, m);
+  rest<kRows - 1, kRun, kMinimum, kWide>(t, m);
+}
+
+// Few rows of x: every block of 16 rows of w is multiplied as it is unpacked, for R rows of x.
+// Instead of sum += q x over a run in one chain, which would have to wait for itself, few rows sum
+// two halves; the sums are exact.
+template <class Format, int64_t R>
+struct FewSums {
+  static constexpr int64_t kHalves = R <= 2 ? 2 : 1;
+  Int8Row x;
+  int64_t row[R];  // of x, in bytes from the first
+  F32x16 y[R];
+  Sum sum[R][kHalves];
+};
+
+template <class Format, int64_t R>
+struct FewWriter {
+  FewSums<Format, R>& sums;
+  int64_t column;
+  const uint8_t* next;  // to be fetched while a block is multiplied
+
+  [[gnu::always_inline]] void add(int64_t at, const Bytes16& u) const {
+    // spread evenly: a burst would wait for itself
+    constexpr int64_t kBytes = 256 * Format::kBytes / Format::kElements;
+    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next + at / 16 * kBytes + i, 0, 2);
+    at += column;
+    constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
+    const auto value = [&](const auto* p, int64_t r) __attribute__((always_inline)) {
+      return *row_of(p, 1, sums.row[r]);
+    };
+    if (at % Format::kRun == 0) {
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < R; ++r) {
+        sums.sum[r][0] =
+            begin(kPanelZero<Format> == 0 ? 0 : value(sums.x.start + at / Format::kRun, r));
+        if (kHalves == 2) sums.sum[r][1] = begin(0);
+      }
+    }
+    const Bytes16 bytes = to_codes<Format>(u);
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; ++j) {
+      const Codes codes = codes_of(bytes.v[j]);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < R; ++r) {
+        int32_t four;
+        __builtin_memcpy(&four, sums.x.codes + sums.row[r] + at + 4 * j, sizeof four);
+        Sum& sum = sums.sum[r][j % kHalves];
+        sum = dot<(Format::kZero >= 128)>(sum, codes, four);
+      }
+    }
+  }
+  template <bool kMinimum>
+  [[gnu::always_inline]] void finish(int64_t at, F32x16 d, F32x16 m) const {
+    at += column;
+    if ((at + 16) % Format::kRun != 0) return;
+    constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < R; ++r) {
+      Sum sum = sums.sum[r][0];
+      if (kHalves == 2) sum = plus(sum, sums.sum[r][1]);
+      const F32x16 scale = set(*row_of(sums.x.scale + at / kInt8Block, 1, sums.row[r]));
+      F32x16& y = sums.y[r];
+      y = fma(total(sum), d * scale, y);
+      if (kMinimum) y = fma(m, set(*row_of(sums.x.sum + at / Format::kRun, 1, sums.row[r])), y);
+    }
+  }
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u) const {
+    add(at, u);
+    finish<false>(at, d, zero());
+  }
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
+    add(at, u);
+    finish<true>(at, d, m);
+  }
+};
+
+template <class Format, int64_t R>
+void few(const Int8Few& f) {
+  FewSums<Format, R> sums;
+  sums.x = f.x;
+  for (int64_t r = 0; r < R; ++r) {  // those past the end repeat the last
+    sums.row[r] = (r < f.m ? r : f.m - 1) * f.x_stride;
+    sums.y[r] = load(f.total + (r < f.m ? r : f.m - 1) * 16);
+  }
+  const uint8_t *w = f.w, *next = f.next;
+  for (int64_t c = 0; c < f.cols; c += Format::kElements) {
+    Format::decode(PanelBlock{w, f.stride}, FewWriter<Format, R>{sums, c, next});
+    w += Format::kBytes;
+    next += 16 * Format::kBytes;
+  }
+  for (int64_t r = 0; r < f.m; ++r) store(sums.y[r], f.total + r * 16);
+}
+
+// R or half as many and so on, as few as m needs.
+template <class Format, int64_t R>
+void few_or_fewer(const Int8Few& f) {
+  if constexpr (R > 1) {
+    if (2 * f.m <= R) return few_or_fewer<Format, R / 2>(f);
+  }
+  few<Format, R>(f);
+}
+
+template <class Format>
+void few_rows(const Int8Few& f) {
+  for (int64_t m = 0; m < f.m; m += kFewRows) {
+    Int8Few part = f;
+    part.x = {row_of(f.x.codes, m, f.x_stride), row_of(f.x.scale, m, f.x_stride),
+              row_of(f.x.start, m, f.x_stride), row_of(f.x.sum, m, f.x_stride)};
+    part.m = f.m - m < kFewRows ? f.m - m : kFewRows;
+    part.total = f.total + m * 16;
+    few_or_fewer<Format, kFewRows>(part);
+  }
 }
 
 // 16 integers below 128 as bytes.
@@ -381,12 +391,14 @@ inline void store_codes(F32x16 a, int8_t* p) {
 void int8_multiply_16(const Int8Tile& t) { multiply_panels<16, false>(t); }
 void int8_multiply_16_minimum(const Int8Tile& t) { multiply_panels<16, true>(t); }
 void int8_multiply_32(const Int8Tile& t) { multiply_panels<32, false>(t); }
+void int8_multiply_32_wide(const Int8Tile& t) { multiply_panels<32, false, true>(t); }
 void int8_multiply_32_minimum(const Int8Tile& t) { multiply_panels<32, true>(t); }
 
 #define FATHOM_UNPACK(name, format)                                                         \
   void int8_unpack_##name(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) { \
     unpack<format>(w, stride, cols, out);                                                   \
-  }
+  }                                                                                         \
+  void int8_few_##name(const Int8Few& f) { few_rows<format>(f); }
 FATHOM_UNPACK(q8_0, Q8_0)
 FATHOM_UNPACK(q4_0, Q4_0)
 FATHOM_UNPACK(q4_1, Q4_1)
@@ -401,7 +413,9 @@ FATHOM_UNPACK(iq4_nl, Iq4Nl)
 FATHOM_UNPACK(iq4_xs, Iq4Xs)
 FATHOM_UNPACK(mxfp4, Mxfp4)
 
-void int8_round_row(const float* x, int64_t blocks, int64_t run, const Int8Row& out) {
+void int8_round_row(const float* x, int64_t blocks, int64_t run, int32_t zero_of_w,
+                    const Int8Row& out) {
+  const int32_t zero_of_codes = kTakesUnsigned || zero_of_w < 128 ? zero_of_w : 0;
   for (int64_t b = 0; b < blocks; ++b) {
     F32x16 v[2] = {load(x + 32 * b), load(x + 32 * b + 16)};
     const float most = reduce_max(max(max(v[0], zero() - v[0]), max(v[1], zero() - v[1])));
@@ -419,7 +433,7 @@ void int8_round_row(const float* x, int64_t blocks, int64_t run, const Int8Row& 
     out.scale[b] = scale;
     if (run == 32) sums[0] += sums[1];
     for (int64_t i = 0; i < 32 / run; ++i) {
-      out.start[b * (32 / run) + i] = -128 * sums[i];
+      out.start[b * (32 / run) + i] = -zero_of_codes * sums[i];
       out.sum[b * (32 / run) + i] = scale * static_cast<float>(sums[i]);
     }
   }

@@ -18,11 +18,6 @@ U8x16 load_bytes(const uint8_t* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-uint16_t load_u16(const uint8_t* p) {
-  uint16_t v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
 uint32_t load_u32(const uint8_t* p) {
   uint32_t v;
   __builtin_memcpy(&v, p, sizeof v);
@@ -31,13 +26,13 @@ uint32_t load_u32(const uint8_t* p) {
 
 #if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
 __m128i m128(U8x16 a) { return reinterpret_cast<__m128i>(a); }
-float load_scale(const uint8_t* p) { return _cvtsh_ss(load_u16(p)); }
+float f16_scale(uint16_t bits) { return _cvtsh_ss(bits); }
 // table[i] for 16 indices below 16.
 U8x16 lookup(U8x16 table, U8x16 i) {
   return reinterpret_cast<U8x16>(_mm_shuffle_epi8(m128(table), m128(i)));
 }
 #else
-float load_scale(const uint8_t* p) { return f16_lane(load_u16(p)); }
+float f16_scale(uint16_t bits) { return f16_lane(bits); }
 U8x16 lookup(U8x16 table, U8x16 i) {
   uint8_t from[16], to[16];
   __builtin_memcpy(from, &table, sizeof from);
@@ -86,24 +81,27 @@ struct RowBlock {
   const uint8_t* p;
 
   U8x16 bytes(int64_t at) const { return load_bytes(p + at); }
-  F32x16 f16(int64_t at) const { return set(load_scale(p + at)); }
   uint32_t dword(int64_t at) const { return load_u32(p + at); }
-  uint32_t u16(int64_t at) const { return load_u16(p + at); }
   uint32_t u8(int64_t at) const { return p[at]; }
-  U8x16 fifth_bits(int64_t at) const {
+  static F32x16 half(uint32_t bits) { return set(f16_scale(static_cast<uint16_t>(bits))); }
+  static U8x16 fifth_bits(uint32_t bits, int i) {
     constexpr uint64_t kEach = 0x0101010101010101;
-    const U64x2 both = {p[at] * kEach, p[at + 1] * kEach};
+    const uint32_t two = bits >> (16 * i);
+    const U64x2 both = {(two & 255) * kEach, ((two >> 8) & 255) * kEach};
     constexpr U8x16 kBit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
     return reinterpret_cast<U8x16>((reinterpret_cast<U8x16>(both) & kBit) == kBit) & 16;
   }
   static U8x16 join(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return reinterpret_cast<U8x16>(U32x4{a, b, c, d});
   }
+  struct Dwords {
+    uint32_t v[4];
+  };
+  static Dwords split(U8x16 a) { return __builtin_bit_cast(Dwords, a); }
   static F32x16 number(uint32_t n) { return set(static_cast<float>(static_cast<int32_t>(n))); }
   static F32x16 power(uint32_t bits) { return set(__builtin_bit_cast(float, bits)); }
-  static U8x16 lookup(const int8_t* table, U8x16 codes) {
-    return fathom::FATHOM_SIMD_TARGET::lookup(load_bytes(reinterpret_cast<const uint8_t*>(table)),
-                                              codes);
+  static U8x16 lookup(const uint8_t* table, U8x16 codes) {
+    return fathom::FATHOM_SIMD_TARGET::lookup(load_bytes(table), codes);
   }
   struct Scales {  // first widened together
     float v[16];
@@ -112,16 +110,19 @@ struct RowBlock {
   };
 };
 
+template <class Format>
 struct FloatWriter {
   float* y;
-  void put(int64_t at, F32x16 d, U8x16 q) const { store(d * widen(q), y + at); }
-  void put(int64_t at, F32x16 d, U8x16 q, F32x16 m) const { store(fma(d, widen(q), m), y + at); }
+  void put(int64_t at, F32x16 d, U8x16 u) const { store(d * widen(u - Format::kZero), y + at); }
+  void put(int64_t at, F32x16 d, U8x16 u, F32x16 m) const {
+    store(fma(d, widen(u - Format::kZero), m), y + at);
+  }
 };
 
 template <class Format>
 void blocks(const uint8_t* row, int64_t cols, float* out) {
   for (int64_t i = 0; i < cols; i += Format::kElements, row += Format::kBytes)
-    Format::decode(RowBlock{row}, FloatWriter{out + i});
+    Format::decode(RowBlock{row}, FloatWriter<Format>{out + i});
 }
 
 // 16 elements at a time, the last ones through a zero-filled copy.

@@ -79,11 +79,11 @@ struct Uniform {
 
 template <class Levels>
 struct Table {
-  static constexpr float kFar = -Levels::kLevel[0];
+  static constexpr float kFar = -Levels::level(0);
   static F32x16 nearest(F32x16 t) {
-    F32x16 v = set(Levels::kLevel[0]);
+    F32x16 v = set(Levels::level(0));
     for (int i = 1; i < Levels::kCount; ++i) {
-      const float below = Levels::kLevel[i - 1], above = Levels::kLevel[i];
+      const float below = Levels::level(i - 1), above = Levels::level(i);
       v = v + where_above(t, (below + above) / 2, above - below);
     }
     return v;
@@ -91,7 +91,7 @@ struct Table {
   static F32x16 code(F32x16 t) {
     F32x16 c = zero();
     for (int i = 1; i < Levels::kCount; ++i) {
-      const float below = Levels::kLevel[i - 1], above = Levels::kLevel[i];
+      const float below = Levels::level(i - 1), above = Levels::level(i);
       c = c + where_above(t, (below + above) / 2, 1);
     }
     return c;
@@ -100,11 +100,14 @@ struct Table {
 
 struct Iq4Levels {
   static constexpr int kCount = 16;
-  static constexpr const int8_t (&kLevel)[kCount] = kIq4;
+  static constexpr float level(int i) { return static_cast<float>(kIq4[i] - Iq4Nl::kZero); }
 };
 struct Fp4Levels {  // doubled E2M1
   static constexpr int kCount = 15;
-  static constexpr float kLevel[kCount] = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
+  static constexpr float level(int i) {
+    constexpr float kLevels[kCount] = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
+    return kLevels[i];
+  }
 };
 using Iq4 = Table<Iq4Levels>;
 using Fp4 = Table<Fp4Levels>;

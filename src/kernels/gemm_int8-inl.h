@@ -30,17 +30,20 @@ struct Int8Row {
 };
 
 // m rows of x times kInt8Panels panels: total[m][32] += ..., over `blocks` <= 8 blocks of 32.
+// Meanwhile next_bytes of w are fetched, for later.
 struct Int8Tile {
   const Int8Panel* w;
   Int8Row x;             // of the first row, at the first of these columns
   int64_t x_stride = 0;  // bytes from one row of x to the next
   int64_t m = 0, blocks = 0;
   float* total = nullptr;  // [m][16 * kInt8Panels]
+  const uint8_t* next = nullptr;
+  int64_t next_bytes = 0;
 };
 
 // 1 to kInt8Few rows of x times 16 rows of w, `stride` bytes apart: total[m][16] += ..., over whole
 // blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
-inline constexpr int64_t kInt8Few = 8;
+inline constexpr int64_t kInt8Few = 16;
 struct Int8Few {
   const uint8_t *w, *next;
   int64_t stride = 0, cols = 0;

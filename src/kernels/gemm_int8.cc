@@ -35,7 +35,8 @@ namespace {
 
 constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-constexpr int64_t kFewItems = 4;                 // of each thread when x has few rows
+constexpr int64_t kSomeRows = 256;               // of x: fewer have longer items,
+constexpr int64_t kLongItems = 4;                // so many of each thread
 
 // How one format is unpacked and multiplied.
 struct Format {
@@ -119,10 +120,6 @@ void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_
     return;
   }
   const auto* from = reinterpret_cast<const uint8_t*>(w.row(row)) + row_bytes(w.dtype, k0);
-  constexpr int64_t kNext = 16 * kInt8Panels;  // the same columns of the rows that come next
-  for (int64_t r = kNext; r < std::min<int64_t>(w.rows - row, kNext + 16); ++r) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + r * stride + i);
-  }
   if (rows == 16) return format.unpack(from, stride, k, out);
   uint8_t copy[16 * kMostBytes] = {};
   copy_rows(from, stride, rows, bytes, copy);
@@ -133,8 +130,6 @@ void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_
 void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
                   int64_t n) {
   const int64_t stride = row_bytes(w.dtype, w.cols);
-  for (int64_t i = 0; i < std::min<int64_t>(16, n) * stride; i += 64)
-    __builtin_prefetch(w.row(n0) + i, 0, 2);
   for (int64_t row = n0; row < n0 + n; row += 16) {
     float total[kInt8Few * 16] = {};
     const int64_t rows = std::min<int64_t>(16, n0 + n - row);
@@ -160,19 +155,25 @@ void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, 
   }
 }
 
-// Rows [m0, m0 + m) of x times kItemRows rows of w from n0 on.
-void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
+// Rows [m0, m0 + m) of x times kItemRows rows of w from n0 on; those up to row `end` will follow.
+void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0, int64_t end,
               int worker) {
   ArenaScope scope(p.ctx.worker_scratch(worker));
   auto* const panels = scope.array<Int8Panel>(kInt8Panels);
   float* const total = scope.array<float>(m * kItemRows);
   std::fill(total, total + m * kItemRows, 0.0f);
+  const auto* next =
+      reinterpret_cast<const uint8_t*>(w.row(n0)) + kItemRows * row_bytes(w.dtype, w.cols);
   for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
     const int64_t k = std::min(kInt8Columns, w.cols - k0);
     for (int64_t i = 0; i < kInt8Panels; ++i)
       unpack_panel(p.format, w, n0 + 16 * i, k0, k, panels + i);
+    // of the rows that follow, the share that these columns are of all
+    const int64_t next_bytes =
+        std::clamp<int64_t>(end - n0 - kItemRows, 0, kItemRows) * row_bytes(w.dtype, k);
     p.format.multiply({panels, p.layout.at(p.x + m0 * p.layout.stride, k0), p.layout.stride, m,
-                       k / kInt8Block, total});
+                       k / kInt8Block, total, next, next_bytes});
+    next += next_bytes;
   }
   const int64_t n = std::min(kItemRows, w.rows - n0);
   constexpr int64_t kAhead = 16;
@@ -204,10 +205,11 @@ void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
   const auto count = static_cast<int64_t>(experts.size());
   const auto begin_of = [&](int64_t e) { return offsets[static_cast<size_t>(e)]; };
   const auto rows_of = [&](int64_t e) { return begin_of(e + 1) - begin_of(e); };
-  // Few rows read w once and are done: long items, which are fetched ahead, but some for each thread.
+  // Unless there is much to do with it, w is what takes time: long items, in which the next rows
+  // are fetched while others are multiplied, but some for each thread.
   const int64_t wide =
-      ceil_div(ceil_div(y.cols, ctx.pool().threads() * kFewItems), kItemRows) * kItemRows;
-  const auto width_of = [&](int64_t e) { return rows_of(e) <= kInt8Few ? wide : kItemRows; };
+      ceil_div(ceil_div(y.cols, ctx.pool().threads() * kLongItems), kItemRows) * kItemRows;
+  const auto width_of = [&](int64_t e) { return rows_of(e) <= kSomeRows ? wide : kItemRows; };
   int64_t* const first = scope.array<int64_t>(count + 1);
   first[0] = 0;
   for (int64_t e = 0; e < count; ++e)
@@ -222,14 +224,15 @@ void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     const int64_t e = std::upper_bound(first, first + count, item) - first - 1;
     const int64_t widths = ceil_div(y.cols, width_of(e));
     const int64_t row = (item - first[e]) / widths * kBlockRows;
-    const int64_t n0 = (item - first[e]) % widths * width_of(e);
-    if (rows_of(e) <= kInt8Few) {
-      return multiply_few(p, experts[static_cast<size_t>(e)], begin_of(e), rows_of(e), n0,
-                          std::min(width_of(e), y.cols - n0));
-    }
-    for (int64_t n = n0; n < std::min(n0 + width_of(e), y.cols); n += kItemRows)
-      multiply(p, experts[static_cast<size_t>(e)], begin_of(e) + row,
-               std::min(kBlockRows, rows_of(e) - row), n, worker);
+    const int64_t n0 = (item - first[e]) % widths * width_of(e),
+                  end = std::min(n0 + width_of(e), y.cols);
+    const WeightView& w = experts[static_cast<size_t>(e)];
+    const int64_t together = rows_of(e) <= kInt8Few ? 16 : kItemRows;
+    for (int64_t i = 0; i < std::min(together, end - n0) * row_bytes(w.dtype, w.cols); i += 64)
+      __builtin_prefetch(w.row(n0) + i, 0, 2);
+    if (rows_of(e) <= kInt8Few) return multiply_few(p, w, begin_of(e), rows_of(e), n0, end - n0);
+    for (int64_t n = n0; n < end; n += kItemRows)
+      multiply(p, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end, worker);
   };
   const int64_t work = x.rows * y.cols * x.cols;
   run_items(ctx, work, x.rows, round);

@@ -185,7 +185,7 @@ inline F32x16 total(const Sum& a) {
 // As many rows and panels at once as the registers hold, how many dot products in a row are written
 // out, and the rows of x that blocks are multiplied with as they are unpacked.
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewRows = kInt8Few;
+constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewRows = 8;
 #elif defined(FATHOM_SIMD_IS_avx2)
 constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewRows = 4;
 #else
@@ -259,8 +259,13 @@ void rest(const Int8Tile& t, int64_t m) {
 
 template <int64_t kRun, bool kMinimum, bool kWide = false>
 void multiply_panels(const Int8Tile& t) {
-  int64_t m = 0;
-  for (; m + kRows <= t.m; m += kRows) rows<kRows, kRun, kMinimum, kWide>(t, m);
+  const int64_t share = (t.next_bytes * kRows / t.m + 64) & -64;
+  int64_t m = 0, fetched = 0;
+  for (; m + kRows <= t.m; m += kRows) {
+    const int64_t end = fetched + share < t.next_bytes ? fetched + share : t.next_bytes;
+    for (; fetched < end; fetched += 64) __builtin_prefetch(t.next + fetched, 0, 2);
+    rows<kRows, kRun, kMinimum, kWide>(t, m);
+  }
   rest<kRows - 1, kRun, kMinimum, kWide>(t, m);
 }
 

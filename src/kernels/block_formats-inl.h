@@ -4,7 +4,7 @@
 //
 // A reader In gives of its block(s)
 //   Bytes bytes(offset)        16 bytes (of each row)
-//   Dword dword, u8(offset)    an integer (of each row)
+//   Dword dword(offset)        an integer (of each row)
 //   F32x16 half(Dword)         the f16 in its lower half, one lane per value it is a scale of
 //   Bytes fifth_bits(Dword, i)  16 where the bit of the value is set: bit 16 i + value
 //   number(Dword), power(Dword)  as f32; 2^n from its bits
@@ -117,7 +117,7 @@ struct Mxfp4 {
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const auto e = b.u8(0);
+    const auto e = b.dword(0) & 255;
     // 2^(e - 128), for e < 2 a subnormal
     const F32x16 d = b.power(e < 2 ? (e + 1) << 21 : (e - 1) << 23);
     const auto q = b.bytes(1);

@@ -53,8 +53,9 @@ struct PanelWriter {
 
 template <class Format>
 void unpack(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) {
-  for (int64_t c = 0; c < cols; c += Format::kElements, w += Format::kBytes)
-    Format::decode(PanelBlock{w, stride}, PanelWriter<Format>{out, c});
+  PanelBlock block(w, stride);
+  for (int64_t c = 0; c < cols; c += Format::kElements, block.advance(Format::kBytes))
+    Format::decode(block, PanelWriter<Format>{out, c});
 }
 
 // Sums of 16 outputs, which begin with what takes the zero of the codes off again. kWide: codes of
@@ -350,10 +351,11 @@ void few(const Int8Few& f) {
     sums.row[r] = (r < f.m ? r : f.m - 1) * f.x_stride;
     sums.y[r] = load(f.total + (r < f.m ? r : f.m - 1) * 16);
   }
-  const uint8_t *w = f.w, *next = f.next;
+  PanelBlock block(f.w, f.stride);
+  const uint8_t* next = f.next;
   for (int64_t c = 0; c < f.cols; c += Format::kElements) {
-    Format::decode(PanelBlock{w, f.stride}, FewWriter<Format, R>{sums, c, next});
-    w += Format::kBytes;
+    Format::decode(block, FewWriter<Format, R>{sums, c, next});
+    block.advance(Format::kBytes);
     next += 16 * Format::kBytes;
   }
   for (int64_t r = 0; r < f.m; ++r) store(sums.y[r], f.total + r * 16);

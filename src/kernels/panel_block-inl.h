@@ -60,19 +60,27 @@ inline F32x16 to_f32(I32x16 a) {
 struct PanelBlock {
   using Bytes = Bytes16;
   using Dword = U32x16;
-  const uint8_t* p;
+  // Rows 0, 4, 8 and 12: all 16 are then one of few registers and a multiple of the stride away.
+  const uint8_t* p[4];
   int64_t stride;  // from row to row
+
+  [[gnu::always_inline]] PanelBlock(const uint8_t* w, int64_t row_stride)
+      : p{w, w + 4 * row_stride, w + 8 * row_stride, w + 12 * row_stride}, stride(row_stride) {}
+  [[gnu::always_inline]] const uint8_t* row(int64_t r) const { return p[r / 4] + r % 4 * stride; }
+  [[gnu::always_inline]] void advance(int64_t bytes) {
+    for (const uint8_t*& q : p) q += bytes;
+  }
 
 #if defined(FATHOM_SIMD_IS_avx512)
   // Loads that fill a part of a register are blends, which many ports can do; inserts are shuffles.
   [[gnu::always_inline]] __m512i rows_of_four(int64_t at, int64_t first) const {
-    const auto row = [&](int64_t r) __attribute__((always_inline)) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (first + r) * stride + at));
+    const auto load_row = [&](int64_t r) __attribute__((always_inline)) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row(first + r) + at));
     };
-    __m512i a = _mm512_zextsi128_si512(row(0));
-    a = _mm512_mask_broadcast_i32x4(a, 0x00f0, row(4));
-    a = _mm512_mask_broadcast_i32x4(a, 0x0f00, row(8));
-    return _mm512_mask_broadcast_i32x4(a, 0xf000, row(12));
+    __m512i a = _mm512_zextsi128_si512(load_row(0));
+    a = _mm512_mask_broadcast_i32x4(a, 0x00f0, load_row(4));
+    a = _mm512_mask_broadcast_i32x4(a, 0x0f00, load_row(8));
+    return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(12));
   }
   [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
     const __m512i a = rows_of_four(at, 0), b = rows_of_four(at, 1), c = rows_of_four(at, 2),
@@ -84,20 +92,9 @@ struct PanelBlock {
              reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab1, cd1)),
              reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab1, cd1))}};
   }
+  // The first or the last of 16 bytes, which are all of the block's.
   [[gnu::always_inline]] U32x16 dword(int64_t at) const {
-    __m512i quarter[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      quarter[i] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const int row = 4 * i + j;
-        quarter[i] = _mm512_mask_broadcastd_epi32(quarter[i], static_cast<__mmask16>(1 << row),
-                                                  _mm_loadu_si32(p + row * stride + at));
-      }
-    }
-    return reinterpret_cast<U32x16>(_mm512_or_si512(_mm512_or_si512(quarter[0], quarter[1]),
-                                                    _mm512_or_si512(quarter[2], quarter[3])));
+    return reinterpret_cast<U32x16>(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
   }
 #else
 #if defined(FATHOM_SIMD_IS_avx2)
@@ -106,8 +103,8 @@ struct PanelBlock {
     __m256i halves[4][2];
     for (int half = 0; half < 2; ++half) {  // rows 8 half to 8 half + 7
       const auto two = [&](int64_t r) __attribute__((always_inline)) {
-        const uint8_t* const from = p + (8 * half + r) * stride + at;
-        return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(from + 4 * stride),
+        const uint8_t* const from = row(8 * half + r) + at;
+        return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(row(8 * half + r + 4) + at),
                                    reinterpret_cast<const __m128i*>(from));
       };
       const __m256i a = two(0), b = two(1), c = two(2), d = two(3);
@@ -126,7 +123,7 @@ struct PanelBlock {
     uint32_t to[4][16];
     for (int64_t r = 0; r < 16; ++r) {
       uint32_t from[4];
-      __builtin_memcpy(from, p + r * stride + at, sizeof from);
+      __builtin_memcpy(from, row(r) + at, sizeof from);
       for (int j = 0; j < 4; ++j) to[j][r] = from[j];
     }
     Bytes16 b;
@@ -134,9 +131,14 @@ struct PanelBlock {
     return b;
   }
 #endif
-  U32x16 dword(int64_t at) const { return integers<uint32_t>(at); }
+  U32x16 dword(int64_t at) const {
+    uint32_t to[16];
+    for (int64_t r = 0; r < 16; ++r) __builtin_memcpy(to + r, row(r) + at, 4);
+    U32x16 v;
+    __builtin_memcpy(&v, to, sizeof v);
+    return v;
+  }
 #endif
-  U32x16 u8(int64_t at) const { return integers<uint8_t>(at); }
 
   static F32x16 half(U32x16 bits) {
 #if defined(FATHOM_SIMD_IS_avx512)
@@ -217,20 +219,6 @@ struct PanelBlock {
       return d * to_f32((four << (24 - i % 4 * 8)) >> 24);
     }
   };
-
- private:
-  template <class T>
-  U32x16 integers(int64_t at) const {
-    uint32_t to[16];
-    for (int64_t r = 0; r < 16; ++r) {
-      T x;
-      __builtin_memcpy(&x, p + r * stride + at, sizeof x);
-      to[r] = x;
-    }
-    U32x16 v;
-    __builtin_memcpy(&v, to, sizeof v);
-    return v;
-  }
 };
 
 }  // namespace

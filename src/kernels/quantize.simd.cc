@@ -82,7 +82,6 @@ struct RowBlock {
 
   U8x16 bytes(int64_t at) const { return load_bytes(p + at); }
   uint32_t dword(int64_t at) const { return load_u32(p + at); }
-  uint32_t u8(int64_t at) const { return p[at]; }
   static F32x16 half(uint32_t bits) { return set(f16_scale(static_cast<uint16_t>(bits))); }
   static U8x16 fifth_bits(uint32_t bits, int i) {
     constexpr uint64_t kEach = 0x0101010101010101;

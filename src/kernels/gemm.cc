@@ -284,20 +284,9 @@ Plan plan_rows(const Problem& p, int64_t rows) {
 }
 
 void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
-                     std::span<const WeightView> experts, const float* bias, Rows y) {
+                     const LinearPart& part) {
+  const auto [experts, bias, y] = part;
   const WeightView& shape = experts[0];
-  FATHOM_CHECK(x.cols == shape.cols && y.rows == x.rows && y.cols == shape.rows, x.cols, shape.cols,
-               y.cols, shape.rows);
-  FATHOM_CHECK(dtype_info(shape.dtype).computable, dtype_name(shape.dtype));
-  if (x.rows == 0 || y.cols == 0) return;
-  if (x.cols == 0) {
-    for (int64_t r = 0; r < y.rows; ++r) {
-      for (int64_t c = 0; c < y.cols; ++c) y.row(r)[c] = bias != nullptr ? bias[c] : 0.0f;
-    }
-    return;
-  }
-  if (has_int8_product(shape.dtype) && ctx.precision() == Precision::kNative)
-    return int8_linear(ctx, x, offsets, experts, bias, y);
   ArenaScope scope(ctx.scratch());
   const Form form = choose_form(ctx.isa(), shape.dtype, ctx.precision());
   const PackedTile tile = FATHOM_SIMD_CALL(ctx.isa(), kPackedTile);
@@ -346,19 +335,56 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   run_items(ctx, work, first_item[count], run_item);
 }
 
+void check(ConstRows x, std::span<const int64_t> offsets, const LinearPart& part) {
+  FATHOM_CHECK(offsets.size() == part.experts.size() + 1, offsets.size(), part.experts.size());
+  const WeightView& shape = part.experts[0];
+  const Rows& y = part.y;
+  FATHOM_CHECK(x.cols == shape.cols && y.rows == x.rows && y.cols == shape.rows, x.cols, shape.cols,
+               y.cols, shape.rows);
+  FATHOM_CHECK(dtype_info(shape.dtype).computable, dtype_name(shape.dtype));
+}
+
+void fill_with_bias(const LinearPart& part) {
+  for (int64_t r = 0; r < part.y.rows; ++r) {
+    for (int64_t c = 0; c < part.y.cols; ++c)
+      part.y.row(r)[c] = part.bias != nullptr ? part.bias[c] : 0.0f;
+  }
+}
+
 }  // namespace
 
 void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, Rows y) {
   const int64_t offsets[] = {0, x.rows};
-  multiply_groups(ctx, x, offsets, {&w, 1}, bias, y);
+  const LinearPart part{{&w, 1}, bias, y};
+  grouped_linears(ctx, x, offsets, {&part, 1});
 }
 
 void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                     std::span<const WeightView> experts, Rows y) {
-  FATHOM_CHECK(
-      offsets.size() == experts.size() + 1 && offsets.front() == 0 && offsets.back() == x.rows,
-      x.rows);
-  if (!experts.empty()) multiply_groups(ctx, x, offsets, experts, nullptr, y);
+  const LinearPart part{experts, nullptr, y};
+  if (!experts.empty()) grouped_linears(ctx, x, offsets, {&part, 1});
+}
+
+void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                     std::span<const LinearPart> parts) {
+  FATHOM_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == x.rows, x.rows);
+  for (const LinearPart& part : parts) check(x, offsets, part);
+  if (x.rows == 0) return;
+  const auto in_integers = [&](const LinearPart& part) {
+    return x.cols > 0 && has_int8_product(part.experts[0].dtype) &&
+           ctx.precision() == Precision::kNative;
+  };
+  for (size_t i = 0, end = 0; i < parts.size(); i = end) {
+    end = i + 1;
+    if (in_integers(parts[i])) {
+      while (end < parts.size() && parts[end].experts[0].dtype == parts[i].experts[0].dtype) ++end;
+      int8_linears(ctx, x, offsets, parts.subspan(i, end - i));
+    } else if (x.cols == 0) {
+      fill_with_bias(parts[i]);
+    } else if (parts[i].y.cols > 0) {
+      multiply_groups(ctx, x, offsets, parts[i]);
+    }
+  }
 }
 
 }  // namespace fathom

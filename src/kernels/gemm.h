@@ -43,4 +43,15 @@ void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, R
 void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                     std::span<const WeightView> experts, Rows y);
 
+// Several layers of one x, each as grouped_linear() (plus bias [N], if not null) computes it, to
+// the bit; but blocks of one dtype round x once and share a loop over the threads, which is what
+// counts at few rows.
+struct LinearPart {
+  std::span<const WeightView> experts;
+  const float* bias = nullptr;
+  Rows y;
+};
+void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                     std::span<const LinearPart> parts);
+
 }  // namespace fathom

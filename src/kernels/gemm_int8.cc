@@ -97,8 +97,6 @@ struct Problem {
   Format format;
   RowLayout layout;
   std::byte* x;  // all rows of x, rounded
-  const float* bias;
-  Rows y;
 };
 
 constexpr int64_t kMostBytes = kInt8Columns / 32 * 34;  // of kInt8Columns columns: Q8_0
@@ -127,8 +125,8 @@ void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_
 }
 
 // m <= kInt8Few rows of x from m0 on times rows [n0, n0 + n) of w.
-void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
-                  int64_t n) {
+void multiply_few(const Problem& p, const LinearPart& part, const WeightView& w, int64_t m0,
+                  int64_t m, int64_t n0, int64_t n) {
   const int64_t stride = row_bytes(w.dtype, w.cols);
   for (int64_t row = n0; row < n0 + n; row += 16) {
     float total[kInt8Few * 16] = {};
@@ -148,16 +146,16 @@ void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, 
       }
     }
     for (int64_t r = 0; r < m; ++r) {
-      float* const y = p.y.row(m0 + r) + row;
+      float* const y = part.y.row(m0 + r) + row;
       for (int64_t i = 0; i < rows; ++i)
-        y[i] = p.bias != nullptr ? total[r * 16 + i] + p.bias[row + i] : total[r * 16 + i];
+        y[i] = part.bias != nullptr ? total[r * 16 + i] + part.bias[row + i] : total[r * 16 + i];
     }
   }
 }
 
 // Rows [m0, m0 + m) of x times kItemRows rows of w from n0 on; those up to row `end` will follow.
-void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0, int64_t end,
-              int worker) {
+void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int64_t m0, int64_t m,
+              int64_t n0, int64_t end, int worker) {
   ArenaScope scope(p.ctx.worker_scratch(worker));
   auto* const panels = scope.array<Int8Panel>(kInt8Panels);
   float* const total = scope.array<float>(m * kItemRows);
@@ -178,14 +176,14 @@ void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int6
   const int64_t n = std::min(kItemRows, w.rows - n0);
   constexpr int64_t kAhead = 16;
   for (int64_t r = 0; r < m; ++r) {
-    float* const y = p.y.row(m0 + r) + n0;
+    float* const y = part.y.row(m0 + r) + n0;
     if (r + kAhead < m) {
-      __builtin_prefetch(y + kAhead * p.y.stride, 1);
-      __builtin_prefetch(y + kAhead * p.y.stride + n - 1, 1);
+      __builtin_prefetch(y + kAhead * part.y.stride, 1);
+      __builtin_prefetch(y + kAhead * part.y.stride + n - 1, 1);
     }
     for (int64_t i = 0; i < n; ++i)
-      y[i] =
-          p.bias != nullptr ? total[r * kItemRows + i] + p.bias[n0 + i] : total[r * kItemRows + i];
+      y[i] = part.bias != nullptr ? total[r * kItemRows + i] + part.bias[n0 + i]
+                                  : total[r * kItemRows + i];
   }
 }
 
@@ -193,27 +191,38 @@ void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int6
 
 bool has_int8_product(DType dtype) { return format_of(Isa::kPortable, dtype).unpack != nullptr; }
 
-void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
-                 std::span<const WeightView> experts, const float* bias, Rows y) {
-  const WeightView& shape = experts[0];
+void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                  std::span<const LinearPart> parts) {
   ArenaScope scope(ctx.scratch());
-  const Format format = format_of(ctx.isa(), shape.dtype);
+  const Format format = format_of(ctx.isa(), parts[0].experts[0].dtype);
   const RowLayout layout(x.cols, format.run);
-  Problem p{ctx, format, layout, scope.array<std::byte>(x.rows * layout.stride), bias, y};
+  const Problem p{ctx, format, layout, scope.array<std::byte>(x.rows * layout.stride)};
 
-  // Items of expert e are those from first[e] on: blocks of its rows, and of each all rows of w.
-  const auto count = static_cast<int64_t>(experts.size());
+  // Items of expert e of part i are those from first[i experts + e] on: blocks of its rows, and of
+  // each all rows of w.
+  const auto experts = static_cast<int64_t>(offsets.size()) - 1,
+             count = experts * static_cast<int64_t>(parts.size());
   const auto begin_of = [&](int64_t e) { return offsets[static_cast<size_t>(e)]; };
   const auto rows_of = [&](int64_t e) { return begin_of(e + 1) - begin_of(e); };
   // Unless there is much to do with it, w is what takes time: long items, in which the next rows
   // are fetched while others are multiplied, but some for each thread.
-  const int64_t wide =
-      ceil_div(ceil_div(y.cols, ctx.pool().threads() * kLongItems), kItemRows) * kItemRows;
-  const auto width_of = [&](int64_t e) { return rows_of(e) <= kSomeRows ? wide : kItemRows; };
+  const auto width_of = [&](int64_t e, int64_t cols) {
+    const int64_t items = ctx.pool().threads() * kLongItems;
+    return rows_of(e) <= kSomeRows ? ceil_div(ceil_div(cols, items), kItemRows) * kItemRows
+                                   : kItemRows;
+  };
   int64_t* const first = scope.array<int64_t>(count + 1);
   first[0] = 0;
-  for (int64_t e = 0; e < count; ++e)
-    first[e + 1] = first[e] + ceil_div(rows_of(e), kBlockRows) * ceil_div(y.cols, width_of(e));
+  int64_t outputs = 0;
+  for (const LinearPart& part : parts) {
+    const int64_t cols = part.y.cols, group = (&part - parts.data()) * experts;
+    outputs += cols;
+    for (int64_t e = 0; e < experts; ++e) {
+      const int64_t items =
+          cols == 0 ? 0 : ceil_div(rows_of(e), kBlockRows) * ceil_div(cols, width_of(e, cols));
+      first[group + e + 1] = first[group + e] + items;
+    }
+  }
 
   const auto round = [&](int64_t row, int) {
     FATHOM_SIMD_CALL(ctx.isa(), int8_round_row)
@@ -221,20 +230,24 @@ void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
      layout.at(p.x + row * layout.stride, 0));
   };
   const auto run_item = [&](int64_t item, int worker) {
-    const int64_t e = std::upper_bound(first, first + count, item) - first - 1;
-    const int64_t widths = ceil_div(y.cols, width_of(e));
-    const int64_t row = (item - first[e]) / widths * kBlockRows;
-    const int64_t n0 = (item - first[e]) % widths * width_of(e),
-                  end = std::min(n0 + width_of(e), y.cols);
-    const WeightView& w = experts[static_cast<size_t>(e)];
+    const int64_t group = std::upper_bound(first, first + count, item) - first - 1;
+    const LinearPart& part = parts[static_cast<size_t>(group / experts)];
+    const int64_t e = group % experts, width = width_of(e, part.y.cols),
+                  widths = ceil_div(part.y.cols, width);
+    const int64_t row = (item - first[group]) / widths * kBlockRows;
+    const int64_t n0 = (item - first[group]) % widths * width,
+                  end = std::min(n0 + width, part.y.cols);
+    const WeightView& w = part.experts[static_cast<size_t>(e)];
     const int64_t together = rows_of(e) <= kInt8Few ? 16 : kItemRows;
     for (int64_t i = 0; i < std::min(together, end - n0) * row_bytes(w.dtype, w.cols); i += 64)
       __builtin_prefetch(w.row(n0) + i, 0, 2);
-    if (rows_of(e) <= kInt8Few) return multiply_few(p, w, begin_of(e), rows_of(e), n0, end - n0);
+    if (rows_of(e) <= kInt8Few)
+      return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
     for (int64_t n = n0; n < end; n += kItemRows)
-      multiply(p, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end, worker);
+      multiply(p, part, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end,
+               worker);
   };
-  const int64_t work = x.rows * y.cols * x.cols;
+  const int64_t work = x.rows * outputs * x.cols;
   run_items(ctx, work, x.rows, round);
   run_items(ctx, work, first[count], run_item);
 }

@@ -4,16 +4,16 @@
 
 #include <span>
 
+#include "kernels/gemm.h"
 #include "tensor/context.h"
-#include "tensor/view.h"
 
 namespace fathom {
 
 bool has_int8_product(DType dtype);
 
-// As grouped_linear() of gemm.h; bias [N] or null. REQUIRES: what gemm.cc has checked; x.rows,
-// x.cols and y.cols above 0.
-void int8_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
-                 std::span<const WeightView> experts, const float* bias, Rows y);
+// As grouped_linears() of gemm.h, all parts of one dtype. REQUIRES: what gemm.cc has checked; x.rows
+// and x.cols above 0.
+void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                  std::span<const LinearPart> parts);
 
 }  // namespace fathom

@@ -31,9 +31,10 @@ void gqa_forward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const 
                  ConstRows cos_sin, ConstRows x, const GqaActivations& a, Rows out) {
   const int64_t heads = c.num_attention_heads, kv_heads = c.num_key_value_heads, dim = c.head_dim;
   const Rows k = a.kv.columns(0, kv_heads * dim), v = a.kv.columns(kv_heads * dim, kv_heads * dim);
-  linear_forward(ctx, x, w.q_proj, w.q_bias.data(), a.q);
-  linear_forward(ctx, x, w.k_proj, w.k_bias.data(), k);
-  linear_forward(ctx, x, w.v_proj, w.v_bias.data(), v);
+  linears_forward(ctx, x,
+                  {{w.q_proj, w.q_bias.data(), a.q},
+                   {w.k_proj, w.k_bias.data(), k},
+                   {w.v_proj, w.v_bias.data(), v}});
   rope(ctx, cos_sin, c.rope.layout, heads, dim, 0, a.q);
   rope(ctx, cos_sin, c.rope.layout, kv_heads, dim, 0, k);
 

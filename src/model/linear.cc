@@ -1,11 +1,14 @@
 #include "model/linear.h"
 
+#include "base/check.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_backward.h"
 
 namespace fathom {
 namespace {
+
+constexpr size_t kMostTogether = 4;  // layers of one x
 
 // Spans over the parts of a layer; a Linear is a group of one expert.
 struct Group {
@@ -87,16 +90,39 @@ void grouped_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets
 }
 
 void linear_forward(Context& ctx, ConstRows x, const Linear& w, const float* bias, Rows y) {
-  if (ctx.input_observer()) ctx.input_observer()(w.weight, x);
-  linear(ctx, x, w.weight, bias, y);
+  linears_forward(ctx, x, {{w, bias, y}});
+}
+
+void linears_forward(Context& ctx, ConstRows x, std::initializer_list<LinearOutput> outputs) {
   const int64_t offsets[] = {0, x.rows};
-  add_lora(ctx, x, group_of(w, offsets), y);
+  LinearPart parts[kMostTogether];
+  size_t count = 0;
+  FATHOM_CHECK(outputs.size() <= kMostTogether, outputs.size());
+  for (const LinearOutput& o : outputs) {
+    if (ctx.input_observer()) ctx.input_observer()(o.w.weight, x);
+    parts[count++] = {{&o.w.weight, 1}, o.bias, o.y};
+  }
+  grouped_linears(ctx, x, offsets, {parts, count});
+  for (const LinearOutput& o : outputs) add_lora(ctx, x, group_of(o.w, offsets), o.y);
 }
 
 void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets, const Experts& w,
                      Rows y) {
-  grouped_forward(ctx, x, offsets, w.weight, y);
-  add_lora(ctx, x, {offsets, w.weight, w.lora_a, w.lora_b, w.lora_scale}, y);
+  experts_forward(ctx, x, offsets, {{w, y}});
+}
+
+void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                     std::initializer_list<ExpertsOutput> outputs) {
+  LinearPart parts[kMostTogether];
+  size_t count = 0;
+  FATHOM_CHECK(outputs.size() <= kMostTogether, outputs.size());
+  for (const ExpertsOutput& o : outputs) {
+    observe(ctx, x, offsets, o.w.weight);
+    parts[count++] = {o.w.weight, nullptr, o.y};
+  }
+  grouped_linears(ctx, x, offsets, {parts, count});
+  for (const ExpertsOutput& o : outputs)
+    add_lora(ctx, x, {offsets, o.w.weight, o.w.lora_a, o.w.lora_b, o.w.lora_scale}, o.y);
 }
 
 void linear_backward(Context& ctx, ConstRows x, const Linear& w, ConstRows dy,

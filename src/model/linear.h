@@ -7,6 +7,7 @@
 // frozen as a rule and may be of any computable type.
 #pragma once
 
+#include <initializer_list>
 #include <span>
 #include <vector>
 
@@ -43,11 +44,24 @@ struct ExpertsGradient {
   std::vector<Rows> weight, lora_a, lora_b;  // no elements = not trained
 };
 
-// All three tell the context's input observer, if there is one, of each weight and its rows.
+// All tell the context's input observer, if there is one, of each weight and its rows.
 // x [T, in], y [T, out]; bias [out] or null. Aliasing and threads as linear() and grouped_linear().
 void linear_forward(Context& ctx, ConstRows x, const Linear& w, const float* bias, Rows y);
 void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets, const Experts& w,
                      Rows y);
+// Several of one x, each as above to the bit, together where that is faster.
+struct LinearOutput {
+  const Linear& w;
+  const float* bias;
+  Rows y;
+};
+void linears_forward(Context& ctx, ConstRows x, std::initializer_list<LinearOutput> outputs);
+struct ExpertsOutput {
+  const Experts& w;
+  Rows y;
+};
+void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                     std::initializer_list<ExpertsOutput> outputs);
 // grouped_linear(): one weight per group of rows, without LoRA.
 void grouped_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                      std::span<const WeightView> w, Rows y);

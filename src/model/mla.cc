@@ -146,16 +146,16 @@ AttentionKeys packed_keys(const ModelConfig& c, const MlaActivations& a) {
 void mla_forward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const KeySource& keys,
                  ConstRows cos_sin, ConstRows x, const MlaActivations& a, Rows out) {
   const int64_t heads = c.num_attention_heads;
-  if (c.q_lora_rank > 0) {
-    linear_forward(ctx, x, w.q_a_proj, nullptr, a.q_a);
+  const bool q_lora = c.q_lora_rank > 0;
+  linears_forward(ctx, x,
+                  {{q_lora ? w.q_a_proj : w.q_proj, nullptr, q_lora ? a.q_a : a.q},
+                   {w.kv_a_proj_with_mqa, nullptr, a.kv_a}});
+  if (q_lora) {
     rms_norm(ctx, a.q_a, w.q_a_layernorm.data(), kLatentNormEps, a.q_a_normed);
     linear_forward(ctx, a.q_a_normed, w.q_b_proj, nullptr, a.q);
-  } else {
-    linear_forward(ctx, x, w.q_proj, nullptr, a.q);
   }
   rope(ctx, cos_sin, c.rope.layout, heads, c.qk_head_dim(), c.qk_nope_head_dim, a.q);
 
-  linear_forward(ctx, x, w.kv_a_proj_with_mqa, nullptr, a.kv_a);
   // Only the latent is normed, not the rope part behind it.
   rms_norm(ctx, a.kv_a.columns(0, c.kv_lora_rank), w.kv_a_layernorm.data(), kLatentNormEps,
            a.latent);

@@ -26,8 +26,7 @@ std::span<const float> slot_weights(const MoeActivations& a) {
 
 void mlp_forward(Context& ctx, const MlpWeights& w, ConstRows x, const MlpActivations& a,
                  Rows out) {
-  linear_forward(ctx, x, w.gate_proj, nullptr, a.gate);
-  linear_forward(ctx, x, w.up_proj, nullptr, a.up);
+  linears_forward(ctx, x, {{w.gate_proj, nullptr, a.gate}, {w.up_proj, nullptr, a.up}});
   swiglu(ctx, a.gate, a.up, a.act);
   linear_forward(ctx, a.act, w.down_proj, nullptr, out);
 }
@@ -59,8 +58,7 @@ void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstR
   sort_by_expert({a.experts, a.position.size()}, a.offsets, a.position);
 
   gather_by_expert(ctx, x, a.position, a.x);
-  experts_forward(ctx, a.x, a.offsets, w.gate_proj, a.routed.gate);
-  experts_forward(ctx, a.x, a.offsets, w.up_proj, a.routed.up);
+  experts_forward(ctx, a.x, a.offsets, {{w.gate_proj, a.routed.gate}, {w.up_proj, a.routed.up}});
   swiglu(ctx, a.routed.gate, a.routed.up, a.routed.act);
   experts_forward(ctx, a.routed.act, a.offsets, w.down_proj, a.y);
   scatter_add_weighted(ctx, a.y, a.position, slot_weights(a), out);

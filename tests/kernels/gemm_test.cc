@@ -455,6 +455,49 @@ TEST(GroupedLinear, EqualsLinearOfEachExpertBitForBit) {
   }
 }
 
+TEST(GroupedLinear, LayersOfOneXTogetherAreTheSameBitsAsAlone) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (const int64_t rows : {1, 5, 40, 300}) {
+      const std::vector<int64_t> offsets = {0, rows, rows, rows + 3};
+      const PaddedRows x(rows + 3, 512, 1), bias(1, 300, 3);
+      std::vector<std::unique_ptr<Weight>> weights;
+      std::vector<std::vector<WeightView>> experts;
+      std::vector<std::unique_ptr<PaddedRows>> y;
+      std::vector<LinearPart> parts;
+      // blocks of one type beside each other and apart, other ways between, nothing to compute
+      for (const auto& [dtype, cols] : {std::pair{DType::kQ4_K, 300},
+                                        {DType::kQ4_K, 17},
+                                        {DType::kQ6_K, 48},
+                                        {DType::kF32, 7},
+                                        {DType::kBF16, 9},
+                                        {DType::kQ4_K, 0},
+                                        {DType::kQ4_K, 64}}) {
+        experts.emplace_back();
+        for (int e = 0; e < 3; ++e) {
+          weights.push_back(std::make_unique<Weight>(dtype, cols, 512, 10 + weights.size()));
+          experts.back().push_back(weights.back()->view);
+        }
+        y.push_back(std::make_unique<PaddedRows>(rows + 3, cols));
+      }
+      for (size_t i = 0; i < experts.size(); ++i)
+        parts.push_back({experts[i], i % 2 == 0 ? bias.view.data : nullptr, y[i]->view});
+      grouped_linears(ctx, x.view, offsets, parts);
+      for (const LinearPart& part : parts) {
+        SCOPED_TRACE(std::string(dtype_name(part.experts[0].dtype)) + " x " +
+                     std::to_string(part.y.cols) + ", rows " + std::to_string(rows));
+        for (const size_t e : {0, 2}) {
+          const int64_t count = offsets[e + 1] - offsets[e];
+          PaddedRows alone(count, part.y.cols);
+          linear(ctx, x.view.slice(offsets[e], count), part.experts[e], part.bias, alone.view);
+          expect_same_bits(part.y.slice(offsets[e], count), alone.view);
+        }
+      }
+      for (const auto& each : y) EXPECT_TRUE(each->intact());
+    }
+  }
+}
+
 TEST(GroupedLinear, AcceptsNoRowsAndNoExperts) {
   Context ctx(2);
   const std::vector<int64_t> none = {0}, empty = {0, 0, 0};

@@ -15,10 +15,11 @@ inline constexpr int64_t kPanelRows = 8;  // rows of w that are multiplied toget
 inline constexpr int64_t kTileRows = 3;   // rows of x in one register tile
 
 // y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]. Strides in elements of the operand as stored.
+// Meanwhile the rows of w are fetched that lie `ahead` bytes behind these (0: none).
 struct GemmBlock {
   const void* x = nullptr;
   const void* w = nullptr;
-  int64_t x_stride = 0, w_stride = 0;
+  int64_t x_stride = 0, w_stride = 0, ahead = 0;
   int64_t m = 0, n = 0, k = 0;
   const float* bias = nullptr;  // [n] or null
   float* y = nullptr;

@@ -52,9 +52,8 @@ constexpr int64_t kPanelBytes = 256 << 10;
 constexpr int64_t kPanels = 2;
 // columns brought into elements at a time; a multiple of every block of a format
 constexpr int64_t kChunk = 256;
-// rows of w in one item when x has few, fewer while there are not
-constexpr int64_t kFewItemRows = 48;
-constexpr int64_t kItems = 256;  // that many items to balance
+// items of each thread when x has few rows: long ones, in which w is fetched ahead
+constexpr int64_t kLongItems = 4;
 
 // What the operands are brought into, and by which tiles they are multiplied.
 enum class Form { kF32, kSplitBf16, kNativeBf16 };
@@ -202,8 +201,12 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
   b.w_stride = in_place ? w.cols : ceil_div(w.cols, 16) * 16 + 16;
   b.y_stride = p.y.stride;
   float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * b.w_stride);
+  const int64_t ahead = in_place ? kPanelRows * row_bytes(w.dtype, w.cols) : 0;
+  for (int64_t i = 0; i < std::min(ahead, n * row_bytes(w.dtype, w.cols)); i += 64)
+    __builtin_prefetch(w.row(n0) + i, 0, 2);
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
     b.n = std::min(kPanelRows, n0 + n - r0);
+    b.ahead = r0 + 2 * kPanelRows <= n0 + n ? ahead : 0;
     b.w = w.row(r0);
     if (!in_place) {
       for (int64_t r = 0; r < b.n; ++r)
@@ -273,8 +276,8 @@ struct Plan {
 Plan plan_rows(const Problem& p, int64_t rows) {
   if (rows == 0) return {0, 0, 0, 0, 0};
   if (rows <= kFewRows) {
-    const int64_t panel_rows = std::clamp(
-        ceil_div(ceil_div(p.y.cols, kItems), kPanelRows) * kPanelRows, kPanelRows, kFewItemRows);
+    const int64_t items = p.ctx.pool().threads() * kLongItems;
+    const int64_t panel_rows = ceil_div(ceil_div(p.y.cols, items), kPanelRows) * kPanelRows;
     return {1, 1, rows, ceil_div(p.y.cols, panel_rows), panel_rows};
   }
   const int64_t block_rows =

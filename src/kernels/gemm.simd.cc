@@ -124,7 +124,7 @@ inline void keep(Part& a) {
 // count), whole steps.
 template <class Op, int64_t MR>
 inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
-                       int64_t count, int64_t part, const float* from, float* to) {
+                       int64_t ahead, int64_t count, int64_t part, const float* from, float* to) {
   Part sum[MR][kTileCols];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
@@ -140,6 +140,8 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kTileCols; ++j) {
       Part wv = Op::load_w(w[j] + k, part);
+      // a step of w is a line, or half of one
+      if (part == 0) __builtin_prefetch(reinterpret_cast<const char*>(w[j] + k) + ahead, 0, 2);
       if (MR > 1) keep(wv);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < MR; ++i) sum[i][j] = Op::dot(xv[i], wv, sum[i][j]);
@@ -156,12 +158,12 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
 // The same for all parts and 8 columns.
 template <class Op, int64_t MR>
 inline void accumulate_all(const typename Op::X* x, int64_t x_stride,
-                           const typename Op::W* const* w, int64_t count, const float* from,
-                           float* to) {
+                           const typename Op::W* const* w, int64_t ahead, int64_t count,
+                           const float* from, float* to) {
   for (int64_t part = 0; part < 16; part += kPartLanes) {
     for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-      accumulate<Op, MR>(x, x_stride, w + j, count, part, from != nullptr ? from + j * 16 : nullptr,
-                         to + j * 16);
+      accumulate<Op, MR>(x, x_stride, w + j, ahead, count, part,
+                         from != nullptr ? from + j * 16 : nullptr, to + j * 16);
     }
   }
 }
@@ -187,7 +189,7 @@ __attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t 
     __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
     w_rows[j] = w_rest[j];
   }
-  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, Op::kStep, sums, sums);
+  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, 0, Op::kStep, sums, sums);
 }
 
 // Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w.
@@ -198,7 +200,7 @@ __attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* co
   alignas(64) float finished[MR][kPanelRows][16];
   float* const sums = finished[0][0];
   const int64_t whole = b.k & -Op::kStep;
-  accumulate_all<Op, MR>(x, b.x_stride, w, whole, nullptr, sums);
+  accumulate_all<Op, MR>(x, b.x_stride, w, m0 == 0 ? b.ahead : 0, whole, nullptr, sums);
   if (whole < b.k) accumulate_rest<Op, MR>(x, b.x_stride, w, whole, b.k, sums);
   float* y = b.y + m0 * b.y_stride + n0;
   for (int64_t i = 0; i < MR; ++i, y += b.y_stride) {

@@ -239,8 +239,8 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                   end = std::min(n0 + width, part.y.cols);
     const WeightView& w = part.experts[static_cast<size_t>(e)];
     const int64_t together = rows_of(e) <= kInt8Few ? 16 : kItemRows;
-    for (int64_t i = 0; i < std::min(together, end - n0) * row_bytes(w.dtype, w.cols); i += 64)
-      __builtin_prefetch(w.row(n0) + i, 0, 2);
+    const int64_t bytes = std::min(together, end - n0) * row_bytes(w.dtype, w.cols);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(w.row(n0) + i, 0, 2);
     if (rows_of(e) <= kInt8Few)
       return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
     for (int64_t n = n0; n < end; n += kItemRows)

@@ -1,314 +1,155 @@
 #include "cli/bench.h"
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "base/check.h"
-#include "base/clock.h"
 #include "base/error.h"
-#include "base/random.h"
-#include "cli/interrupt.h"
+#include "base/file.h"
+#include "cli/bench_parts.h"
+#include "cli/machine.h"
 #include "cli/models.h"
-#include "engine/engine.h"
-#include "kernels/gemm.h"
-#include "kernels/roofline.h"
 
 namespace fathom {
 namespace {
 
-// Work of one step, by the unit that limits it.
-struct Cost {
-  double bytes = 0;
-  double f32_flops = 0, bf16_flops = 0, int8_ops = 0;
+using Json = nlohmann::ordered_json;
 
-  void add_weight(const WeightView& w, double rows, double share = 1) {
-    if (w.empty()) return;
-    bytes += share * static_cast<double>(
-                         w.rows * row_bytes(w.dtype, w.cols) +
-                         (w.block_scales != nullptr ? (w.rows + 127) / 128 * w.scale_cols * 4 : 0));
-    const double flops = share * 2 * rows * static_cast<double>(w.rows * w.cols);
-    const bool blocks = dtype_info(w.dtype).block_elements > 1;
-    (blocks ? int8_ops : w.dtype == DType::kBF16 ? bf16_flops : f32_flops) += flops;
-  }
-  double shortest_seconds(const Roofs& roofs) const {
-    // without an instruction for them, bytes are multiplied no faster than f32
-    const double int8 = std::max(roofs.int8_ops, roofs.f32_flops);
-    return std::max(f32_flops / roofs.f32_flops + bf16_flops / roofs.bf16_flops + int8_ops / int8,
-                    bytes / roofs.read_bytes);
-  }
-};
+constexpr std::string_view kParts[] = {"kernels", "load", "prefill", "decode", "batch"};
 
-void add_mlp(const MlpWeights& mlp, double rows, Cost& cost) {
-  for (const Linear* w : {&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj})
-    cost.add_weight(w->weight, rows);
+void check_options(const BenchOptions& o) {
+  const auto at_least = [](std::string_view flag, int64_t found, int64_t least) {
+    if (found < least) fail("{}: found {}, expected {} or more", flag, found, least);
+  };
+  at_least("--repeat", o.repeat, 1);
+  at_least("--generate", o.generate, 1);
+  for (const int64_t n : o.prefill) at_least("--prefill", n, 1);
+  for (const int64_t n : o.contexts) at_least("--at", n, 0);
+  for (const int64_t n : o.batch) at_least("--batch", n, 1);
+  constexpr int64_t kMostSequences = 1024;
+  for (const int64_t n : o.batch) {
+    if (n > kMostSequences) fail("--batch: found {}, expected at most {}", n, kMostSequences);
+  }
+  if (o.prefill.empty()) fail("--prefill: found no length, expected one or more");
+  for (const std::string& part : o.only) {
+    if (std::find(std::begin(kParts), std::end(kParts), part) == std::end(kParts))
+      fail("--only: found {}, expected kernels, load, prefill, decode or batch", quoted(part));
+  }
+  if (!o.page.empty() && !o.page.ends_with(".html") && !o.page.ends_with(".svg"))
+    fail("-o: found {}, expected a name that ends with .html or .svg", quoted(o.page));
 }
 
-void add_block(const BlockWeights& block, const ModelConfig& config, double rows, Cost& cost) {
-  if (block.mla) {
-    const MlaWeights& w = *block.mla;
-    for (const Linear* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.kv_a_proj_with_mqa, &w.o_proj})
-      cost.add_weight(v->weight, rows);
-    for (const WeightView& v : w.absorbed.k_up_transposed) cost.add_weight(v, rows);
-    for (const WeightView& v : w.absorbed.v_up) cost.add_weight(v, rows);
-  } else {
-    for (const Linear* v :
-         {&block.gqa->q_proj, &block.gqa->k_proj, &block.gqa->v_proj, &block.gqa->o_proj})
-      cost.add_weight(v->weight, rows);
-  }
-  if (block.mlp) add_mlp(*block.mlp, rows, cost);
-  if (!block.moe) return;
-  const MoeWeights& moe = *block.moe;
-  if (moe.shared_experts) add_mlp(*moe.shared_experts, rows, cost);
-  // Rows choose experts about evenly: of E experts, 1 - (1 - k/E)^rows are read; each row pays for
-  // k.
-  const double chosen = static_cast<double>(config.router.num_experts_per_tok) /
-                        static_cast<double>(config.n_routed_experts);
-  const double read = 1 - std::pow(1 - chosen, rows);
-  for (const auto* part : {&moe.gate_proj, &moe.up_proj, &moe.down_proj}) {
-    for (const WeightView& expert : part->weight) {
-      cost.add_weight(expert, rows * chosen / read, read);
-    }
-  }
+std::vector<std::string> machine_facts(Context& ctx) {
+  return {cpu_name(),
+          fmt::format("{} thread{}", ctx.pool().threads(), ctx.pool().threads() == 1 ? "" : "s"),
+          fmt::format("kernels {}", isa_name(ctx.isa())), fmt::format("fathom {}", FATHOM_VERSION),
+          fmt::format("compiler {}", __VERSION__)};
 }
 
-// `rows` new tokens after `context` cached ones, logits of the last.
-Cost step_cost(const Model& model, int64_t context, int64_t rows, DType cache_dtype) {
-  const ModelConfig& c = model.config();
-  Cost cost;
-  for (const BlockWeights& block : model.weights().layers)
-    add_block(block, c, static_cast<double>(rows), cost);
-  cost.add_weight(model.weights().lm_head.weight, 1);
-  const double pairs = static_cast<double>(rows) *
-                       (static_cast<double>(context) + static_cast<double>(rows + 1) / 2);
-  const double per_pair = c.is_mla() ? static_cast<double>(2 * c.kv_lora_rank + c.qk_rope_head_dim)
-                                     : static_cast<double>(2 * c.head_dim);
-  cost.f32_flops +=
-      2 * pairs * per_pair * static_cast<double>(c.num_attention_heads * c.num_hidden_layers);
-  cost.bytes +=
-      static_cast<double>(context * KvCache::bytes_per_token(c, c.num_hidden_layers, cache_dtype));
-  return cost;
+void print_machine(Context& ctx, const Roofs& roofs, bool json) {
+  if (json) {
+    print_json({{"group", "machine"},
+                {"cpu", cpu_name()},
+                {"threads", ctx.pool().threads()},
+                {"kernels", isa_name(ctx.isa())},
+                {"version", FATHOM_VERSION},
+                {"compiler", __VERSION__},
+                {"f32_flops", roofs.f32_flops},
+                {"bf16_flops", roofs.bf16_flops},
+                {"int8_ops", roofs.int8_ops},
+                {"read_bytes_per_second", roofs.read_bytes}});
+    return;
+  }
+  std::string line;
+  for (const std::string& fact : machine_facts(ctx)) line += (line.empty() ? "" : ", ") + fact;
+  out("{}\nroofs: f32 {:.0f}, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, memory {:.1f} GB/s; seen "
+      "again before and after each line\n",
+      line, roofs.f32_flops / 1e9, roofs.bf16_flops / 1e9, roofs.int8_ops / 1e9,
+      roofs.read_bytes / 1e9);
 }
 
-void report(const BenchOptions& options, const std::string& work, int64_t context, double tokens,
-            const std::vector<double>& seconds, const Cost& cost, const Roofs& roofs) {
-  const Spread s = spread_of(seconds);
-  const double share = cost.shortest_seconds(roofs) / s.median;
-  const double gflops = (cost.f32_flops + cost.bf16_flops + cost.int8_ops) / s.median / 1e9,
-               gbytes = cost.bytes / s.median / 1e9;
-  if (options.json) {
-    print_json({{"work", work},
-                {"context", context},
-                {"tokens", tokens},
-                {"tokens_per_second", tokens / s.median},
-                {"seconds", {{"median", s.median}, {"p10", s.low}, {"p90", s.high}}},
-                {"gflops", gflops},
-                {"gbytes_per_second", gbytes},
+// What must be held against what is held.
+void print_memory(const BenchedModel& model, const BenchLog& log) {
+  const ResidentMemory& peak = log.peak();
+  const uint64_t needed = model.file_bytes + model.cache_bytes;
+  const double share =
+      static_cast<double>(needed) / static_cast<double>(peak.anonymous + peak.file);
+  if (log.json()) {
+    print_json({{"group", "memory"},
+                {"resident_file_bytes", peak.file},
+                {"resident_anonymous_bytes", peak.anonymous},
+                {"model_file_bytes", model.file_bytes},
+                {"cache_bytes", model.cache_bytes},
+                {"cache_bytes_per_token", model.cache_bytes_per_token},
                 {"share_of_roof", share}});
     return;
   }
-  out("  {:<14} {:>8}  {:>9.1f}  {:>6.1f} - {:<8.1f} {:>8.1f}  {:>6.1f}   {:3.0f} %\n", work,
-      context, tokens / s.median, tokens / s.high, tokens / s.low, gflops, gbytes, share * 100);
+  out("\nmemory at most: {} of files, {} of its own; weights and cache alone are {} ({:.0f} %); "
+      "cache: {} per token ({})\n",
+      bytes_text(peak.file), bytes_text(peak.anonymous), bytes_text(needed), 100 * share,
+      bytes_text(model.cache_bytes_per_token), model.cache_dtype);
 }
 
-Request random_request(const Model& model, int64_t prompt_tokens, int64_t max_tokens) {
-  const RandomKey key{1, RandomPurpose::kTest, 0};
-  Request request;
-  for (int64_t i = 0; i < prompt_tokens; ++i) {
-    request.prompt.push_back(
-        static_cast<int32_t>(random_bits(key, static_cast<uint64_t>(i)) %
-                             static_cast<uint64_t>(model.config().vocab_size)));
-  }
-  request.max_tokens = max_tokens;  // no stop ids: it runs to the end
-  return request;
-}
-
-// Seconds of prefill (with the first token), and of each decode step after it.
-struct Timing {
-  double prefill = 0;
-  std::vector<double> decode;
-};
-
-Timing time_request(Engine& engine, Request request) {
-  Timing timing;
-  const uint64_t id = engine.submit(std::move(request));
-  std::vector<TokenEvent> events;
-  bool first = true;
-  while (true) {
-    const double begin = seconds_now();
-    events.clear();
-    FATHOM_CHECK(engine.step(events));
-    const double seconds = seconds_now() - begin;
-    (first ? timing.prefill : timing.decode.emplace_back()) += seconds;
-    for (const TokenEvent& event : events) {
-      FATHOM_CHECK(event.request == id, event.request, id);
-      if (event.finish == FinishReason::kNumericalError)
-        throw Error(ExitCode::kDiverged, "bench: logits are not finite");
-      if (event.finish != FinishReason::kNone) return timing;
-      first = false;
+// The roofs that the lines saw: how quiet the machine was.
+void print_range(const BenchLog& log) {
+  if (log.json() || log.lines().empty()) return;
+  std::vector<double> f32, int8, read;
+  for (const BenchLine& line : log.lines()) {
+    for (const Roofs* roofs : {&line.before, &line.after}) {
+      f32.push_back(roofs->f32_flops / 1e9);
+      int8.push_back(roofs->int8_ops / 1e9);
+      read.push_back(roofs->read_bytes / 1e9);
     }
-    check_interrupt();
   }
-}
-
-void bench_model(const BenchOptions& options, Context& ctx, const Roofs& roofs) {
-  // The prompt of a decode line is at least one token; each request ends with one token that needs
-  // no row but counts.
-  const auto decode_tokens = [&](int64_t context) {
-    return std::max<int64_t>(1, context) + options.generate + 1;
+  const auto text = [](const std::vector<double>& v, int digits) {
+    const auto [low, high] = std::minmax_element(v.begin(), v.end());
+    return fmt::format("{:.{}f} - {:.{}f}", *low, digits, *high, digits);
   };
-  OpenOptions open;
-  for (const int64_t n : options.prefill)
-    open.context_tokens = std::max(open.context_tokens, n + 1);
-  for (const int64_t n : options.contexts)
-    open.context_tokens = std::max(open.context_tokens, decode_tokens(n));
-  open.cache_dtype = parse_cache_dtype(options.cache);
-  const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
-  const Model& model = opened.model;
-  const int64_t longest = model.config().max_position_embeddings;
-  EngineOptions engine_options;
-  engine_options.context_tokens = std::min(open.context_tokens, longest);
-  engine_options.cache_dtype = open.cache_dtype.value_or(default_cache_dtype(model));
-  // the same prompts come again and again, and each is to be computed
-  engine_options.prefix_cache = false;
-  Engine engine(model, ctx, engine_options);
-  if (!options.json) {
-    out("{}\n{} threads, {}, cache {}\n\n", opened.name, ctx.pool().threads(), isa_name(ctx.isa()),
-        dtype_name(engine_options.cache_dtype));
-    out("  {:<14} {:>8}  {:>9}  {:>17} {:>8}  {:>6}   roof\n", "", "context", "tok/s", "10 - 90 %",
-        "GFLOP/s", "GB/s");
-  }
-  const auto fits = [&](std::string_view flag, int64_t n, int64_t tokens) {
-    if (tokens > longest && !options.output.quiet)
-      note("note: {} {}: left out: takes {} tokens, the model's context is {}", flag, n, tokens,
-           longest);
-    return tokens <= longest;
-  };
-  InterruptScope scope;
-  for (const int64_t n : options.prefill) {
-    if (!fits("--prefill", n, n + 1)) continue;
-    std::vector<double> seconds;
-    for (int i = 0; i < options.repeat; ++i)
-      seconds.push_back(time_request(engine, random_request(model, n, 1)).prefill);
-    report(options, fmt::format("prefill {}", n), 0, static_cast<double>(n), seconds,
-           step_cost(model, 0, n, engine_options.cache_dtype), roofs);
-  }
-  for (const int64_t context : options.contexts) {
-    if (!fits("--at", context, decode_tokens(context))) continue;
-    const Timing timing = time_request(
-        engine, random_request(model, std::max<int64_t>(1, context), options.generate + 1));
-    report(options, "decode", context, 1, timing.decode,
-           step_cost(model, context + options.generate / 2, 1, engine_options.cache_dtype), roofs);
-  }
-}
-
-// Matrices of one format, together larger than any cache, so that each call reads memory as a model
-// does.
-class WeightSet {
- public:
-  WeightSet(DType dtype, int64_t rows, int64_t cols) {
-    constexpr int64_t kTotalBytes = 256 << 20;
-    const int64_t bytes = rows * row_bytes(dtype, cols);
-    const int64_t count = std::max<int64_t>(1, kTotalBytes / bytes);
-    memory_.resize(static_cast<size_t>(count * bytes / 8 + 8));
-    fill(dtype);
-    for (int64_t i = 0; i < count; ++i) {
-      views_.push_back({dtype, rows, cols,
-                        reinterpret_cast<const std::byte*>(memory_.data()) + i * bytes, nullptr,
-                        0});
-    }
-  }
-  const WeightView& next() { return views_[at_++ % views_.size()]; }
-
- private:
-  // Any bits make a block; a scale whose upper byte is below 0x40 is finite in every format.
-  void fill(DType dtype) {
-    const RandomKey key{2, RandomPurpose::kTest, 0};
-    // a prime number of words is random enough for timing and quick to make
-    constexpr uint64_t kPeriod = 4099;
-    std::vector<uint64_t> pattern(kPeriod);
-    for (uint64_t i = 0; i < kPeriod; ++i) pattern[i] = random_bits(key, i) & 0x3f3f3f3f3f3f3f3f;
-    if (dtype == DType::kF32 || dtype == DType::kBF16) {
-      const bool wide = dtype == DType::kF32;
-      for (uint64_t i = 0; i < kPeriod; ++i) {
-        uint64_t word = 0;
-        for (uint64_t j = 0; j < (wide ? 2 : 4); ++j) {
-          const auto value = static_cast<float>(random_uniform(key, 4 * i + j) - 0.5);
-          word |= wide ? uint64_t{std::bit_cast<uint32_t>(value)} << 32 * j
-                       : uint64_t{f32_to_bf16(value)} << 16 * j;
-        }
-        pattern[i] = word;
-      }
-    }
-    for (size_t i = 0; i < memory_.size(); ++i) memory_[i] = pattern[i % kPeriod];
-  }
-
-  std::vector<uint64_t> memory_;
-  std::vector<WeightView> views_;
-  size_t at_ = 0;
-};
-
-void bench_kernels(const BenchOptions& options, Context& ctx, const Roofs& roofs) {
-  constexpr int64_t kRows = 2048, kCols = 2048;
-  constexpr double kSeconds = 0.3;  // for each line
-  if (!options.json) {
-    out("{} threads, {}; roofs: f32 {:.0f}, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, memory {:.1f} "
-        "GB/s\n\n",
-        ctx.pool().threads(), isa_name(ctx.isa()), roofs.f32_flops / 1e9, roofs.bf16_flops / 1e9,
-        roofs.int8_ops / 1e9, roofs.read_bytes / 1e9);
-    out("linear layers, {} x {} weights\n\n  {:<14} {:>8}  {:>9}  {:>17} {:>8}  {:>6}   roof\n",
-        kRows, kCols, "", "", "rows/s", "10 - 90 %", "GFLOP/s", "GB/s");
-  }
-  for (const DType dtype :
-       {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ6_K}) {
-    WeightSet weights(dtype, kRows, kCols);
-    for (const int64_t m : {1, 16, 512}) {
-      std::vector<float> x(static_cast<size_t>(m * kCols), 0.5f), y(static_cast<size_t>(m * kRows));
-      std::vector<double> seconds;
-      const double begin = seconds_now();
-      while (seconds.size() < 5 || seconds_now() - begin < kSeconds) {
-        const double start = seconds_now();
-        linear(ctx, {x.data(), m, kCols, kCols}, weights.next(), nullptr,
-               {y.data(), m, kRows, kRows});
-        seconds.push_back(seconds_now() - start);
-      }
-      Cost cost;
-      cost.add_weight(weights.next(), static_cast<double>(m));
-      report(options, fmt::format("{} x {}", dtype_name(dtype), m), 0, static_cast<double>(m),
-             seconds, cost, roofs);
-    }
-  }
+  out("roofs seen: f32 {}, int8 {}, memory {}\n", text(f32, 0), text(int8, 0), text(read, 1));
+  if (std::any_of(log.lines().begin(), log.lines().end(),
+                  [](const BenchLine& line) { return line.share() > 1.05; }))
+    out("{}\n", kOverTheRoof);
 }
 
 }  // namespace
 
-Spread spread_of(std::vector<double> values) {
-  FATHOM_CHECK(!values.empty());
-  std::sort(values.begin(), values.end());
-  const auto at = [&](double share) {
-    return values[static_cast<size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
-  };
-  return {at(0.1), at(0.5), at(0.9)};
+bool BenchOptions::wants(std::string_view part) const {
+  return only.empty() || std::find(only.begin(), only.end(), part) != only.end();
 }
 
 int run_bench(const BenchOptions& options) {
-  if (options.repeat < 1) fail("--repeat: found {}, expected 1 or more", options.repeat);
-  if (options.generate < 1) fail("--generate: found {}, expected 1 or more", options.generate);
-  for (const int64_t n : options.prefill) {
-    if (n < 1) fail("--prefill: found {}, expected 1 or more", n);
+  check_options(options);
+  const bool needs_model = std::any_of(std::begin(kParts) + 1, std::end(kParts),
+                                       [&](std::string_view p) { return options.wants(p); });
+  std::filesystem::path path;
+  if (needs_model && !options.model.empty()) path = resolve_model(options.model);
+  if (needs_model && options.model.empty()) {
+    path = bundled_model().value_or("");
+    if (path.empty() && !options.only.empty()) path = resolve_model("");
   }
-  for (const int64_t n : options.contexts) {
-    if (n < 0) fail("--at: found {}, expected 0 or more", n);
-  }
-  constexpr double kRoofSeconds = 2;
   Context ctx(thread_count(options.threads));
+  constexpr int kFirstRounds = 12;
   if (!options.output.quiet) note("measuring the roofs ...");
-  const Roofs roofs = measure_roofs(ctx, kRoofSeconds);
-  if (options.kernels_only) {
-    bench_kernels(options, ctx, roofs);
-  } else {
-    bench_model(options, ctx, roofs);
+  InterruptScope scope;
+  BenchLog log(ctx, options.json);
+  print_machine(ctx, log.probe(kFirstRounds), options.json);
+  if (options.wants("kernels")) {
+    log.head("linear layers, 2048 x 2048 weights", true);
+    bench_kernels(ctx, log);
   }
+  std::optional<BenchedModel> model;
+  if (!path.empty()) {
+    log.forget_peak();
+    model = bench_model(options, path, ctx, log);
+    print_memory(*model, log);
+  }
+  print_range(log);
+  if (options.page.empty()) return 0;
+  const BenchedModel* shown = model ? &*model : nullptr;
+  const std::vector<std::string> facts = machine_facts(ctx);
+  write_file_atomically(options.page, options.page.ends_with(".svg")
+                                          ? bench_picture(facts, shown, log)
+                                          : bench_page(facts, shown, log));
+  if (!options.output.quiet) note("wrote {}", options.page);
   return 0;
 }
 

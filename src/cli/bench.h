@@ -1,9 +1,13 @@
-// `fathom bench [MODEL]`: speed as a share of what this machine can do at most. Without a model:
-// linear layers in the common weight formats. With one: prefill and decode at growing context.
+// `fathom bench [MODEL]`: speed as a share of what this machine can do at most. Linear layers in
+// the common weight formats, then a model: time to load, prefill and generation against the
+// context, generation of several sequences at once, memory.
 //
 // The roof of a piece of work is the larger of arithmetic / measured FLOP/s and bytes / measured
-// read bandwidth: its shortest possible time. Arithmetic counts the active weights and attention;
-// bytes count active weights once per step and the cache rows read.
+// read bandwidth: its shortest possible time (bench_cost.h). The roofs are measured before and
+// after each line (bench_lines.h).
+//
+// A deep context costs its prefill once: what one line has computed, the next finds in the prefix
+// cache. Every timed step is a real one, over real cache rows of the sequence's own.
 #pragma once
 
 #include <cstdint>
@@ -16,23 +20,23 @@ namespace fathom {
 
 struct BenchOptions {
   OutputOptions output;
-  std::string model;         // "" = kernels
-  bool kernels_only = true;  // set by the caller: no MODEL was named
+  std::string model;              // "" = the bundled one
+  std::vector<std::string> only;  // parts by name; empty = all
   std::vector<int64_t> prefill = {128, 512};
-  std::vector<int64_t> contexts = {0, 512, 2048};
-  int64_t generate = 32;  // tokens timed at each context
+  // Empty: growing ones, as far as they fit and can be filled within a minute each.
+  std::vector<int64_t> contexts;
+  std::vector<int64_t> batch = {1, 2, 4, 8, 16, 32};
+  int64_t batch_context = -1;  // -1: 128, or less where the model's context is small
+  int64_t generate = 32;       // tokens timed of each sequence
   int repeat = 3;
   int threads = 0;
   std::string cache;
+  std::string page;  // file to write: .html or .svg
   bool json = false;
+
+  bool wants(std::string_view part) const;
 };
 
 int run_bench(const BenchOptions& options);
-
-// Of a list of times, by position in the sorted list.
-struct Spread {
-  double low = 0, median = 0, high = 0;  // 10th, 50th and 90th percentile
-};
-Spread spread_of(std::vector<double> values);
 
 }  // namespace fathom

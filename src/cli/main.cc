@@ -207,20 +207,26 @@ Action bind_doctor(CLI::App& app) {
 
 Action bind_bench(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
-  app.add_option("-m,--model,MODEL", o->model, "the model (default: kernels alone)");
-  app.add_option("--prefill", o->prefill, "prompt lengths to time")->delimiter(',');
-  app.add_option("--at", o->contexts, "contexts at which to time generation")->delimiter(',');
-  app.add_option("--generate", o->generate, "tokens timed at each context");
+  app.add_option("-m,--model,MODEL", o->model, "the model (default: the bundled one)");
+  app.add_option("--only", o->only, "parts: kernels, load, prefill, decode, batch (default: all)")
+      ->delimiter(',');
+  app.add_option("--prefill", o->prefill, "prompt lengths to time; the longest at each context")
+      ->delimiter(',');
+  app.add_option("--at", o->contexts,
+                 "contexts at which to time (default: 0 to 32768, as far as they fill in a minute)")
+      ->delimiter(',');
+  app.add_option("--batch", o->batch, "numbers of sequences generated at once")->delimiter(',');
+  app.add_option("--batch-at", o->batch_context, "context of each of them (default: 128)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
+  app.add_option("--generate", o->generate, "tokens timed of each sequence");
   app.add_option("--repeat", o->repeat, "repetitions of each prompt");
   app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
       ->check(CLI::Range(0, 4096));
   app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
   app.add_flag("--json", o->json, "one JSON object per line of the table");
+  app.add_option("-o,--out", o->page, "also write a picture: a .html page or an .svg");
   bind_output(app, o->output);
-  return [o] {
-    o->kernels_only = o->model.empty();
-    return run_bench(*o);
-  };
+  return [o] { return run_bench(*o); };
 }
 
 Action bind_logits(CLI::App& app) {
@@ -443,7 +449,8 @@ constexpr Command kCommands[] = {
      "seeds.html",
      bind_report},
     {"bench", "speed, as a share of what this machine can do",
-     "  fathom bench\n  fathom bench models/model.gguf --prefill 128,512 --at 0,2048", bind_bench},
+     "  fathom bench\n  fathom bench models/model.gguf --at 0,4096 --batch 1,16 -o bench.html",
+     bind_bench},
     {"logits", "the logits of every position, for comparisons",
      "  fathom logits models/model.gguf --ids ids.txt -o logits.safetensors\n  fathom logits "
      "path/to/folder --ids golden.safetensors -o logits.safetensors --chunk 1",

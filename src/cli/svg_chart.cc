@@ -99,6 +99,13 @@ std::string grid(const Chart& chart, const Axis& x, const Axis& y) {
     out += fmt::format("<text x=\"{:.0f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>", kLeft - 6,
                        y.at(value) + 4, label_of(chart, value));
   }
+  for (size_t i = 0; i < chart.x_names.size(); ++i) {
+    const double at = x.at(static_cast<double>(i));
+    const std::string_view anchor = at > x.to - 20 ? "end" : "middle";
+    out += fmt::format("<text x=\"{:.1f}\" y=\"{:.0f}\" text-anchor=\"{}\">{}</text>", at,
+                       kHeight - 6, anchor, escape_html(chart.x_names[i]));
+  }
+  if (!chart.x_names.empty()) return out;
   for (const double value : linear_ticks(x.low, x.high, 5)) {
     const std::string_view anchor = x.at(value) > x.to - 12 ? "end" : "middle";
     out += fmt::format("<text x=\"{:.1f}\" y=\"{:.0f}\" text-anchor=\"{}\">{}</text>", x.at(value),
@@ -118,17 +125,25 @@ std::string band(const std::vector<Bucket>& buckets, const std::string& color, c
                      escape_html(color), path);
 }
 
+std::string dashes_of(ChartSeries::Style style) {
+  return style == ChartSeries::Style::kDashed   ? ";stroke-dasharray:6 4"
+         : style == ChartSeries::Style::kDotted ? ";stroke-dasharray:1.5 4;stroke-linecap:round"
+                                                : "";
+}
+
 std::string line(const ChartSeries& series, const std::vector<Bucket>& buckets, const Axis& x,
                  const Axis& y) {
   std::string path;
   for (const Bucket& b : buckets)
     path += fmt::format("{}{:.1f},{:.1f}", path.empty() ? "M" : "L", x.at(b.x), y.at(b.mean));
-  const std::string_view dashes =
-      series.style == ChartSeries::Style::kDashed   ? ";stroke-dasharray:6 4"
-      : series.style == ChartSeries::Style::kDotted ? ";stroke-dasharray:1.5 4;stroke-linecap:round"
-                                                    : "";
   return fmt::format("<path class=\"line\" style=\"stroke:{}{}\" d=\"{}\"/>",
-                     escape_html(series.color), dashes, path);
+                     escape_html(series.color), dashes_of(series.style), path);
+}
+
+std::string place_of(const Chart& chart, double x) {
+  const auto index = static_cast<size_t>(std::max(0.0, x));
+  return index < chart.x_names.size() ? escape_html(chart.x_names[index])
+                                      : fmt::format("{:.0f}", x);
 }
 
 std::string marks(const Chart& chart, const ChartSeries& series, const std::vector<Bucket>& buckets,
@@ -136,10 +151,11 @@ std::string marks(const Chart& chart, const ChartSeries& series, const std::vect
   std::string out;
   for (const Bucket& b : buckets) {
     out += fmt::format(
-        "<circle r=\"2.6\" cx=\"{:.1f}\" cy=\"{:.1f}\" style=\"fill:{}\"><title>{}: {} at "
-        "{:.0f}</title></circle>",
+        "<circle r=\"2.6\" cx=\"{:.1f}\" cy=\"{:.1f}\" style=\"fill:{}\"><title>{}{} at "
+        "{}</title></circle>",
         x.at(b.x), y.at(b.mean), escape_html(series.color),
-        escape_html(series.name.empty() ? "" : series.name + ": "), label_of(chart, b.mean), b.x);
+        escape_html(series.name.empty() ? "" : series.name + ": "), label_of(chart, b.mean),
+        place_of(chart, b.x));
   }
   return out;
 }
@@ -161,6 +177,97 @@ std::string legend(const Chart& chart, const std::vector<std::vector<Bucket>>& d
   if (names > kMostNames)
     out += fmt::format("<span class=\"key\">and {} more</span>", names - kMostNames);
   return out.empty() ? "" : "<div class=\"legend\">" + out + "</div>";
+}
+
+// What is inside the frame; fills `drawn`. Empty if no series has a point.
+std::string draw(const Chart& chart, std::vector<std::vector<Bucket>>& drawn) {
+  Range xs, ys;
+  for (const ChartSeries& series : chart.series) {
+    drawn.push_back(buckets_of(series, chart.log_scale));
+    if (!drawn.back().empty()) xs.add(series.points.back().first);
+    for (const Bucket& b : drawn.back()) {
+      ys.add(series.range ? b.range.low : b.mean);
+      ys.add(series.range ? b.range.high : b.mean);
+    }
+  }
+  if (ys.empty()) return "";
+  if (chart.lowest) ys.low = std::min(ys.low, *chart.lowest);
+  xs.add(0);
+  widen(xs, false);
+  widen(ys, chart.log_scale);
+  if (!chart.log_scale) round_outwards(ys);
+  const Axis x{xs.low, xs.high, kLeft, kWidth - kRight};
+  const Axis y{ys.low, ys.high, kHeight - kBottom, kTop, chart.log_scale};
+
+  std::string drawing = grid(chart, x, y);
+  for (size_t i = 0; i < drawn.size(); ++i) {
+    if (chart.series[i].range && !drawn[i].empty())
+      drawing += band(drawn[i], chart.series[i].color, x, y);
+  }
+  for (size_t i = 0; i < drawn.size(); ++i) {
+    if (chart.series[i].range || drawn[i].empty()) continue;
+    drawing += line(chart.series[i], drawn[i], x, y);
+    if (chart.series[i].marks || drawn[i].size() == 1)
+      drawing += marks(chart, chart.series[i], drawn[i], x, y);
+  }
+  return drawing;
+}
+
+// Bars in the units of the charts, `top` from above: 0 to `height`.
+constexpr double kBarStep = 19, kBarLeft = 142;
+double bars_height(const BarChart& chart) {
+  return kTop + kBarStep * static_cast<double>(chart.bars.size()) + kBottom;
+}
+
+std::string draw(const BarChart& chart) {
+  double high = 1;
+  for (const Bar& bar : chart.bars) high = std::max(high, bar.share);
+  const double bottom = bars_height(chart) - kBottom, right = kWidth - 52;
+  const Axis x{0, high, kBarLeft, right};
+  std::string out;
+  for (const double share : linear_ticks(0, high, 4)) {
+    out += fmt::format(
+        "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.0f}\" y2=\"{2:.1f}\"/>"
+        "<text x=\"{0:.1f}\" y=\"{3:.1f}\" text-anchor=\"middle\">{4:.0f} %</text>",
+        x.at(share), kTop, bottom, bottom + 16, 100 * share);
+  }
+  double y = kTop;
+  for (const Bar& bar : chart.bars) {
+    out += fmt::format(
+        "<text x=\"{:.0f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text><rect x=\"{:.0f}\" "
+        "y=\"{:.1f}\" "
+        "width=\"{:.1f}\" height=\"{:.0f}\" rx=\"2\" style=\"fill:{}\"/><text x=\"{:.1f}\" "
+        "y=\"{:.1f}\">{}</text>",
+        kBarLeft - 6, y + 13, escape_html(bar.name), kBarLeft, y + 3,
+        std::max(0.5, x.at(bar.share) - kBarLeft), kBarStep - 6, escape_html(bar.color),
+        x.at(bar.share) + 5, y + 13, escape_html(bar.text));
+    y += kBarStep;
+  }
+  return out;
+}
+
+struct Key {
+  std::string color, name, dashes;
+};
+// A titled part of a picture: `inner` is drawn below title and keys.
+Drawing titled(const std::string& title, const std::vector<Key>& keys, const std::string& inner,
+               double height, double x, double y) {
+  constexpr double kTitle = 24, kKey = 17;
+  const double head = kTitle + kKey * static_cast<double>(keys.size());
+  std::string text =
+      fmt::format("<text class=\"title\" x=\"8\" y=\"17\">{}</text>", escape_html(title));
+  double at = kTitle;
+  for (const Key& key : keys) {
+    text += fmt::format(
+        "<line x1=\"8\" x2=\"30\" y1=\"{0:.1f}\" y2=\"{0:.1f}\" "
+        "style=\"stroke:{1};stroke-width:3{2}\"/><text x=\"36\" y=\"{3:.1f}\">{4}</text>",
+        at + 7, escape_html(key.color), key.dashes, at + 11, escape_html(key.name));
+    at += kKey;
+  }
+  return {fmt::format("<svg x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"{:.0f}\">{}<g "
+                      "transform=\"translate(0 {:.0f})\">{}</g></svg>\n",
+                      x, y, kWidth, head + height, text, head, inner),
+          kWidth, head + height};
 }
 
 }  // namespace
@@ -235,41 +342,49 @@ std::vector<double> log_ticks(double low, double high) {
 
 std::string render_chart(const Chart& chart) {
   std::vector<std::vector<Bucket>> drawn;
-  Range xs, ys;
-  for (const ChartSeries& series : chart.series) {
-    drawn.push_back(buckets_of(series, chart.log_scale));
-    if (!drawn.back().empty()) xs.add(series.points.back().first);
-    for (const Bucket& b : drawn.back()) {
-      ys.add(series.range ? b.range.low : b.mean);
-      ys.add(series.range ? b.range.high : b.mean);
-    }
-  }
-  if (ys.empty()) return "";
-  if (chart.lowest) ys.low = std::min(ys.low, *chart.lowest);
-  xs.add(0);
-  widen(xs, false);
-  widen(ys, chart.log_scale);
-  if (!chart.log_scale) round_outwards(ys);
-  const Axis x{xs.low, xs.high, kLeft, kWidth - kRight};
-  const Axis y{ys.low, ys.high, kHeight - kBottom, kTop, chart.log_scale};
-
-  std::string drawing = grid(chart, x, y);
-  for (size_t i = 0; i < drawn.size(); ++i) {
-    if (chart.series[i].range && !drawn[i].empty())
-      drawing += band(drawn[i], chart.series[i].color, x, y);
-  }
-  for (size_t i = 0; i < drawn.size(); ++i) {
-    if (chart.series[i].range || drawn[i].empty()) continue;
-    drawing += line(chart.series[i], drawn[i], x, y);
-    if (chart.series[i].marks || drawn[i].size() == 1)
-      drawing += marks(chart, chart.series[i], drawn[i], x, y);
-  }
+  const std::string drawing = draw(chart, drawn);
+  if (drawing.empty()) return "";
   const std::string title = escape_html(chart.title);
   return fmt::format(
       "<figure><figcaption>{}</figcaption>{}<svg viewBox=\"0 0 {:.0f} {:.0f}\" role=\"img\" "
       "aria-label=\"{}\">{}</svg>{}</figure>\n",
       title, legend(chart, drawn), kWidth, kHeight, title, drawing,
       chart.note.empty() ? "" : "<p class=\"note\">" + escape_html(chart.note) + "</p>");
+}
+
+std::string render_bars(const BarChart& chart) {
+  if (chart.bars.empty()) return "";
+  std::string keys;
+  for (const auto& [color, name] : chart.keys)
+    keys += fmt::format("<span class=\"key\"><i style=\"border-top:8px solid {}\"></i>{}</span>",
+                        escape_html(color), escape_html(name));
+  const std::string title = escape_html(chart.title);
+  return fmt::format(
+      "<figure><figcaption>{}</figcaption>{}<svg viewBox=\"0 0 {:.0f} {:.0f}\" role=\"img\" "
+      "aria-label=\"{}\">{}</svg>{}</figure>\n",
+      title, keys.empty() ? "" : "<div class=\"legend\">" + keys + "</div>", kWidth,
+      bars_height(chart), title, draw(chart),
+      chart.note.empty() ? "" : "<p class=\"note\">" + escape_html(chart.note) + "</p>");
+}
+
+Drawing draw_chart(const Chart& chart, double x, double y) {
+  std::vector<std::vector<Bucket>> drawn;
+  const std::string drawing = draw(chart, drawn);
+  if (drawing.empty()) return {};
+  std::vector<Key> keys;
+  for (size_t i = 0; i < drawn.size(); ++i) {
+    const ChartSeries& series = chart.series[i];
+    if (!series.name.empty() && !drawn[i].empty())
+      keys.push_back({series.color, series.name, dashes_of(series.style)});
+  }
+  return titled(chart.title, keys, drawing, kHeight, x, y);
+}
+
+Drawing draw_bars(const BarChart& chart, double x, double y) {
+  if (chart.bars.empty()) return {};
+  std::vector<Key> keys;
+  for (const auto& [color, name] : chart.keys) keys.push_back({color, name, ""});
+  return titled(chart.title, keys, draw(chart), bars_height(chart), x, y);
 }
 
 }  // namespace fathom

@@ -88,6 +88,8 @@ double RoofProbe::read_bytes() {
   return static_cast<double>(kReadBytes) / (seconds_now() - begin);
 }
 
+size_t RoofProbe::memory_bytes() const { return memory_ == nullptr ? 0 : kReadBytes; }
+
 Roofs measure_roofs(Context& ctx, double seconds) {
   RoofProbe probe(ctx);
   return {.f32_flops = best_of(seconds / 4, [&] { return probe.f32_flops(); }),

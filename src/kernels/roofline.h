@@ -30,6 +30,7 @@ class RoofProbe {
   double bf16_flops();
   double int8_ops();
   double read_bytes();
+  size_t memory_bytes() const;  // that it holds now
 
  private:
   Context& ctx_;

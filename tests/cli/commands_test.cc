@@ -372,24 +372,81 @@ TEST(Cli, DoctorPrintsTheLimits) {
 
 TEST(Cli, BenchGivesAShareOfTheRoofForEachLine) {
   const auto objects =
-      json_lines(run_fathom({"bench", kTinyModel, "--json", "--prefill", "16,64", "--at", "0,32",
-                             "--generate", "4", "--repeat", "2", "-t", "1"})
+      json_lines(run_fathom({"bench", kTinyModel, "--json", "--only", "load,prefill,decode,batch",
+                             "--prefill", "16,64", "--at", "0,64", "--batch", "1,3", "--batch-at",
+                             "70", "--generate", "4", "--repeat", "2", "-t", "1"})
                      .out);
-  ASSERT_EQ(objects.size(), 4u);
-  for (const json& o : objects) {
-    EXPECT_GT(o["tokens_per_second"].get<double>(), 0);
-    EXPECT_GT(o["share_of_roof"].get<double>(), 0);
-    EXPECT_LE(o["seconds"]["p10"].get<double>(), o["seconds"]["p90"].get<double>());
+  ASSERT_EQ(objects.front()["group"], "machine");
+  ASSERT_EQ(objects.back()["group"], "memory");
+  EXPECT_GT(objects.back()["resident_file_bytes"].get<double>(), 0);
+  EXPECT_GT(objects.back()["cache_bytes"].get<double>(),
+            71 * 3 * objects.back()["cache_bytes_per_token"].get<double>());
+  std::vector<std::string> works;
+  for (size_t i = 1; i + 1 < objects.size(); ++i) {
+    const json& o = objects[i];
+    EXPECT_GT(o["share_of_roof"].get<double>(), 0) << o;
+    EXPECT_LE(o["seconds"]["p10"].get<double>(), o["seconds"]["median"].get<double>()) << o;
+    EXPECT_LE(o["seconds"]["median"].get<double>(), o["seconds"]["p90"].get<double>()) << o;
+    for (const char* roofs : {"roofs_before", "roofs_after"})
+      EXPECT_GT(o[roofs]["read_bytes_per_second"].get<double>(), 1e7) << o;
+    works.push_back(o["work"]);
+    if (o["group"] == "load") continue;
+    // what a line says is one and the same thing in three ways
+    EXPECT_NEAR(o["tokens_per_second"].get<double>() * o["seconds"]["median"].get<double>(),
+                o["tokens"].get<double>(), 1e-6)
+        << o;
+    EXPECT_NEAR(o["limit_tokens_per_second"].get<double>() * o["share_of_roof"].get<double>() /
+                    o["tokens_per_second"].get<double>(),
+                1, 1e-6)
+        << o;
+    // What the cache held was not computed again.
+    const bool prefill = o["group"] == "prefill", batch = o["group"] == "batch";
+    EXPECT_EQ(o["tokens"], o["work"] == "prefill 16" ? 16
+                           : prefill                 ? 64
+                                                     : o["sequences"].get<int>())
+        << o;
+    EXPECT_EQ(o["context"] == 70, batch) << o;
+    EXPECT_EQ(o["seconds"]["runs"], prefill ? 2 : 4) << o;
   }
-  EXPECT_EQ(objects[3]["context"], 32);
-  const Finished start = run_fathom({"bench", kTinyModel, "--json", "--prefill", "16,512", "--at",
-                                     "0,509", "--generate", "3", "--repeat", "1", "-t", "1"});
-  EXPECT_EQ(start.code, 0) << start.err;
-  EXPECT_EQ(json_lines(start.out).size(), 2u) << start.out;
-  EXPECT_TRUE(
-      has(start.err, "--prefill 512: left out: takes 513 tokens, the model's context is 512"))
-      << start.err;
-  EXPECT_TRUE(has(start.err, "--at 509: left out: takes 513 tokens")) << start.err;
+  EXPECT_EQ(works, (std::vector<std::string>{"first", "again", "prefill 16", "prefill 64", "decode",
+                                             "prefill 64", "decode", "1 sequence", "3 sequences"}));
+}
+
+TEST(Cli, BenchLeavesOutWhatTheModelsContextDoesNotHold) {
+  const Finished run =
+      run_fathom({"bench", kTinyModel, "--only", "prefill,decode", "--json", "--prefill", "16,512",
+                  "--at", "0,509", "--generate", "3", "--repeat", "1", "-t", "1"});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(json_lines(run.out).size(), 4u) << run.out;  // machine, prefill, decode, memory
+  EXPECT_TRUE(has(run.err, "--prefill 512: left out: takes 513 tokens, the model's context is 512"))
+      << run.err;
+  EXPECT_TRUE(has(run.err, "--at 509: left out: takes 513 tokens")) << run.err;
+  expect_error(run_fathom({"bench", kTinyModel, "--only", "speed"}), 2,
+               "--only: found 'speed', expected kernels, load, prefill, decode or batch");
+  expect_error(run_fathom({"bench", kTinyModel, "--batch", "0"}), 2,
+               "--batch: found 0, expected 1 or more");
+  expect_error(run_fathom({"bench", kTinyModel, "-o", "bench.png"}), 2,
+               "-o: found 'bench.png', expected a name that ends with .html or .svg");
+}
+
+TEST(Cli, BenchWritesAPictureThatLoadsNothing) {
+  const TempDir folder;
+  for (const char* name : {"bench.html", "bench.svg"}) {
+    const std::string path = folder / name;
+    const Finished run = run_fathom({"bench",      kTinyModel, "--only",     "prefill,decode,batch",
+                                     "--prefill",  "16",       "--at",       "0,64",
+                                     "--batch",    "1,2",      "--batch-at", "16",
+                                     "--generate", "2",        "--repeat",   "1",
+                                     "-t",         "1",        "-o",         path});
+    ASSERT_EQ(run.code, 0) << run.err;
+    const std::string page = read_file(path, 1 << 20);
+    for (const char* part : {"decode at 64", "2 sequences", "limit of this machine", "</svg>"})
+      EXPECT_TRUE(has(page, part)) << name << " " << part;
+    for (const char* part : {"http:", "https:", "<script", "url(", "nan", "inf\""})
+      EXPECT_EQ(std::string(page).find(part) != page.npos,
+                part == std::string("http:") && name == std::string("bench.svg"))
+          << name << " " << part;  // the namespace of SVG alone looks like an address
+  }
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/memory.h"
-#include "cli/bench.h"
+#include "cli/bench_lines.h"
 #include "cli/chat.h"
 #include "cli/eval.h"
 #include "cli/generation.h"

@@ -1,0 +1,87 @@
+#include "cli/bench_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/kv_cache.h"
+
+namespace fathom {
+namespace {
+
+void add_mlp(const MlpWeights& mlp, double rows, Cost& cost) {
+  for (const Linear* w : {&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj})
+    cost.add_weight(w->weight, rows);
+}
+
+void add_block(const BlockWeights& block, const ModelConfig& config, double rows, Cost& cost) {
+  if (block.mla) {
+    const MlaWeights& w = *block.mla;
+    for (const Linear* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.kv_a_proj_with_mqa, &w.o_proj})
+      cost.add_weight(v->weight, rows);
+    for (const WeightView& v : w.absorbed.k_up_transposed) cost.add_weight(v, rows);
+    for (const WeightView& v : w.absorbed.v_up) cost.add_weight(v, rows);
+  } else {
+    for (const Linear* v :
+         {&block.gqa->q_proj, &block.gqa->k_proj, &block.gqa->v_proj, &block.gqa->o_proj})
+      cost.add_weight(v->weight, rows);
+  }
+  if (block.mlp) add_mlp(*block.mlp, rows, cost);
+  if (!block.moe) return;
+  const MoeWeights& moe = *block.moe;
+  if (moe.shared_experts) add_mlp(*moe.shared_experts, rows, cost);
+  // Rows choose experts about evenly: of E experts, 1 - (1 - k/E)^rows are read; each row pays for
+  // k.
+  const double chosen = static_cast<double>(config.router.num_experts_per_tok) /
+                        static_cast<double>(config.n_routed_experts);
+  const double read = 1 - std::pow(1 - chosen, rows);
+  for (const auto* part : {&moe.gate_proj, &moe.up_proj, &moe.down_proj}) {
+    for (const WeightView& expert : part->weight)
+      cost.add_weight(expert, rows * chosen / read, read);
+  }
+}
+
+}  // namespace
+
+void Cost::add_weight(const WeightView& w, double rows, double share) {
+  if (w.empty()) return;
+  bytes += share * static_cast<double>(
+                       w.rows * row_bytes(w.dtype, w.cols) +
+                       (w.block_scales != nullptr ? (w.rows + 127) / 128 * w.scale_cols * 4 : 0));
+  const double flops = share * 2 * rows * static_cast<double>(w.rows * w.cols);
+  const bool blocks = dtype_info(w.dtype).block_elements > 1;
+  (blocks ? int8_ops : w.dtype == DType::kBF16 ? bf16_flops : f32_flops) += flops;
+}
+
+double Cost::arithmetic_seconds(const Roofs& roofs) const {
+  // without an instruction for them, bytes are multiplied no faster than f32
+  const double int8 = std::max(roofs.int8_ops, roofs.f32_flops);
+  return f32_flops / roofs.f32_flops + bf16_flops / roofs.bf16_flops + int8_ops / int8;
+}
+
+double Cost::shortest_seconds(const Roofs& roofs) const {
+  return std::max(arithmetic_seconds(roofs), memory_seconds(roofs));
+}
+
+StepShape prefill_step(double context, double rows) {
+  return {rows, rows * (context + (rows + 1) / 2), context, 1};
+}
+
+StepShape decode_step(double sequences, double context) {
+  return {sequences, sequences * (context + 1), sequences * context, sequences};
+}
+
+Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype) {
+  const ModelConfig& c = model.config();
+  Cost cost;
+  for (const BlockWeights& block : model.weights().layers) add_block(block, c, shape.rows, cost);
+  cost.add_weight(model.weights().lm_head.weight, shape.logit_rows);
+  const auto per_pair =
+      static_cast<double>(c.is_mla() ? 2 * c.kv_lora_rank + c.qk_rope_head_dim : 2 * c.head_dim);
+  cost.f32_flops +=
+      2 * shape.pairs * per_pair * static_cast<double>(c.num_attention_heads * c.num_hidden_layers);
+  cost.bytes += shape.cache_rows *
+                static_cast<double>(KvCache::bytes_per_token(c, c.num_hidden_layers, cache_dtype));
+  return cost;
+}
+
+}  // namespace fathom

@@ -33,9 +33,13 @@ test: build
 test-slow: build $(MODEL)
 	ctest --test-dir $(BUILD) -L slow --output-on-failure
 
+# Roofs, layers and the bundled model; each target of the design; V2's claims; then every kernel.
+# V2LITE=1: also V2-Lite's shape (a file of 10.4 GB in build/bench-models, and as much memory).
 bench: build
+	$(FATHOM) bench -o $(BUILD)/bench.html
+	bench/targets.py --build $(BUILD) $(if $(V2LITE),--v2-lite)
+	bench/v2_claims.py --build $(BUILD)
 	@for b in $(BUILD)/*_bench; do echo "== $$(basename $$b)"; $$b || exit 1; done
-	$(FATHOM) bench
 
 asan tsan: setup
 	@test -f build/$@/build.ninja || cmake --preset $@

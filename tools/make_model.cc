@@ -82,6 +82,16 @@ const std::vector<Shape>& presets() {
        .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
        .first_k_dense_replace = 1, .moe_intermediate_size = 512, .n_routed_experts = 32, .n_shared_experts = 1,
        .num_experts_per_tok = 4, .n_group = 4, .topk_group = 2, .routed_scaling_factor = 2.5},
+      // bench/v2_claims.py: equal layers and heads, equal total parameters, one by MLA and experts as
+      // V2 has them, one by multi-head attention and a dense MLP
+      {.name = "claims-v2", .family = Family::kDeepseekV2, .vocab_size = 32768, .hidden_size = 1536,
+       .intermediate_size = 4096, .num_hidden_layers = 16, .num_attention_heads = 16, .q_lora_rank = 768,
+       .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
+       .first_k_dense_replace = 1, .moe_intermediate_size = 384, .n_routed_experts = 64, .n_shared_experts = 2,
+       .num_experts_per_tok = 6},
+      {.name = "claims-dense", .family = Family::kQwen2, .vocab_size = 32768, .hidden_size = 2048,
+       .intermediate_size = 16640, .num_hidden_layers = 16, .num_attention_heads = 16,
+       .num_key_value_heads = 16},
       {.name = "qwen2-1.5b", .family = Family::kQwen2, .vocab_size = 151936, .hidden_size = 1536,
        .intermediate_size = 8960, .num_hidden_layers = 28, .num_attention_heads = 12, .num_key_value_heads = 2},
       {.name = "v2-lite", .family = Family::kDeepseekV2, .vocab_size = 102400, .hidden_size = 2048,

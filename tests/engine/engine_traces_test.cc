@@ -99,5 +99,31 @@ TEST(Engine, RandomTracesGiveSoloResultsAndLoseNoBlock) {
   }
 }
 
+TEST(Engine, SixtyFourRequestsAtRandomTimesGetWhatTheyGetAlone) {
+  for (const char* name : {"v3", "qwen2"}) {
+    const Model model = load_tiny(name);
+    Context ctx(2);
+    EngineOptions options{.context_tokens = kContext};
+    options.prefix_cache = false;
+    Engine alone(model, ctx, options);
+    options.cache_tokens = 10 * kContext;
+    options.prefill_chunk = 100;
+    options.max_sequences = 16;
+    Engine engine(model, ctx, options);
+    std::vector<Guest> guests;
+    std::vector<Outcome> solo;
+    for (uint64_t i = 0; i < 64; ++i) {
+      guests.push_back({some_request(7000 + i)});
+      guests.back().arrival = static_cast<int64_t>(random_below(7, i, 40));
+      solo.push_back(run_alone(alone, guests.back().request));
+    }
+    const std::vector<Outcome> found = run_trace(engine, guests);
+    expect_solo_results(guests, found, solo);
+    int64_t tokens = 0;  // in 40 steps of arrivals: many are there at once
+    for (const Outcome& outcome : found) tokens += std::ssize(outcome.tokens);
+    EXPECT_GT(tokens, 600) << name;
+  }
+}
+
 }  // namespace
 }  // namespace fathom

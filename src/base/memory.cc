@@ -1,5 +1,7 @@
 #include "base/memory.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <charconv>
 #include <fstream>
@@ -71,6 +73,20 @@ std::optional<MemoryState> memory_state(const fs::path& root) {
 std::optional<uint64_t> available_memory(const fs::path& root) {
   const auto memory = memory_state(root);
   return memory ? std::optional(memory->available) : std::nullopt;
+}
+
+std::optional<uint64_t> own_memory_left(const fs::path& root) {
+  std::optional<uint64_t> left;
+  const auto apply = [&](auto resource, const char* used_kib) {
+    rlimit limit{};
+    if (::getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+    const uint64_t most = limit.rlim_cur;
+    const uint64_t used = number_after(root / "proc/self/status", used_kib).value_or(0) * 1024;
+    left = std::min(left.value_or(UINT64_MAX), most - std::min(most, used));
+  };
+  apply(RLIMIT_DATA, "VmData:");
+  apply(RLIMIT_AS, "VmSize:");
+  return left;
 }
 
 }  // namespace fathom

@@ -18,4 +18,8 @@ std::optional<MemoryState> memory_state(const std::filesystem::path& root = "/")
 // the one figure of it
 std::optional<uint64_t> available_memory(const std::filesystem::path& root = "/");
 
+// What the limits of this process itself (RLIMIT_DATA, RLIMIT_AS) leave for memory of its own, as
+// against files it maps; absent without such limits.
+std::optional<uint64_t> own_memory_left(const std::filesystem::path& root = "/");
+
 }  // namespace fathom

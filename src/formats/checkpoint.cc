@@ -167,8 +167,8 @@ const TensorInfo* Checkpoint::find(std::string_view name) const {
   return found != by_name_.end() ? found->second : nullptr;
 }
 
-const std::string& Checkpoint::file_name(const TensorInfo& tensor) const {
-  return gguf_ ? gguf_->files()[tensor.file].path() : shards_[tensor.file].file().path();
+const MappedFile& Checkpoint::file(const TensorInfo& tensor) const {
+  return gguf_ ? gguf_->files()[tensor.file] : shards_[tensor.file].file();
 }
 
 std::optional<std::string> Checkpoint::side_file(std::string_view name, uint64_t max_bytes) const {

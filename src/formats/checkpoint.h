@@ -31,8 +31,9 @@ class Checkpoint {
   const std::filesystem::path& path() const { return path_; }
   const TensorInfo* find(std::string_view name) const;
   const std::vector<const TensorInfo*>& tensors() const { return tensors_; }  // all, in file order
-  // its path, for messages
-  const std::string& file_name(const TensorInfo& tensor) const;
+  // The file that holds it; its path, for messages.
+  const MappedFile& file(const TensorInfo& tensor) const;
+  const std::string& file_name(const TensorInfo& tensor) const { return file(tensor).path(); }
   const Gguf* gguf() const { return gguf_ ? &*gguf_ : nullptr; }
   // The text of a file beside the weights ("config.json", "generation_config.json",
   // "tokenizer.json", ...); absent if there is none and for a lone GGUF, whose metadata holds

@@ -1,12 +1,14 @@
 #include "model/mlp.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_backward.h"
 #include "kernels/moe_permute.h"
 #include "kernels/router.h"
+#include "model/expert_cache.h"
 
 namespace fathom {
 namespace {
@@ -20,6 +22,16 @@ WeightView router_weight(const ModelConfig& c, const MoeWeights& w) {
 
 std::span<const float> slot_weights(const MoeActivations& a) {
   return {a.weights, a.position.size()};
+}
+
+// y = expert(x) of these rows. An expert's rows do not see the others', so waves change no bit.
+void wave_forward(Context& ctx, const ExpertWave& v, const MoeActivations& a) {
+  const Rows x = a.x.slice(v.row, v.rows), gate = a.routed.gate.slice(v.row, v.rows),
+             up = a.routed.up.slice(v.row, v.rows), act = a.routed.act.slice(v.row, v.rows);
+  experts_forward(ctx, x, v.offsets, *v.gate_proj, gate);
+  experts_forward(ctx, x, v.offsets, *v.up_proj, up);
+  swiglu(ctx, gate, up, act);
+  experts_forward(ctx, act, v.offsets, *v.down_proj, a.y.slice(v.row, v.rows));
 }
 
 }  // namespace
@@ -44,23 +56,34 @@ void mlp_backward(Context& ctx, const MlpWeights& w, ConstRows x, const MlpActiv
 
 void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstRows x,
                  const MoeActivations& a, Rows out) {
-  // The shared experts lay the ground that the routed sum is added to.
+  linear(ctx, x, router_weight(c, w), nullptr, a.logits);
+  route(ctx, c.router, a.logits,
+        w.e_score_correction_bias.empty() ? nullptr : w.e_score_correction_bias.data(), a.experts,
+        a.weights);
+  sort_by_expert({a.experts, a.position.size()}, a.offsets, a.position);
+  ExpertCache* const cache = w.streamed.cache;
+  if (cache != nullptr)
+    cache->begin(w.streamed.layer, a.offsets, w.gate_proj, w.up_proj, w.down_proj);
+
+  // The shared experts lay the ground that the routed sum is added to. Meanwhile the disk works.
   if (w.shared_experts) {
     mlp_forward(ctx, *w.shared_experts, x, a.shared, out);
   } else {
     for (int64_t t = 0; t < x.rows; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
   }
 
-  linear(ctx, x, router_weight(c, w), nullptr, a.logits);
-  route(ctx, c.router, a.logits,
-        w.e_score_correction_bias.empty() ? nullptr : w.e_score_correction_bias.data(), a.experts,
-        a.weights);
-  sort_by_expert({a.experts, a.position.size()}, a.offsets, a.position);
-
   gather_by_expert(ctx, x, a.position, a.x);
+<<<<<<< HEAD
   experts_forward(ctx, a.x, a.offsets, {{w.gate_proj, a.routed.gate}, {w.up_proj, a.routed.up}});
   swiglu(ctx, a.routed.gate, a.routed.up, a.routed.act);
   experts_forward(ctx, a.routed.act, a.offsets, w.down_proj, a.y);
+=======
+  if (cache != nullptr) {
+    while (const std::optional<ExpertWave> wave = cache->next()) wave_forward(ctx, *wave, a);
+  } else {
+    wave_forward(ctx, {0, a.x.rows, a.offsets, &w.gate_proj, &w.up_proj, &w.down_proj}, a);
+  }
+>>>>>>> 374ffcf (model: experts that do not fit are read as the router asks)
   scatter_add_weighted(ctx, a.y, a.position, slot_weights(a), out);
 }
 

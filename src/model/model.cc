@@ -8,6 +8,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "model/block.h"
+#include "model/expert_cache.h"
 #include "model/rope_table.h"
 
 namespace fathom {
@@ -24,6 +25,19 @@ Model::Model(Checkpoint checkpoint)
 
 Model::Model(ModelConfig config, ModelWeights weights)
     : config_(std::move(config)), weights_(std::move(weights)), inv_freq_(rope_inv_freq(config_)) {}
+
+Model::Model(Model&&) noexcept = default;
+Model::~Model() = default;
+
+void Model::stream_experts(uint64_t bytes) {
+  expert_cache_ = std::make_unique<ExpertCache>(*checkpoint_, config_, bytes);
+  for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+    auto& moe = weights_.layers[static_cast<size_t>(layer)].moe;
+    if (moe) moe->streamed = {expert_cache_.get(), layer};
+  }
+  if (weights_.mtp && weights_.mtp->block.moe)
+    weights_.mtp->block.moe->streamed = {expert_cache_.get(), config_.num_hidden_layers};
+}
 
 Rows Model::cos_sin(Context& ctx, ArenaScope& scope, std::span<const int32_t> positions) const {
   const Rows out = scope.rows(static_cast<int64_t>(positions.size()), config_.rope_dim());

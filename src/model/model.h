@@ -21,6 +21,8 @@ class Model {
   // Of weights in memory (training): views into arrays that outlive the model and may change
   // between calls. Generation in the absorbed form needs refresh_absorbed() after each change.
   Model(ModelConfig config, ModelWeights weights);
+  Model(Model&&) noexcept;
+  ~Model();
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
@@ -28,6 +30,11 @@ class Model {
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   bool has_checkpoint() const { return checkpoint_ != nullptr; }
   void refresh_absorbed() { fathom::refresh_absorbed(weights_, config_); }
+  // From now on routed experts are read from the files as they are needed, and kept in at most
+  // `bytes` of memory (model/expert_cache.h, whose requirements hold). forward_infer() and
+  // forward_mtp() then throw what reading throws. REQUIRES: has_checkpoint().
+  void stream_experts(uint64_t bytes);
+  const ExpertCache* expert_cache() const { return expert_cache_.get(); }  // null: not streamed
   bool has_mtp() const { return weights_.mtp.has_value(); }
   // Layers the cache must hold: num_hidden_layers, plus one with MTP.
   int64_t cache_layers() const { return config_.num_hidden_layers + (has_mtp() ? 1 : 0); }
@@ -59,6 +66,7 @@ class Model {
   ModelConfig config_;
   ModelWeights weights_;
   std::vector<double> inv_freq_;
+  std::unique_ptr<ExpertCache> expert_cache_;  // weights_ point to it
 
   Rows positions_cos_sin(Context& ctx, ArenaScope& scope, const InferBatch& batch) const;
   void head(Context& ctx, const InferBatch& batch, ConstRows normed, Rows logits) const;

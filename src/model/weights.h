@@ -26,11 +26,20 @@ struct AbsorbedUpProjections {
   float* merged = nullptr;                  // kv_b_proj with its LoRA, which v_up then views
 };
 
+class ExpertCache;
+
+// Set where the routed experts of a layer are not computed with in the mapping.
+struct StreamedExperts {
+  ExpertCache* cache = nullptr;  // of the Model
+  int64_t layer = 0;
+};
+
 struct AsWeights {
   using Matrix = fathom::Linear;
   using Experts = fathom::Experts;
   using Vector = std::span<const float>;
   using Absorbed = AbsorbedUpProjections;
+  using Streamed = StreamedExperts;
 };
 
 struct AsGradients {
@@ -38,6 +47,7 @@ struct AsGradients {
   using Experts = ExpertsGradient;
   using Vector = std::span<float>;  // empty = not trained
   struct Absorbed {};               // derived from kv_b_proj, which has the gradient
+  struct Streamed {};               // what is trained is in memory
 };
 
 // V2 §2.1. Shapes in the config's vocabulary; h = num_attention_heads.
@@ -76,6 +86,7 @@ struct MoeTensors {
   typename T::Experts gate_proj, up_proj, down_proj;
   // one MLP of n_shared_experts * moe_intermediate_size
   std::optional<MlpTensors<T>> shared_experts;
+  typename T::Streamed streamed;
 };
 
 template <class T>

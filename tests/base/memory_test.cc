@@ -1,6 +1,7 @@
 #include "base/memory.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -76,6 +77,19 @@ TEST(AvailableMemory, SeesALimitAtTheMountWhenTheGroupIsHidden) {
   machine.write("proc/self/cgroup", "0::/outside/of/this/container\n");
   machine.write("sys/fs/cgroup/memory.max", std::to_string(512 << 20));
   EXPECT_EQ(machine.available_mib(), 512u);
+}
+
+TEST(OwnMemory, IsWhatTheProcessLimitLeaves) {
+  Machine machine;
+  machine.write("proc/self/status", "VmSize:   900000 kB\nVmData:\t  1024 kB\n");
+  EXPECT_FALSE(own_memory_left(machine.root()));
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_DATA, &before), 0);
+  rlimit limit = before;
+  limit.rlim_cur = rlim_t{4} << 30;
+  ASSERT_EQ(setrlimit(RLIMIT_DATA, &limit), 0);
+  EXPECT_EQ(own_memory_left(machine.root()), (uint64_t{4} << 30) - (uint64_t{1} << 20));
+  ASSERT_EQ(setrlimit(RLIMIT_DATA, &before), 0);
 }
 
 }  // namespace

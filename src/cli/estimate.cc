@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "base/memory.h"
 #include "cli/models.h"
+#include "cli/streaming.h"
 #include "engine/engine.h"
 
 namespace fathom {
@@ -34,7 +34,7 @@ int run_estimate(const EstimateOptions& options) {
   const ModelSizes sizes = measure_model(checkpoint, &config);
   const std::vector<int64_t> contexts = context_ladder(options, config);
   const MemoryNeeds least = memory_needs(checkpoint, config, sizes, contexts.front(), DType::kBF16);
-  const MemoryState memory = memory_state().value_or(MemoryState{});
+  const MemoryState memory = usable_memory(options.memory_gib);
   const auto wanted = parse_cache_dtype(options.cache);
   if (!options.json) {
     out("{}\n\n", true_name(checkpoint, config, std::nullopt, sizes));
@@ -47,31 +47,47 @@ int run_estimate(const EstimateOptions& options) {
     out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work),
         EngineOptions{}.prefill_chunk);
     out("  available  {:>10}   of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total),
-        memory.limited ? " (limit of this container)" : "");
+        options.memory_gib > 0 ? " (--memory)"
+        : memory.limited       ? " (limit of this container)"
+                               : "");
     out("  {:>9}  {:<5}  {:>10}  {:>10}\n", "context", "cache", "cache", "total");
   }
+  double disk_rate = 0;
   for (const int64_t context : contexts) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       if (wanted && *wanted != dtype) continue;
       const MemoryNeeds needs = memory_needs(checkpoint, config, sizes, context, dtype);
       const bool fits = needs.total <= memory.available;
+      auto plan = fits ? std::nullopt : plan_streaming(checkpoint, config, needs, memory.available);
+      if (plan) {
+        if (disk_rate == 0) disk_rate = measure_expert_reads(checkpoint, config, kProbeSeconds);
+        plan->disk_bytes_per_second = disk_rate;
+      }
       const std::string_view name = dtype == DType::kF32 ? "f32" : "bf16";
       if (options.json) {
-        print_json({{"context", context},
-                    {"cache", name},
-                    {"weight_bytes", needs.weights},
-                    {"rebuilt_bytes", needs.rebuilt},
-                    {"work_bytes", needs.work},
-                    {"cache_bytes", needs.cache},
-                    {"total_bytes", needs.total},
-                    {"available_bytes", memory.available},
-                    {"fits", fits}});
+        nlohmann::ordered_json line = {{"context", context},
+                                       {"cache", name},
+                                       {"weight_bytes", needs.weights},
+                                       {"rebuilt_bytes", needs.rebuilt},
+                                       {"work_bytes", needs.work},
+                                       {"cache_bytes", needs.cache},
+                                       {"total_bytes", needs.total},
+                                       {"available_bytes", memory.available},
+                                       {"fits", fits}};
+        if (plan) line["streaming"] = stream_json(*plan);
+        print_json(line);
       } else {
         out("  {:>9}  {:<5}  {:>10}  {:>10}  {}\n", context, name, bytes_text(needs.cache),
             bytes_text(needs.total),
-            fits ? "fits"
-                 : fmt::format("does not fit: {} missing",
-                               bytes_text(needs.total - memory.available)));
+            fits   ? "fits"
+            : plan ? fmt::format("streamed: {:.0f} % of the experts in memory, {} a token from "
+                                 "disk ({}/s): at most {:.2g} tok/s",
+                                 100 * plan->kept(),
+                                 bytes_text(static_cast<uint64_t>(plan->token_read_bytes)),
+                                 bytes_text(static_cast<uint64_t>(plan->disk_bytes_per_second)),
+                                 plan->tokens_per_second())
+                   : fmt::format("does not fit: {} missing",
+                                 bytes_text(needs.total - memory.available)));
       }
     }
   }

@@ -69,6 +69,8 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
         "own is {})",
         result.prompt_tokens, context, opened.model.config().max_position_embeddings);
   }
+  const ExpertCache* const cache = opened.model.expert_cache();
+  const ExpertCacheStats before = cache != nullptr ? cache->stats() : ExpertCacheStats{};
   const bool keep_events = request.sampling.top_logprobs >= 0;
   TextStream text(opened.tokenizer, request, result, on_part);
   const uint64_t id = engine.submit(
@@ -116,6 +118,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
   }
   bar.reset();
   const double end = seconds_now();
+  if (cache != nullptr) result.experts = cache->stats() - before;
   result.prefill_seconds = (first_token > 0 ? first_token : end) - begin;
   result.decode_seconds = first_token > 0 ? end - first_token : 0;
   if (text.stopped()) result.finish = FinishReason::kStop;
@@ -146,10 +149,16 @@ std::string rate_line(const Generation& g) {
   // The first token falls out of the prefill; the others took decode_seconds.
   const double decoded = static_cast<double>(std::max<int64_t>(0, g.tokens - 1));
   const int64_t cached = g.reuse.cached_tokens;
-  return fmt::format("prompt {} tokens{}, {}; generated {} tokens, {}{}", g.prompt_tokens,
+  const ExpertCacheStats& e = g.experts;
+  const std::string streamed =
+      e.hits + e.misses == 0
+          ? ""
+          : fmt::format("; {:.0f} % of the experts were in memory, {:.2f} GB read from disk",
+                        100 * e.hit_rate(), static_cast<double>(e.read_bytes) * 1e-9);
+  return fmt::format("prompt {} tokens{}, {}; generated {} tokens, {}{}{}", g.prompt_tokens,
                      cached > 0 ? fmt::format(" ({} cached)", cached) : "",
                      rate(static_cast<double>(g.prompt_tokens - cached), g.prefill_seconds),
-                     g.tokens, rate(decoded, decoded > 0 ? g.decode_seconds : 0),
+                     g.tokens, rate(decoded, decoded > 0 ? g.decode_seconds : 0), streamed,
                      g.finish == FinishReason::kLength      ? "; stopped at the token limit"
                      : g.finish == FinishReason::kCancelled ? "; interrupted"
                                                             : "");

@@ -10,6 +10,7 @@
 #include "cli/models.h"
 #include "cli/output.h"
 #include "engine/engine.h"
+#include "model/expert_cache.h"
 #include "text/thinking_parser.h"
 
 namespace fathom {
@@ -26,7 +27,8 @@ struct Generation {
   std::string thought, answer;
   FinishReason finish = FinishReason::kNone;  // kCancelled: Ctrl-C
   int64_t prompt_tokens = 0, tokens = 0, thought_tokens = 0;
-  PrefixReuse reuse;  // what of the prompt the cache still held
+  ExpertCacheStats experts;  // of this answer, if experts are streamed
+  PrefixReuse reuse;         // what of the prompt the cache still held
   double prefill_seconds = 0, decode_seconds = 0, thought_seconds = 0;
   std::vector<TokenEvent> events;  // with log-probabilities only
 };

@@ -36,6 +36,7 @@ int run_imatrix(const ImatrixOptions& options) {
   const std::string text = read_text_file(options.text);
   OpenOptions open;
   open.context_tokens = options.context_tokens;
+  open.stream = false;  // the recorder knows weights by their place
   const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
   const int64_t longest = opened.model.config().max_position_embeddings;
   const int64_t window =

@@ -38,6 +38,12 @@ namespace {
 
 using Action = std::function<int()>;
 
+void bind_memory(CLI::App& app, double& gib) {
+  app.add_option("--memory", gib,
+                 "GiB to use at most: experts beyond that are read from disk as they are needed")
+      ->check(CLI::Range(1e-3, 1e6));
+}
+
 void bind_output(CLI::App& app, OutputOptions& output) {
   app.add_flag("-q,--quiet", output.quiet, "say nothing but errors on stderr");
   app.add_flag("--verbose", output.verbose, "say more on stderr");
@@ -103,6 +109,7 @@ Action bind_run(CLI::App& app) {
   app.add_option("--prefix-gib", o->prefix_gib, "GiB that folder may hold (default 4)")
       ->needs("--prefix-dir")
       ->check(CLI::Range(0.0, 1e6));
+  bind_memory(app, o->memory_gib);
   app.add_flag("--ignore-memory", o->ignore_memory,
                "start even if the weights do not fit into memory (slow)");
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");
@@ -189,6 +196,7 @@ Action bind_estimate(CLI::App& app) {
   app.add_option("-c,--ctx", o->contexts, "context in tokens; repeatable (default: several)")
       ->allow_extra_args(false);
   app.add_option("--cache", o->cache, "only this type of cache: f32 or bf16");
+  bind_memory(app, o->memory_gib);
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   bind_output(app, o->output);
   return [o] { return run_estimate(*o); };

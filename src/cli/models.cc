@@ -9,10 +9,10 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/limits.h"
-#include "base/memory.h"
 #include "base/thread_pool.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
+#include "cli/streaming.h"
 #include "engine/engine.h"
 #include "formats/json.h"
 
@@ -144,30 +144,46 @@ uint64_t activation_bytes(const ModelConfig& c, int64_t rows) {
                      (counted(rows) * counted(width) + counted(16) * counted(c.vocab_size)));
 }
 
-void check_memory(const Checkpoint& checkpoint, const ModelConfig& config, const ModelSizes& sizes,
-                  const OpenOptions& options) {
+// Absent if everything fits.
+std::optional<StreamPlan> plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
+                                      const ModelSizes& sizes, const OpenOptions& options) {
   const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096,
                                    config.max_position_embeddings);
   const MemoryNeeds needs =
       memory_needs(checkpoint, config, sizes, context,
                    options.cache_dtype.value_or(default_cache_dtype(checkpoint)));
-  const auto memory = memory_state();
-  if (!memory || needs.total <= memory->available) return;
+  const MemoryState memory = usable_memory(options.memory_gib);
+  if (memory.available == 0 || needs.total <= memory.available) return std::nullopt;
+  if (options.stream) {
+    if (auto plan = plan_streaming(checkpoint, config, needs, memory.available)) {
+      plan->disk_bytes_per_second = measure_expert_reads(checkpoint, config, kProbeSeconds);
+      return plan;
+    }
+  }
   const auto without_cache = Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.work);
   fail_resource(
       "{}: needs {} of memory (weights {}, rebuilt {}, cache for {} tokens {}, work {}), available "
       "are {}{}: {}",
       checkpoint.path().string(), bytes_text(needs.total), bytes_text(needs.weights),
       bytes_text(needs.rebuilt), context, bytes_text(needs.cache), bytes_text(needs.work),
-      bytes_text(memory->available), memory->limited ? " (limit of this container)" : "",
-      or_too_many(without_cache) > memory->available
+      bytes_text(memory.available),
+      options.memory_gib > 0 ? " (--memory)"
+      : memory.limited       ? " (limit of this container)"
+                             : "",
+      or_too_many(without_cache) > memory.available
           ? "use a smaller quantisation, or --ignore-memory to let weights be read from disk again "
             "and again (slow)"
           : "use a smaller --ctx or --cache bf16");
 }
 
-// Reads every page of the weights once, so that the first answer does not wait for the disk unseen.
-void warm_files(const Checkpoint& checkpoint, uint64_t total, const OutputOptions& output) {
+bool is_expert(const TensorInfo& tensor) {
+  return contains(tensor.name, ".experts.") || contains(tensor.name, "_exps.");
+}
+
+// Reads every page of the weights once, so that the first answer does not wait for the disk unseen;
+// experts only if they are to stay.
+void warm_files(const Checkpoint& checkpoint, bool experts, uint64_t total,
+                const OutputOptions& output) {
   constexpr size_t kPageBytes = 4096;
   constexpr size_t kStepBytes = 4 << 20;
   InterruptScope scope;
@@ -175,6 +191,7 @@ void warm_files(const Checkpoint& checkpoint, uint64_t total, const OutputOption
   uint64_t done = 0;
   unsigned sum = 0;
   for (const TensorInfo* tensor : checkpoint.tensors()) {
+    if (!experts && is_expert(*tensor)) continue;
     for (size_t begin = 0; begin < tensor->bytes; begin += kStepBytes) {
       const size_t end = std::min<size_t>(tensor->bytes, begin + kStepBytes);
       for (size_t i = begin; i < end; i += kPageBytes)
@@ -397,7 +414,9 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   Checkpoint checkpoint = Checkpoint::open(path);
   const ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
-  if (!options.ignore_memory) check_memory(checkpoint, config, sizes, options);
+  std::optional<StreamPlan> plan;
+  if (!options.ignore_memory) plan = plan_memory(checkpoint, config, sizes, options);
+  if (plan && !output.quiet) note("larger than memory: {}", stream_text(*plan));
   Tokenizer tokenizer = Tokenizer::from_checkpoint(checkpoint);
   std::optional<ChatFormat> format;
   if (!options.template_name.empty()) {
@@ -408,14 +427,12 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   std::string name = true_name(checkpoint, config, format, sizes);
   SamplingAdvice advice = sampling_advice(checkpoint, config, format);
   std::vector<int32_t> stop_ids = all_stop_ids(checkpoint, config, tokenizer);
-  if (options.warm) warm_files(checkpoint, sizes.bytes, output);
-  return {Model(std::move(checkpoint)),
-          std::move(tokenizer),
-          format,
-          sizes,
-          std::move(name),
-          std::move(advice),
-          std::move(stop_ids)};
+  if (options.warm)
+    warm_files(checkpoint, !plan, sizes.bytes - (plan ? plan->expert_bytes : 0), output);
+  Model model(std::move(checkpoint));
+  if (plan) model.stream_experts(plan->cache_bytes);
+  return {std::move(model),  std::move(tokenizer), format, sizes, std::move(name),
+          std::move(advice), std::move(stop_ids),  plan};
 }
 
 std::optional<DType> parse_cache_dtype(const std::string& name) {

@@ -88,6 +88,17 @@ struct SamplingAdvice {
 SamplingAdvice sampling_advice(const Checkpoint& checkpoint, const ModelConfig& config,
                                std::optional<ChatFormat> format);
 
+// How a model larger than memory runs (cli/streaming.h makes it).
+struct StreamPlan {
+  int64_t experts = 0, slots = 0;  // routed ones, over all layers; those that stay in memory
+  uint64_t expert_bytes = 0, cache_bytes = 0;
+  double token_read_bytes = 0;       // from disk for each token, if all experts are equally likely
+  double disk_bytes_per_second = 0;  // measured on the model's own files
+  double kept() const { return static_cast<double>(slots) / static_cast<double>(experts); }
+  // What the disk allows: computing takes its time besides.
+  double tokens_per_second() const { return disk_bytes_per_second / token_read_bytes; }
+};
+
 struct OpenedModel {
   Model model;
   Tokenizer tokenizer;
@@ -97,6 +108,7 @@ struct OpenedModel {
   SamplingAdvice advice;
   // end-of-sequence ids of config, generation_config.json and tokenizer
   std::vector<int32_t> stop_ids;
+  std::optional<StreamPlan> streaming;  // absent: all of it is in memory
 };
 
 struct OpenOptions {
@@ -104,10 +116,13 @@ struct OpenOptions {
   std::optional<DType> cache_dtype;  // absent = the engine's default
   std::string template_name;         // "" = detect
   bool ignore_memory = false;
-  bool warm = true;  // read the files once, with a bar
+  double memory_gib = 0;  // as if no more were available; 0 = what is
+  bool stream = true;     // experts that do not fit are read as they are needed
+  bool warm = true;       // read the files once, with a bar
 };
 // Opens everything a conversation needs. Before memory is taken, weights + cache are compared with
-// what is available (exit code 3).
+// what is available: what does not fit is streamed, with a note that says how fast that can be, or
+// refused (exit code 3).
 OpenedModel open_model(const std::filesystem::path& path, const OpenOptions& options,
                        const OutputOptions& output);
 

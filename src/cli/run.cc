@@ -12,6 +12,7 @@
 #include "cli/generation.h"
 #include "cli/ids.h"
 #include "cli/interrupt.h"
+#include "cli/streaming.h"
 #include "train/tasks.h"
 
 namespace fathom {
@@ -25,6 +26,7 @@ OpenOptions open_options(const RunOptions& options) {
   open.cache_dtype = parse_cache_dtype(options.cache);
   open.template_name = options.template_name;
   open.ignore_memory = options.ignore_memory;
+  open.memory_gib = options.memory_gib;
   return open;
 }
 
@@ -107,6 +109,14 @@ void print_result(const Session& session, const Generation& g) {
   j["thought_tokens"] = g.thought_tokens;
   j["prefill_seconds"] = g.prefill_seconds;
   j["decode_seconds"] = g.decode_seconds;
+  if (session.opened.streaming) {
+    j["streaming"] = stream_json(*session.opened.streaming);
+    j["streaming"]["hits"] = g.experts.hits;
+    j["streaming"]["misses"] = g.experts.misses;
+    j["streaming"]["hit_rate"] = g.experts.hit_rate();
+    j["streaming"]["read_bytes"] = g.experts.read_bytes;
+    j["streaming"]["wait_seconds"] = g.experts.wait_seconds;
+  }
   j["seed"] = session.sampling.seed;
   j["model"] = session.opened.name;
   if (!g.events.empty()) j["logprobs"] = logprobs_json(session.opened.tokenizer, g);

@@ -449,5 +449,52 @@ TEST(Cli, BenchWritesAPictureThatLoadsNothing) {
   }
 }
 
+TEST(Streaming, ExpertsThatDoNotFitAreReadAsTheyAreChosenAndTheAnswerIsTheSame) {
+  const std::vector<std::string> arguments = {
+      "run",    kBundled, "-p",         "Reach 24 from 3, 8, 1",
+      "-c",     "256",    "--temp",     "0.6",
+      "--seed", "1",      "--cache",    "f32",
+      "-n",     "60",     "--logprobs", "0",
+      "--json"};
+  std::vector<std::string> limited = arguments;
+  limited.insert(limited.end(), {"--memory", "0.018"});
+  const json whole = json_lines(run_fathom(arguments).out)[0];
+  const Finished small = run_fathom(limited);
+  const json streamed = json_lines(small.out)[0];
+  EXPECT_EQ(streamed["logprobs"], whole["logprobs"]);
+  EXPECT_FALSE(whole.contains("streaming"));
+  const json& s = streamed["streaming"];
+  EXPECT_GT(s["hits"], 0);
+  EXPECT_GT(s["misses"], 0);
+  EXPECT_GT(s["read_bytes"], 0);
+  EXPECT_GT(s["most_tokens_per_second"], 0);
+  EXPECT_LT(s["experts_in_memory"], s["experts"]);
+  EXPECT_NE(small.err.find("larger than memory: "), std::string::npos) << small.err;
+  EXPECT_NE(small.err.find("% of the experts were in memory"), std::string::npos) << small.err;
+}
+
+TEST(Streaming, TheEstimateSaysWhatTheRunWillDo) {
+  const auto estimate = [](const char* gib) {
+    return json_lines(
+        run_fathom({"estimate", kBundled, "-c", "256", "--cache", "f32", "--memory", gib, "--json"})
+            .out)[0];
+  };
+  const json streamed = estimate("0.018");
+  EXPECT_FALSE(streamed["fits"]);
+  EXPECT_GT(streamed["streaming"]["read_bytes_per_token"], 0);
+  EXPECT_GT(streamed["streaming"]["disk_bytes_per_second"], 0);
+  EXPECT_FALSE(estimate("1").contains("streaming"));
+  const json too_small = estimate("0.01");  // not even what every token needs
+  EXPECT_FALSE(too_small["fits"]);
+  EXPECT_FALSE(too_small.contains("streaming"));
+}
+
+TEST(Streaming, WhatHasNoExpertsOrTooLittleRoomIsRefusedAsBefore) {
+  expect_error(run_fathom({"run", kTinyModel, "-p", "x", "-n", "1", "--memory", "0.001"}), 3,
+               "(--memory)");
+  expect_error(run_fathom({"run", kBundled, "-p", "x", "-n", "1", "--memory", "0.01"}), 3,
+               "available are");
+}
+
 }  // namespace
 }  // namespace fathom

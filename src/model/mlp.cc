@@ -28,8 +28,7 @@ std::span<const float> slot_weights(const MoeActivations& a) {
 void wave_forward(Context& ctx, const ExpertWave& v, const MoeActivations& a) {
   const Rows x = a.x.slice(v.row, v.rows), gate = a.routed.gate.slice(v.row, v.rows),
              up = a.routed.up.slice(v.row, v.rows), act = a.routed.act.slice(v.row, v.rows);
-  experts_forward(ctx, x, v.offsets, *v.gate_proj, gate);
-  experts_forward(ctx, x, v.offsets, *v.up_proj, up);
+  experts_forward(ctx, x, v.offsets, {{*v.gate_proj, gate}, {*v.up_proj, up}});
   swiglu(ctx, gate, up, act);
   experts_forward(ctx, act, v.offsets, *v.down_proj, a.y.slice(v.row, v.rows));
 }
@@ -73,17 +72,11 @@ void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstR
   }
 
   gather_by_expert(ctx, x, a.position, a.x);
-<<<<<<< HEAD
-  experts_forward(ctx, a.x, a.offsets, {{w.gate_proj, a.routed.gate}, {w.up_proj, a.routed.up}});
-  swiglu(ctx, a.routed.gate, a.routed.up, a.routed.act);
-  experts_forward(ctx, a.routed.act, a.offsets, w.down_proj, a.y);
-=======
   if (cache != nullptr) {
     while (const std::optional<ExpertWave> wave = cache->next()) wave_forward(ctx, *wave, a);
   } else {
     wave_forward(ctx, {0, a.x.rows, a.offsets, &w.gate_proj, &w.up_proj, &w.down_proj}, a);
   }
->>>>>>> 374ffcf (model: experts that do not fit are read as the router asks)
   scatter_add_weighted(ctx, a.y, a.position, slot_weights(a), out);
 }
 

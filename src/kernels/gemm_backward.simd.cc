@@ -95,7 +95,10 @@ inline float operand(float x) {
   if (!kRound) return x;
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-  return __builtin_bit_cast(float, (bits & 0x7fffffff) > 0x7f800000 ? bits : rounded);
+  const bool subnormal = (bits & 0x7f800000) == 0;  // 0, as vcvtneps2bf16 has it
+  return __builtin_bit_cast(float, (bits & 0x7fffffff) > 0x7f800000 ? bits
+                                   : subnormal                      ? 0
+                                                                    : rounded);
 }
 
 // Columns [0, count) of a row, zeros up to `width`, a multiple of 16.
@@ -110,24 +113,30 @@ inline void operands(const float* in, int64_t count, int64_t width, float* out) 
 
 // dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kRows +
 // 64). A block of dy is packed tile by tile of columns, x one panel as wide as the tile at a time,
-// so that the tiles read memory in order; lanes past the end are zeros.
+// so that the tiles read memory in order; lanes past the end are zeros. Rounded tokens are taken in
+// vdpbf16ps's order: of each pair the second first, zeros where there is none.
 template <bool kRound>
 void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m,
                     int64_t n, int64_t k, float* scratch, float* dw, int64_t dw_stride) {
   float* const panel = scratch;
   float* const packed = scratch + kBlock * 64;
   for (; m > 0; m -= kBlock, dy += kBlock * dy_stride, x += kBlock * x_stride) {
-    const int64_t block = m < kBlock ? m : kBlock;
+    const int64_t tokens = m < kBlock ? m : kBlock;
+    const int64_t block = kRound ? (tokens + 1) / 2 * 2 : tokens;
+    const auto place = [](int64_t t) { return kRound ? t ^ 1 : t; };
     for (int64_t t = 0; t < block; ++t) {
       float row[kMostColumns + kLanes];
-      operands<kRound>(dy + t * dy_stride, n, (n + kRows + kLanes - 1) / kLanes * kLanes, row);
+      operands<kRound>(dy + t * dy_stride, t < tokens ? n : 0,
+                       (n + kRows + kLanes - 1) / kLanes * kLanes, row);
       for (int64_t i = 0; i < n; i += kRows)
-        __builtin_memcpy(packed + i * block + t * kRows, row + i, kRows * sizeof(float));
+        __builtin_memcpy(packed + i * block + place(t) * kRows, row + i, kRows * sizeof(float));
     }
     for (int64_t j = 0; j < k; j += kWidth) {
       const int64_t cols = k - j < kWidth ? k - j : kWidth;
-      for (int64_t t = 0; t < block; ++t)
-        operands<kRound>(x + t * x_stride + j, cols, kWidth, panel + t * kWidth);
+      for (int64_t t = 0; t < block; ++t) {
+        operands<kRound>(x + t * x_stride + j, t < tokens ? cols : 0, kWidth,
+                         panel + place(t) * kWidth);
+      }
       for (int64_t i = 0; i < n; i += kRows) {
         outer_tile(packed + i * block, panel, block, n - i < kRows ? n - i : kRows, cols,
                    dw + i * dw_stride + j, dw_stride);
@@ -144,10 +153,12 @@ void add_outer_products(const float* dy, int64_t dy_stride, const float* x, int6
   outer_products<false>(dy, dy_stride, x, x_stride, m, n, k, scratch, dw, dw_stride);
 }
 
-// The same with both operands rounded to bf16 (nearest even) on the way into the packing.
+// The same with both operands rounded to bf16 (nearest even) on the way into the packing, to the
+// bits of the native form below.
 void add_outer_products_bf16(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
                              int64_t m, int64_t n, int64_t k, float* scratch, float* dw,
                              int64_t dw_stride) {
+  FlushSubnormals flush;
   outer_products<true>(dy, dy_stride, x, x_stride, m, n, k, scratch, dw, dw_stride);
 }
 
@@ -211,6 +222,7 @@ inline void pair_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, in
 void add_outer_products_native_bf16(const float* dy, int64_t dy_stride, const float* x,
                                     int64_t x_stride, int64_t m, int64_t n, int64_t k,
                                     float* scratch, float* dw, int64_t dw_stride) {
+  FlushSubnormals flush;
   auto* const panel = reinterpret_cast<uint32_t*>(scratch);
   uint32_t* const packed = panel + kBlock / 2 * 64;
   const int64_t width = (n + kLanes - 1) / kLanes * kLanes;

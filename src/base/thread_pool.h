@@ -1,7 +1,7 @@
 // A fixed set of threads that run the items of one loop at a time.
 //
-// Work is cut by the caller, by shape: item i does the same arithmetic whoever runs it, so one
-// thread and sixteen give the same bits. Items are handed out dynamically (an atomic counter), so
+// Work is cut by the caller so that every result is made whole within one item and in an order of
+// its shape: whoever runs it, and however many items there are, the bits are the same. Items are handed out dynamically (an atomic counter), so
 // uneven items balance. Between loops workers spin briefly, then sleep: thousands of loops per
 // token are cheap, an idle process costs nothing.
 #pragma once

@@ -7,7 +7,7 @@
 //   Dword dword(offset)        an integer (of each row)
 //   F32x16 half(Dword)         the f16 in its lower half, one lane per value it is a scale of
 //   Bytes fifth_bits(Dword, i)  16 where the bit of the value is set: bit 16 i + value
-//   number(Dword), power(Dword)  as f32; 2^n from its bits
+//   number(Dword), half_power(Dword)  n as f32; 2^(n - 128), for n < 2 a subnormal
 //   join(Dword x 4)            16 bytes from four integers
 //   split(Bytes)               the four integers
 //   lookup(code book, Bytes)   entries of a table of 16 bytes
@@ -117,9 +117,7 @@ struct Mxfp4 {
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const auto e = b.dword(0) & 255;
-    // 2^(e - 128), for e < 2 a subnormal
-    const F32x16 d = b.power(e < 2 ? (e + 1) << 21 : (e - 1) << 23);
+    const F32x16 d = In::half_power(b.dword(0) & 255);
     const auto q = b.bytes(1);
     y.put(0, d, b.lookup(kFp4, q & 15));
     y.put(16, d, b.lookup(kFp4, q >> 4));

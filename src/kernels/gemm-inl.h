@@ -15,7 +15,8 @@ inline constexpr int64_t kPanelRows = 8;  // rows of w that are multiplied toget
 inline constexpr int64_t kTileRows = 3;   // rows of x in one register tile
 
 // y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]. Strides in elements of the operand as stored.
-// Meanwhile the rows of w are fetched that lie `ahead` bytes behind these (0: none).
+// Meanwhile the rows of w are fetched that lie `ahead` bytes behind these (0:
+// these, which changes nothing).
 struct GemmBlock {
   const void* x = nullptr;
   const void* w = nullptr;

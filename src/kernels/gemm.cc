@@ -52,9 +52,6 @@ constexpr int64_t kPanelBytes = 256 << 10;
 constexpr int64_t kPanels = 2;
 // columns brought into elements at a time; a multiple of every block of a format
 constexpr int64_t kChunk = 256;
-// items of each thread when x has few rows: long ones, in which w is fetched ahead
-constexpr int64_t kLongItems = 4;
-
 // What the operands are brought into, and by which tiles they are multiplied.
 enum class Form { kF32, kSplitBf16, kNativeBf16 };
 
@@ -288,13 +285,14 @@ Plan plan_rows(const Problem& p, int64_t rows) {
 
 void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                      const LinearPart& part) {
-  const auto [experts, bias, y] = part;
+  const std::span<const WeightView> experts = part.experts;
+  const Rows y = part.y;
   const WeightView& shape = experts[0];
   ArenaScope scope(ctx.scratch());
   const Form form = choose_form(ctx.isa(), shape.dtype, ctx.precision());
   const PackedTile tile = FATHOM_SIMD_CALL(ctx.isa(), kPackedTile);
   const int64_t lane = (steps_of(form, x.cols) | 1) * tile.rows;
-  Problem p{ctx, form, x.cols, tile, x, nullptr, 16 * lane, lane, bias, y};
+  Problem p{ctx, form, x.cols, tile, x, nullptr, 16 * lane, lane, part.bias, y};
 
   // Units and items of expert e are those from first_unit[e] and first_item[e] on.
   const auto count = static_cast<int64_t>(experts.size());
@@ -340,6 +338,7 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
 
 void check(ConstRows x, std::span<const int64_t> offsets, const LinearPart& part) {
   FATHOM_CHECK(offsets.size() == part.experts.size() + 1, offsets.size(), part.experts.size());
+  if (part.experts.empty()) return;
   const WeightView& shape = part.experts[0];
   const Rows& y = part.y;
   FATHOM_CHECK(x.cols == shape.cols && y.rows == x.rows && y.cols == shape.rows, x.cols, shape.cols,
@@ -365,13 +364,14 @@ void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, R
 void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                     std::span<const WeightView> experts, Rows y) {
   const LinearPart part{experts, nullptr, y};
-  if (!experts.empty()) grouped_linears(ctx, x, offsets, {&part, 1});
+  grouped_linears(ctx, x, offsets, {&part, 1});
 }
 
 void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                      std::span<const LinearPart> parts) {
   FATHOM_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == x.rows, x.rows);
   for (const LinearPart& part : parts) check(x, offsets, part);
+  if (offsets.size() == 1) return;  // no experts
   if (x.rows == 0) return;
   const auto in_integers = [&](const LinearPart& part) {
     return x.cols > 0 && has_int8_product(part.experts[0].dtype) &&

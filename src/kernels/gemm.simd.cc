@@ -140,7 +140,7 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kTileCols; ++j) {
       Part wv = Op::load_w(w[j] + k, part);
-      // a step of w is a line, or half of one
+      // a step of w is a line
       if (part == 0) __builtin_prefetch(reinterpret_cast<const char*>(w[j] + k) + ahead, 0, 2);
       if (MR > 1) keep(wv);
 #pragma GCC unroll 8

@@ -41,9 +41,21 @@ struct Int8Tile {
   int64_t next_bytes = 0;
 };
 
-// 1 to kInt8Few rows of x times 16 rows of w, `stride` bytes apart: total[m][16] += ..., over whole
-// blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
+// Rows of x that are few enough for the way without panels: on other targets less is unpacked at a
+// time, so that w would be unpacked more often.
+namespace portable {
+inline constexpr int64_t kInt8Few = 1;
+}
+namespace avx2 {
+inline constexpr int64_t kInt8Few = 8;
+}
+namespace avx512 {
 inline constexpr int64_t kInt8Few = 16;
+}
+inline constexpr int64_t kInt8MostFew = 16;
+
+// 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart: total[m][16] += ..., over whole
+// blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
 struct Int8Few {
   const uint8_t *w, *next;
   int64_t stride = 0, cols = 0;

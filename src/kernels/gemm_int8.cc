@@ -1,7 +1,7 @@
-// Threads and blocks of gemm_int8.h: every row of x is rounded once; 32 rows of w are unpacked, 256
-// columns at a time, into the first cache and meet up to 512 rows of x there. So the cost of
-// unpacking is shared by the rows, weights are read where they lie, and a single row (decode) takes
-// the same steps as many (prefill), in the same order.
+// Threads and blocks of gemm_int8.h: every row of x is rounded once, weights are read where they lie.
+// Few rows of x are multiplied with each block of w as it is unpacked into registers. For more, 32
+// rows of w are unpacked, 256 columns at a time, into the first cache and meet up to 512 rows of x
+// there, which share the cost of unpacking. Both sum in the same order.
 #include "kernels/gemm_int8.h"
 
 #include <algorithm>
@@ -35,8 +35,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-constexpr int64_t kSomeRows = 256;               // of x: fewer have longer items,
-constexpr int64_t kLongItems = 4;                // so many of each thread
+constexpr int64_t kSomeRows = 256;               // of x: fewer have longer items
 
 // How one format is unpacked and multiplied.
 struct Format {
@@ -124,12 +123,12 @@ void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_
   format.unpack(copy, kMostBytes, k, out);
 }
 
-// m <= kInt8Few rows of x from m0 on times rows [n0, n0 + n) of w.
+// m <= kInt8MostFew rows of x from m0 on times rows [n0, n0 + n) of w.
 void multiply_few(const Problem& p, const LinearPart& part, const WeightView& w, int64_t m0,
                   int64_t m, int64_t n0, int64_t n) {
   const int64_t stride = row_bytes(w.dtype, w.cols);
   for (int64_t row = n0; row < n0 + n; row += 16) {
-    float total[kInt8Few * 16] = {};
+    float total[kInt8MostFew * 16] = {};
     const int64_t rows = std::min<int64_t>(16, n0 + n - row);
     const auto* const from = reinterpret_cast<const uint8_t*>(w.row(row));
     const bool more = row + 16 < n0 + n;
@@ -224,6 +223,7 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     }
   }
 
+  const int64_t few = FATHOM_SIMD_CALL(ctx.isa(), kInt8Few);
   const auto round = [&](int64_t row, int) {
     FATHOM_SIMD_CALL(ctx.isa(), int8_round_row)
     (x.row(row), x.cols / kInt8Block, layout.run, format.zero,
@@ -238,11 +238,10 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     const int64_t n0 = (item - first[group]) % widths * width,
                   end = std::min(n0 + width, part.y.cols);
     const WeightView& w = part.experts[static_cast<size_t>(e)];
-    const int64_t together = rows_of(e) <= kInt8Few ? 16 : kItemRows;
+    const int64_t together = rows_of(e) <= few ? 16 : kItemRows;
     const int64_t bytes = std::min(together, end - n0) * row_bytes(w.dtype, w.cols);
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(w.row(n0) + i, 0, 2);
-    if (rows_of(e) <= kInt8Few)
-      return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
+    if (rows_of(e) <= few) return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
     for (int64_t n = n0; n < end; n += kItemRows)
       multiply(p, part, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end,
                worker);

@@ -186,11 +186,11 @@ inline F32x16 total(const Sum& a) {
 // As many rows and panels at once as the registers hold, how many dot products in a row are written
 // out, and the rows of x that blocks are multiplied with as they are unpacked.
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewRows = 8;
+constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewTogether = 8;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewRows = 4;
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewTogether = 4;
 #else
-constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewRows = 1;
+constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewTogether = 1;
 #endif
 
 template <class T>
@@ -372,13 +372,13 @@ void few_or_fewer(const Int8Few& f) {
 
 template <class Format>
 void few_rows(const Int8Few& f) {
-  for (int64_t m = 0; m < f.m; m += kFewRows) {
+  for (int64_t m = 0; m < f.m; m += kFewTogether) {
     Int8Few part = f;
     part.x = {row_of(f.x.codes, m, f.x_stride), row_of(f.x.scale, m, f.x_stride),
               row_of(f.x.start, m, f.x_stride), row_of(f.x.sum, m, f.x_stride)};
-    part.m = f.m - m < kFewRows ? f.m - m : kFewRows;
+    part.m = f.m - m < kFewTogether ? f.m - m : kFewTogether;
     part.total = f.total + m * 16;
-    few_or_fewer<Format, kFewRows>(part);
+    few_or_fewer<Format, kFewTogether>(part);
   }
 }
 

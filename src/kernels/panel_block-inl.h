@@ -3,14 +3,75 @@
 // lane sums one output per row and nothing is ever added across a register.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
+// 64 bytes, 16 dwords: one register or, where registers are narrower, several (the compiler's own
+// 64-byte vectors would be taken apart lane by lane there).
+#if defined(FATHOM_SIMD_IS_avx512)
 typedef uint8_t U8x64 __attribute__((vector_size(64)));
 typedef uint32_t U32x16 __attribute__((vector_size(64)));
 typedef int32_t I32x16 __attribute__((vector_size(64)));
+inline U8x64 as_bytes(U32x16 a) { return reinterpret_cast<U8x64>(a); }
+inline U32x16 as_dwords(U8x64 a) { return reinterpret_cast<U32x16>(a); }
+inline I32x16 as_signed(U32x16 a) { return reinterpret_cast<I32x16>(a); }
+#else
+#if defined(FATHOM_SIMD_IS_avx2)
+#define FATHOM_PART_BYTES 32
+#else
+#define FATHOM_PART_BYTES 16
+#endif
+typedef uint8_t U8Part __attribute__((vector_size(FATHOM_PART_BYTES)));
+typedef uint32_t U32Part __attribute__((vector_size(FATHOM_PART_BYTES)));
+typedef int32_t I32Part __attribute__((vector_size(FATHOM_PART_BYTES)));
+template <class Part>
+struct alignas(FATHOM_PART_BYTES) Several {
+  static constexpr int kCount = 64 / FATHOM_PART_BYTES;
+  Part part[kCount];
+  template <class F>
+  [[gnu::always_inline]] static Several of(F f) {
+    Several r;
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) r.part[i] = f(i);
+    return r;
+  }
+#define FATHOM_SEVERAL(op)                                                                   \
+  [[gnu::always_inline]] friend Several operator op(const Several& a, const Several& b) {    \
+    return of([&](int i) __attribute__((always_inline)) { return a.part[i] op b.part[i]; }); \
+  }
+  FATHOM_SEVERAL(&)
+  FATHOM_SEVERAL(|)
+#undef FATHOM_SEVERAL
+#define FATHOM_SEVERAL(op, Scalar)                                                   \
+  [[gnu::always_inline]] friend Several operator op(const Several& a, Scalar b) {    \
+    return of([&](int i) __attribute__((always_inline)) { return a.part[i] op b; }); \
+  }
+  using Lane = std::remove_cvref_t<decltype(Part{}[0])>;
+  FATHOM_SEVERAL(&, Lane)
+  FATHOM_SEVERAL(^, Lane)
+  FATHOM_SEVERAL(-, Lane)
+  FATHOM_SEVERAL(<<, int)
+  FATHOM_SEVERAL(>>, int)
+#undef FATHOM_SEVERAL
+};
+using U8x64 = Several<U8Part>;
+using U32x16 = Several<U32Part>;
+using I32x16 = Several<I32Part>;
+[[gnu::always_inline]] inline U8x64 as_bytes(const U32x16& a) {
+  return U8x64::of([&](int i) { return reinterpret_cast<U8Part>(a.part[i]); });
+}
+[[gnu::always_inline]] inline U32x16 as_dwords(const U8x64& a) {
+  return U32x16::of([&](int i) { return reinterpret_cast<U32Part>(a.part[i]); });
+}
+[[gnu::always_inline]] inline I32x16 as_signed(const U32x16& a) {
+  return I32x16::of([&](int i) { return reinterpret_cast<I32Part>(a.part[i]); });
+}
+#undef FATHOM_PART_BYTES
+#endif
 
 // 16 bytes of each of 16 rows: v[j] holds bytes 4j to 4j + 3 of row r in its lane r.
 struct Bytes16 {
@@ -34,13 +95,11 @@ template <class Each>
 }
 [[gnu::always_inline]] inline Bytes16 operator>>(const Bytes16& a, int n) {
   const auto kept = static_cast<uint8_t>(255 >> n);
-  return each(
-      [&](int j) { return reinterpret_cast<U8x64>(reinterpret_cast<U32x16>(a.v[j]) >> n) & kept; });
+  return each([&](int j) { return as_bytes(as_dwords(a.v[j]) >> n) & kept; });
 }
 [[gnu::always_inline]] inline Bytes16 operator<<(const Bytes16& a, int n) {
   const auto kept = static_cast<uint8_t>(255 << n);
-  return each(
-      [&](int j) { return reinterpret_cast<U8x64>(reinterpret_cast<U32x16>(a.v[j]) << n) & kept; });
+  return each([&](int j) { return as_bytes(as_dwords(a.v[j]) << n) & kept; });
 }
 
 inline F32x16 to_f32(I32x16 a) {
@@ -51,8 +110,10 @@ inline F32x16 to_f32(I32x16 a) {
   __builtin_memcpy(half, &a, sizeof half);
   return {_mm256_cvtepi32_ps(half[0]), _mm256_cvtepi32_ps(half[1])};
 #else
+  int32_t from[16];
+  __builtin_memcpy(from, &a, sizeof from);
   F32x16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a[i]);
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(from[i]);
   return r;
 #endif
 }
@@ -118,6 +179,10 @@ struct PanelBlock {
     __builtin_memcpy(&out, halves, sizeof out);
     return out;
   }
+  // The first or the last of 16 bytes, which are all of the block's.
+  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
+    return as_dwords(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
+  }
 #else
   [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
     uint32_t to[4][16];
@@ -130,7 +195,6 @@ struct PanelBlock {
     __builtin_memcpy(&b, to, sizeof b);
     return b;
   }
-#endif
   U32x16 dword(int64_t at) const {
     uint32_t to[16];
     for (int64_t r = 0; r < 16; ++r) __builtin_memcpy(to + r, row(r) + at, 4);
@@ -139,13 +203,24 @@ struct PanelBlock {
     return v;
   }
 #endif
+#endif
 
   static F32x16 half(U32x16 bits) {
 #if defined(FATHOM_SIMD_IS_avx512)
     return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)))};
+#elif defined(FATHOM_SIMD_IS_avx2)
+    __m256i v[2];
+    __builtin_memcpy(v, &bits, sizeof v);
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    const __m256i halves = _mm256_permute4x64_epi64(  // packed within 128 bits
+        _mm256_packus_epi32(_mm256_and_si256(v[0], low), _mm256_and_si256(v[1], low)), 0xd8);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 #else
+    uint32_t from[16];
+    __builtin_memcpy(from, &bits, sizeof from);
     uint16_t halves[16];
-    for (int r = 0; r < 16; ++r) halves[r] = static_cast<uint16_t>(bits[r]);
+    for (int r = 0; r < 16; ++r) halves[r] = static_cast<uint16_t>(from[r]);
     return load_f16(halves);
 #endif
   }
@@ -163,27 +238,27 @@ struct PanelBlock {
 #else
     return each([&](int j) {  // bits 4j to 4j + 3 to bit 4 of four bytes
       const U32x16 b = bits >> (16 * i + 4 * j);
-      return reinterpret_cast<U8x64>(((b & 1) << 4) | ((b & 2) << 11) | ((b & 4) << 18) |
-                                     ((b & 8) << 25));
+      return as_bytes(((b & 1) << 4) | ((b & 2) << 11) | ((b & 4) << 18) | ((b & 8) << 25));
     });
 #endif
   }
   static Bytes16 join(U32x16 a, U32x16 b, U32x16 c, U32x16 d) {
-    return {{reinterpret_cast<U8x64>(a), reinterpret_cast<U8x64>(b), reinterpret_cast<U8x64>(c),
-             reinterpret_cast<U8x64>(d)}};
+    return {{as_bytes(a), as_bytes(b), as_bytes(c), as_bytes(d)}};
   }
   struct Dwords {
     U32x16 v[4];
   };
   static Dwords split(const Bytes16& a) {
-    return {{reinterpret_cast<U32x16>(a.v[0]), reinterpret_cast<U32x16>(a.v[1]),
-             reinterpret_cast<U32x16>(a.v[2]), reinterpret_cast<U32x16>(a.v[3])}};
+    return {{as_dwords(a.v[0]), as_dwords(a.v[1]), as_dwords(a.v[2]), as_dwords(a.v[3])}};
   }
-  static F32x16 number(U32x16 n) { return to_f32(reinterpret_cast<I32x16>(n)); }
-  static F32x16 power(U32x16 bits) {
-    F32x16 r;
-    __builtin_memcpy(&r, &bits, sizeof r);
-    return r;
+  static F32x16 number(U32x16 n) { return to_f32(as_signed(n)); }
+  static F32x16 half_power(U32x16 n) {
+    uint32_t bits[16];
+    __builtin_memcpy(bits, &n, sizeof bits);
+    for (uint32_t& b : bits) b = b < 2 ? (b + 1) << 21 : (b - 1) << 23;
+    float powers[16];
+    __builtin_memcpy(powers, bits, sizeof powers);
+    return load(powers);
   }
   static Bytes16 lookup(const uint8_t* table, const Bytes16& codes) {
 #if defined(FATHOM_SIMD_IS_avx512)
@@ -215,7 +290,7 @@ struct PanelBlock {
     Bytes16 s;
     Scales(F32x16 scale, const Bytes16& bytes) : d(scale), s(bytes) {}
     F32x16 operator[](int i) const {
-      const auto four = reinterpret_cast<I32x16>(s.v[i / 4]);
+      const auto four = as_signed(as_dwords(s.v[i / 4]));
       return d * to_f32((four << (24 - i % 4 * 8)) >> 24);
     }
   };

@@ -98,7 +98,9 @@ struct RowBlock {
   };
   static Dwords split(U8x16 a) { return __builtin_bit_cast(Dwords, a); }
   static F32x16 number(uint32_t n) { return set(static_cast<float>(static_cast<int32_t>(n))); }
-  static F32x16 power(uint32_t bits) { return set(__builtin_bit_cast(float, bits)); }
+  static F32x16 half_power(uint32_t n) {
+    return set(__builtin_bit_cast(float, n < 2 ? (n + 1) << 21 : (n - 1) << 23));
+  }
   static U8x16 lookup(const uint8_t* table, U8x16 codes) {
     return fathom::FATHOM_SIMD_TARGET::lookup(load_bytes(table), codes);
   }

@@ -1,4 +1,5 @@
-// Cuts a loop over rows into work items by shape, never by thread count. Internal to src/kernels.
+// Cuts a loop over rows into work items. Internal to src/kernels. Every output is made whole within
+// one item, in an order of its shape alone, so the cut changes no bit.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +10,10 @@ namespace fathom {
 
 // Enough arithmetic to pay for handing an item to another thread, little enough to balance.
 inline constexpr int64_t kItemElements = 8192;
+
+// Items of each thread where weights pass by once (few rows of x): long ones, in which the next
+// weights are fetched ahead, but enough to balance.
+inline constexpr int64_t kLongItems = 4;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -136,7 +136,8 @@ TEST(Linear, EqualsTheTwinForEveryWeightType) {
       for (int d = 0; d < kDTypeCount; ++d) {
         const auto dtype = static_cast<DType>(d);
         if (!dtype_info(dtype).computable) continue;
-        for (int64_t m : {1, 3, 11}) check_linear(ctx, dtype, m, 131, 2304, true);
+        // alone, a few together, few beyond what is multiplied at a time, through panels
+        for (int64_t m : {1, 3, 11, 33}) check_linear(ctx, dtype, m, 131, 2304, true);
       }
     }
   }
@@ -197,7 +198,7 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
       const Weight w(dtype, n, k, 2);
       PaddedRows all(m, n);
       linear(ctx, x.view, w.view, nullptr, all.view);
-      for (int64_t rows : {1, 2, 3, 4, 6, 7, 25}) {
+      for (int64_t rows : {1, 2, 3, 4, 6, 7, 8, 9, 16, 17, 25}) {
         for (int64_t first : {int64_t{0}, int64_t{7}, m - rows}) {
           PaddedRows some(rows, n);
           linear(ctx, x.view.slice(first, rows), w.view, nullptr, some.view);

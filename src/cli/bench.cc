@@ -70,6 +70,7 @@ void print_machine(Context& ctx, const Roofs& roofs, bool json) {
 // What must be held against what is held.
 void print_memory(const BenchedModel& model, const BenchLog& log) {
   const ResidentMemory& peak = log.peak();
+  if (peak.anonymous + peak.file == 0) return;  // nothing was measured
   const uint64_t needed = model.file_bytes + model.cache_bytes;
   const double share =
       static_cast<double>(needed) / static_cast<double>(peak.anonymous + peak.file);
@@ -80,7 +81,7 @@ void print_memory(const BenchedModel& model, const BenchLog& log) {
                 {"model_file_bytes", model.file_bytes},
                 {"cache_bytes", model.cache_bytes},
                 {"cache_bytes_per_token", model.cache_bytes_per_token},
-                {"share_of_roof", share}});
+                {"share_of_resident", share}});
     return;
   }
   out("\nmemory at most: {} of files, {} of its own; weights and cache alone are {} ({:.0f} %); "

@@ -47,9 +47,7 @@ int run_estimate(const EstimateOptions& options) {
     out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work),
         EngineOptions{}.prefill_chunk);
     out("  available  {:>10}   of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total),
-        options.memory_gib > 0 ? " (--memory)"
-        : memory.limited       ? " (limit of this container)"
-                               : "");
+        memory_limit_text(memory, options.memory_gib));
     out("  {:>9}  {:<5}  {:>10}  {:>10}\n", "context", "cache", "cache", "total");
   }
   double disk_rate = 0;

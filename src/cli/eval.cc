@@ -176,6 +176,7 @@ int eval_task(const EvalOptions& options) {
   const auto task = make_task(options.task);
   OpenOptions open;
   open.cache_dtype = parse_cache_dtype(options.cache);
+  open.stream = options.kl.empty();  // two models would each be promised the same memory
   const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
   if (!opened.format) fail("--task: this model has no chat format to ask a question in");
   Context ctx(thread_count(options.threads));

@@ -7,18 +7,25 @@
 namespace fathom {
 namespace {
 
+uint64_t bytes_of(double gib) {
+  return static_cast<uint64_t>(gib * static_cast<double>(uint64_t{1} << 30));
+}
+
 uint64_t less(uint64_t a, uint64_t b) { return a - std::min(a, b); }
 
 }  // namespace
 
 MemoryState usable_memory(double limit_gib) {
   MemoryState memory = memory_state().value_or(MemoryState{});
-  if (limit_gib > 0) {
-    const double bytes = limit_gib * static_cast<double>(uint64_t{1} << 30);
-    if (bytes < static_cast<double>(memory.available))
-      memory.available = static_cast<uint64_t>(bytes);
-  }
+  // Where the system does not say what is available, the limit is all there is to go by.
+  if (limit_gib > 0 && (memory.available == 0 || bytes_of(limit_gib) < memory.available))
+    memory.available = bytes_of(limit_gib);
   return memory;
+}
+
+std::string_view memory_limit_text(const MemoryState& usable, double limit_gib) {
+  if (limit_gib > 0 && usable.available == bytes_of(limit_gib)) return " (--memory)";
+  return usable.limited ? " (limit of this container)" : "";
 }
 
 std::optional<StreamPlan> plan_streaming(const Checkpoint& checkpoint, const ModelConfig& config,
@@ -43,12 +50,13 @@ std::optional<StreamPlan> plan_streaming(const Checkpoint& checkpoint, const Mod
 
 std::string stream_text(const StreamPlan& plan) {
   return fmt::format(
-      "{} of {} experts fit into memory ({:.0f} %, {} of it); the others are read when they are "
+      "{} of {} experts fit into memory ({:.0f} %, {}); the others are read when they are "
       "chosen. If each is as likely as the next, a token reads {} from disk, which gives {}/s "
-      "here: at most {:.2g} tok/s",
+      "here: at most {:.{}f} tok/s",
       plan.slots, plan.experts, 100 * plan.kept(), bytes_text(plan.cache_bytes),
       bytes_text(static_cast<uint64_t>(plan.token_read_bytes)),
-      bytes_text(static_cast<uint64_t>(plan.disk_bytes_per_second)), plan.tokens_per_second());
+      bytes_text(static_cast<uint64_t>(plan.disk_bytes_per_second)), plan.tokens_per_second(),
+      plan.tokens_per_second() < 10 ? 1 : 0);
 }
 
 nlohmann::ordered_json stream_json(const StreamPlan& plan) {

@@ -178,7 +178,7 @@ double measure_expert_reads(const Checkpoint& checkpoint, const ModelConfig& con
   std::exception_ptr error;
   std::mutex mutex;
   std::vector<std::thread> readers;
-  for (int r = 0; r < kReaders; ++r) {
+  const auto start = [&](int r) {
     readers.emplace_back([&, r] {
       std::byte* const out = memory.data() + static_cast<size_t>(r) * kReadBytes;
       // Another run begins elsewhere, or it would find what the one before left in some cache.
@@ -201,6 +201,11 @@ double measure_expert_reads(const Checkpoint& checkpoint, const ModelConfig& con
         error = std::current_exception();
       }
     });
+  };
+  try {
+    for (int r = 0; r < kReaders; ++r) start(r);
+  } catch (const std::system_error&) {  // as many as the system gives, if any
+    if (readers.empty()) fail_resource("threads: the system gives none to read experts with");
   }
   for (std::thread& reader : readers) reader.join();
   if (error) std::rethrow_exception(error);
@@ -250,7 +255,8 @@ struct ExpertCache::State {
 
   // Of the layer that is being worked on. Experts [0, released) are done, [released, requested)
   // pinned.
-  std::span<const int64_t> layer_offsets;
+  bool under_way = false;
+  std::vector<int64_t> layer_offsets;  // a copy: an error may end the step that had them
   int64_t first_expert = 0, released = 0, ready = 0, requested = 0;
   int32_t wave_size = 0;
   ExpertSlots::Use use = ExpertSlots::Use::kAgain;
@@ -289,7 +295,8 @@ ExpertCache::State::State(const Checkpoint& checkpoint, const ModelConfig& c, Ta
       memory(static_cast<uint64_t>(slots_in(bytes, table)) * table.slot_bytes()),
       slots(std::ssize(table.pieces) / static_cast<int64_t>(kPartCount), slots_in(bytes, table)),
       experts_per_layer(c.n_routed_experts),
-      offsets(static_cast<size_t>(c.n_routed_experts) + 1),
+      layer_offsets(static_cast<size_t>(c.n_routed_experts) + 1),
+      offsets(layer_offsets.size()),
       open_reads(static_cast<size_t>(slots.slots())),
       failed(static_cast<size_t>(slots.slots())) {
   size_t reads = 0;
@@ -334,7 +341,7 @@ void ExpertCache::State::read_loop() {
       problem = std::current_exception();
     }
     lock.lock();
-    stats.read_bytes += wanted;
+    if (!problem) stats.read_bytes += wanted;
     if (problem) failed[static_cast<size_t>(read.slot)] = true;
     if (problem && !error) error = problem;
     if (--open_reads[static_cast<size_t>(read.slot)] == 0) done.notify_one();
@@ -410,7 +417,7 @@ void ExpertCache::State::abandon() {
     if (used(e) && failed[static_cast<size_t>(slots.slot_of(expert))]) slots.forget(expert);
   }
   released = ready = requested = 0;
-  layer_offsets = {};
+  under_way = false;
 }
 
 ExpertCache::ExpertCache(const Checkpoint& checkpoint, const ModelConfig& config, uint64_t bytes)
@@ -423,8 +430,9 @@ void ExpertCache::begin(int64_t layer, std::span<const int64_t> offsets, const E
   State& s = *state_;
   FATHOM_CHECK(gate_proj.lora_a.empty() && up_proj.lora_a.empty() && down_proj.lora_a.empty());
   FATHOM_CHECK(std::ssize(offsets) == s.experts_per_layer + 1, offsets.size());
-  if (!s.layer_offsets.empty()) s.abandon();  // someone else's error ended the step
-  s.layer_offsets = offsets;
+  if (s.under_way) s.abandon();  // someone else's error ended the step
+  s.under_way = true;
+  std::copy(offsets.begin(), offsets.end(), s.layer_offsets.begin());
   s.views[0].weight = gate_proj.weight;
   s.views[1].weight = up_proj.weight;
   s.views[2].weight = down_proj.weight;
@@ -444,7 +452,7 @@ void ExpertCache::begin(int64_t layer, std::span<const int64_t> offsets, const E
 
 std::optional<ExpertWave> ExpertCache::next() {
   State& s = *state_;
-  if (s.layer_offsets.empty()) return std::nullopt;
+  if (!s.under_way) return std::nullopt;
   s.release(s.released, s.ready);
   s.released = s.ready;
   const int64_t first = s.ready;
@@ -458,7 +466,7 @@ std::optional<ExpertWave> ExpertCache::next() {
   const int64_t end = s.layer_offsets[static_cast<size_t>(s.ready)];
   if (begin == end) {
     s.release(s.released, s.requested);
-    s.layer_offsets = {};
+    s.under_way = false;
     return std::nullopt;
   }
   for (size_t e = 0; e < s.offsets.size(); ++e)

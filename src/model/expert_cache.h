@@ -77,8 +77,7 @@ class ExpertCache {
 
   // Starts to read what the rows of a layer need: layer in [0, num_hidden_layers], the last one
   // being multi-token prediction; offsets [n_routed_experts + 1] as sort_by_expert() makes them.
-  // The weights are those of the mapping: their shapes and types are taken over. offsets outlive
-  // the waves.
+  // The weights are those of the mapping: their shapes and types are taken over.
   void begin(int64_t layer, std::span<const int64_t> offsets, const Experts& gate_proj,
              const Experts& up_proj, const Experts& down_proj);
   // The next rows, when their experts are there; absent after the last. All that are asked for

@@ -70,7 +70,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
         result.prompt_tokens, context, opened.model.config().max_position_embeddings);
   }
   const ExpertCache* const cache = opened.model.expert_cache();
-  const ExpertCacheStats before = cache != nullptr ? cache->stats() : ExpertCacheStats{};
+  const ExpertCacheStats read_before = cache != nullptr ? cache->stats() : ExpertCacheStats{};
   const bool keep_events = request.sampling.top_logprobs >= 0;
   TextStream text(opened.tokenizer, request, result, on_part);
   const uint64_t id = engine.submit(
@@ -84,6 +84,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
     return engine.stats().prefill_tokens + engine.stats().cached_tokens;
   };
   const int64_t done_before = done_rows();
+  const EngineStats before = engine.stats();
   std::optional<Progress> bar(std::in_place, output, "prompt", Progress::Unit::kTokens,
                               static_cast<uint64_t>(result.prompt_tokens));
   double first_token = 0;
@@ -99,9 +100,13 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
     if (bar) bar->at(static_cast<uint64_t>(done_rows() - done_before));
     for (TokenEvent& event : events) {
       if (event.request != id) continue;
-      result.finish = event.finish;
       result.reuse = event.reuse;
-      if (event.token < 0 || cancelled) continue;
+      // What a step brings behind a stop string is no part of the answer.
+      const bool behind = cancelled || text.stopped();
+      result.finish = behind && event.finish == FinishReason::kNumericalError
+                          ? FinishReason::kCancelled
+                          : event.finish;
+      if (event.token < 0 || behind) continue;
       bar.reset();
       const double now = seconds_now();
       if (first_token == 0) first_token = now;
@@ -118,7 +123,9 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
   }
   bar.reset();
   const double end = seconds_now();
-  if (cache != nullptr) result.experts = cache->stats() - before;
+  if (cache != nullptr) result.experts = cache->stats() - read_before;
+  result.drafted = engine.stats().drafted - before.drafted;
+  result.accepted = engine.stats().accepted - before.accepted;
   result.prefill_seconds = (first_token > 0 ? first_token : end) - begin;
   result.decode_seconds = first_token > 0 ? end - first_token : 0;
   if (text.stopped()) result.finish = FinishReason::kStop;
@@ -155,13 +162,15 @@ std::string rate_line(const Generation& g) {
           ? ""
           : fmt::format("; {:.0f} % of the experts were in memory, {:.2f} GB read from disk",
                         100 * e.hit_rate(), static_cast<double>(e.read_bytes) * 1e-9);
-  return fmt::format("prompt {} tokens{}, {}; generated {} tokens, {}{}{}", g.prompt_tokens,
-                     cached > 0 ? fmt::format(" ({} cached)", cached) : "",
-                     rate(static_cast<double>(g.prompt_tokens - cached), g.prefill_seconds),
-                     g.tokens, rate(decoded, decoded > 0 ? g.decode_seconds : 0), streamed,
-                     g.finish == FinishReason::kLength      ? "; stopped at the token limit"
-                     : g.finish == FinishReason::kCancelled ? "; interrupted"
-                                                            : "");
+  return fmt::format(
+      "prompt {} tokens{}, {}; generated {} tokens, {}{}{}{}", g.prompt_tokens,
+      cached > 0 ? fmt::format(" ({} cached)", cached) : "",
+      rate(static_cast<double>(g.prompt_tokens - cached), g.prefill_seconds), g.tokens,
+      rate(decoded, decoded > 0 ? g.decode_seconds : 0),
+      g.drafted > 0 ? fmt::format(" ({} of {} drafts right)", g.accepted, g.drafted) : "", streamed,
+      g.finish == FinishReason::kLength      ? "; stopped at the token limit"
+      : g.finish == FinishReason::kCancelled ? "; interrupted"
+                                             : "");
 }
 
 PartPrinter::PartPrinter(const OutputOptions& output, bool hide_thinking)

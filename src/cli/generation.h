@@ -27,8 +27,9 @@ struct Generation {
   std::string thought, answer;
   FinishReason finish = FinishReason::kNone;  // kCancelled: Ctrl-C
   int64_t prompt_tokens = 0, tokens = 0, thought_tokens = 0;
-  ExpertCacheStats experts;  // of this answer, if experts are streamed
-  PrefixReuse reuse;         // what of the prompt the cache still held
+  int64_t drafted = 0, accepted = 0;  // draft tokens, see EngineStats
+  ExpertCacheStats experts;           // of this answer, if experts are streamed
+  PrefixReuse reuse;                  // what of the prompt the cache still held
   double prefill_seconds = 0, decode_seconds = 0, thought_seconds = 0;
   std::vector<TokenEvent> events;  // with log-probabilities only
 };

@@ -113,6 +113,12 @@ Action bind_run(CLI::App& app) {
   app.add_flag("--ignore-memory", o->ignore_memory,
                "start even if the weights do not fit into memory (slow)");
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");
+  app.add_option("--speculate", o->speculate,
+                 "compute guesses at the next tokens along, which changes no answer: mtp (the "
+                 "model's own layer), lookup (from the text so far), off or auto (default)");
+  app.add_option("--drafts", o->draft_tokens,
+                 "guessed tokens per step at most (default: mtp 1, lookup 4)")
+      ->check(CLI::Range(1, 64));
   app.add_flag("--json", o->json, "one JSON object with the answer");
   app.add_option("--check", o->check,
                  "answer until this task's verifier accepts, such as countdown");

@@ -30,6 +30,24 @@ OpenOptions open_options(const RunOptions& options) {
   return open;
 }
 
+Speculation speculation(const RunOptions& options, const OpenedModel& opened) {
+  const Model& model = opened.model;
+  constexpr std::pair<std::string_view, Speculation> kNames[] = {{"auto", Speculation::kAuto},
+                                                                 {"mtp", Speculation::kMtp},
+                                                                 {"lookup", Speculation::kLookup},
+                                                                 {"off", Speculation::kOff}};
+  const auto* found = std::find_if(std::begin(kNames), std::end(kNames),
+                                   [&](const auto& one) { return one.first == options.speculate; });
+  if (found == std::end(kNames))
+    fail("--speculate: found {}, expected auto, mtp, lookup or off", quoted(options.speculate));
+  if (found->second == Speculation::kMtp && !model.has_mtp())
+    fail(
+        "--speculate: mtp: this model has no layer for multi-token prediction (lookup needs none)");
+  // rows of wrong drafts would read experts from disk
+  if (found->second == Speculation::kAuto && opened.streaming) return Speculation::kOff;
+  return found->second;
+}
+
 EngineOptions engine_options(const RunOptions& options, const OpenedModel& opened) {
   const int64_t longest = opened.model.config().max_position_embeddings;
   if (options.context_tokens > longest) {
@@ -41,6 +59,8 @@ EngineOptions engine_options(const RunOptions& options, const OpenedModel& opene
       options.context_tokens > 0 ? options.context_tokens : std::min(longest, kDefaultContext);
   engine.max_sequences = 1;
   engine.cache_dtype = parse_cache_dtype(options.cache).value_or(default_cache_dtype(opened.model));
+  engine.speculation = speculation(options, opened);
+  engine.draft_tokens = options.draft_tokens;
   return engine;
 }
 
@@ -107,6 +127,8 @@ void print_result(const Session& session, const Generation& g) {
   j["cached_tokens"] = g.reuse.cached_tokens;
   j["tokens"] = g.tokens;
   j["thought_tokens"] = g.thought_tokens;
+  j["drafted_tokens"] = g.drafted;
+  j["accepted_tokens"] = g.accepted;
   j["prefill_seconds"] = g.prefill_seconds;
   j["decode_seconds"] = g.decode_seconds;
   if (session.opened.streaming) {

@@ -39,8 +39,10 @@ struct RunOptions {
   bool ignore_memory = false;
   double memory_gib = 0;  // use at most that much; 0 = what is available
   bool no_history = false;
-  std::string prefix_folder;  // computed prompts are kept there; "" = in memory only
-  double prefix_gib = 4;      // at most
+  std::string prefix_folder;       // computed prompts are kept there; "" = in memory only
+  double prefix_gib = 4;           // at most
+  std::string speculate = "auto";  // "auto", "mtp", "lookup" or "off"
+  int64_t draft_tokens = 0;        // per step at most; 0 = EngineOptions' own choice
   bool json = false;
   std::string check;  // a task whose verifier judges the answer (train/tasks.h)
   int tries = 16;     // samples until it accepts one

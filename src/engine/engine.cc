@@ -45,11 +45,23 @@ struct Engine::Sequence {
   int64_t block_before(int64_t block) const {
     return block == 0 ? BlockPool::kNone : block_rows[static_cast<size_t>(block - 1)] / kKeyBlock;
   }
+  // Why the answer ends with its last token, if it does.
+  FinishReason finish_of_last() const {
+    const std::vector<int32_t>& stops = request.stop_ids;
+    if (std::find(stops.begin(), stops.end(), tokens.back()) != stops.end())
+      return FinishReason::kStop;
+    return generated() == request.max_tokens ? FinishReason::kLength : FinishReason::kNone;
+  }
+  // Rows in the cache after the step under way: those of rejected drafts do not count.
+  int64_t computed_then() const { return computed + rows - rejected; }
   // Room for all it will ever hold, and the names of the full blocks so far.
-  void prepare() {
+  void prepare(int64_t draft_tokens, int64_t kept_states) {
     tokens.reserve(static_cast<size_t>(prompt_tokens + request.max_tokens));
     hashes.reserve(static_cast<size_t>(most_blocks()));
     block_rows.reserve(static_cast<size_t>(most_blocks()));
+    drafts.reserve(static_cast<size_t>(draft_tokens));
+    next_drafts.reserve(static_cast<size_t>(draft_tokens));
+    states.reserve(static_cast<size_t>(kept_states));
     extend_hashes(size() - 1);
   }
   void extend_hashes(int64_t end) {
@@ -66,11 +78,22 @@ struct Engine::Sequence {
   std::vector<Hash128> hashes;  // of the full blocks
   std::vector<int64_t> block_rows;
   int64_t computed = 0;     // rows in the cache
+  int64_t complete = 0;     // of these, with the MTP layer's row, if that drafts
   int64_t published = 0;    // blocks that can be found
   int64_t prefill_end = 0;  // tokens when it started; rows before are its prompt, or computed again
   PrefixReuse reuse;        // of its first start
   bool cancelled = false;
-  bool finished = false;
+
+  std::vector<int32_t> drafts;  // guesses at what follows `tokens`, for the next step
+  std::vector<float> states;    // [computed - complete, hidden_size], what the MTP layer reads
+  DraftPace pace;
+
+  // The step under way, from plan() on.
+  int64_t rows = 0, size_before = 0, rejected = 0;
+  int64_t logit_row = 0;
+  bool completes = false;  // the MTP layer's rows, too
+  FinishReason finish = FinishReason::kNone;
+  std::vector<int32_t> next_drafts;
 };
 
 namespace {
@@ -80,7 +103,13 @@ void check_option(const char* name, int64_t found, int64_t low, int64_t high, co
     fail("engine: {}: found {}, expected {} to {}{}", name, found, low, high, why);
 }
 
-EngineOptions with_defaults(const ModelConfig& config, EngineOptions options) {
+// With several sequences rows are no longer nearly free.
+constexpr int64_t kMostDraftingRows = 4;
+// A chain of guesses is right to its end ever less often.
+constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 4, kMostDrafts = 64;
+
+EngineOptions with_defaults(const Model& model, EngineOptions options) {
+  const ModelConfig& config = model.config();
   if (options.context_tokens == 0)
     options.context_tokens = std::min<int64_t>(config.max_position_embeddings, 4096);
   if (options.cache_tokens == 0) options.cache_tokens = options.context_tokens;
@@ -93,6 +122,15 @@ EngineOptions with_defaults(const ModelConfig& config, EngineOptions options) {
   if (options.cache_dtype != DType::kF32 && options.cache_dtype != DType::kBF16) {
     fail("engine: cache_dtype: found {}, expected F32 or BF16", dtype_name(options.cache_dtype));
   }
+  if (options.speculation == Speculation::kAuto)
+    options.speculation = model.has_mtp() ? Speculation::kMtp : Speculation::kLookup;
+  if (options.speculation == Speculation::kMtp && !model.has_mtp())
+    fail("engine: speculation: found mtp, expected lookup or off (the model has no MTP layer)");
+  if (options.draft_tokens == 0)
+    options.draft_tokens = options.speculation == Speculation::kMtp ? kMtpDrafts : kLookupDrafts;
+  check_option("draft_tokens", options.draft_tokens, 1, kMostDrafts, "");
+  if (options.speculation == Speculation::kOff) options.draft_tokens = 0;
+  if (!options.drafter) options.drafter = draft_by_lookup;
   return options;
 }
 
@@ -120,8 +158,10 @@ DType default_cache_dtype(const Model& model) {
 Engine::Engine(const Model& model, Context& ctx, const EngineOptions& options)
     : model_(model),
       ctx_(ctx),
-      options_(with_defaults(model.config(), options)),
-      cache_(model, options_.cache_dtype, options_.cache_tokens) {}
+      options_(with_defaults(model, options)),
+      cache_(model, options_.cache_dtype, options_.cache_tokens) {
+  if (options_.speculation == Speculation::kMtp) mtp_.emplace(model, cache_.view(), options_.form);
+}
 
 Engine::~Engine() = default;
 
@@ -181,10 +221,19 @@ bool Engine::step(std::vector<TokenEvent>& events) {
   if (running_.empty()) return events.size() > events_before;
   const double start = seconds_now();
   const int64_t prompt_rows = plan();
-  run_batch();
-  sample();
+  try {
+    run_batch();
+    sample();
+    draft();
+    make_room(events, std::ssize(logit_rows_));
+  } catch (...) {
+    take_back();
+    throw;
+  }
   finish_step(events);
-  (prompt_rows > 0 ? stats_.prefill_tokens : stats_.decode_tokens) += std::ssize(tokens_);
+  int64_t rows = 0;
+  for (const SequenceRows& sequence : rows_) rows += sequence.rows;
+  (prompt_rows > 0 ? stats_.prefill_tokens : stats_.decode_tokens) += rows;
   (prompt_rows > 0 ? stats_.prefill_seconds : stats_.decode_seconds) += seconds_now() - start;
   return true;
 }
@@ -206,11 +255,29 @@ void Engine::drop_cancelled(std::vector<TokenEvent>& events) {
 void Engine::admit() {
   running_.reserve(static_cast<size_t>(
       std::min(options_.max_sequences, std::ssize(running_) + std::ssize(waiting_))));
+  const size_t running = running_.size();
   while (!waiting_.empty() && std::ssize(running_) < options_.max_sequences &&
          start(*waiting_.front())) {
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
+  if (running_.size() > running) reserve_step();
+}
+
+// The number of drafts changes from step to step; so room for the most that decoding may need.
+void Engine::reserve_step() {
+  const int64_t sequences = std::ssize(running_);
+  const auto rows = static_cast<size_t>(sequences + options_.draft_tokens *
+                                                        std::min(sequences, kMostDraftingRows));
+  tokens_.reserve(rows);
+  rows_.reserve(running_.size());
+  planned_.reserve(running_.size());
+  sampling_.reserve(running_.size());
+  logit_rows_.reserve(rows);
+  log_sum_exp_.reserve(rows);
+  sampled_.reserve(rows);
+  logits_.reserve(rows * static_cast<size_t>(model_.config().vocab_size));
+  if (mtp_) mtp_->reserve(sequences, static_cast<int64_t>(rows));
 }
 
 BlockPool::Content Engine::content(const Sequence& s, int64_t block) const {
@@ -221,7 +288,7 @@ BlockPool::Content Engine::content(const Sequence& s, int64_t block) const {
 // Gives the sequence its blocks: those found, then own ones for the rest of its tokens. False, and
 // nothing taken, if it has to wait.
 bool Engine::start(Sequence& s) {
-  s.prepare();
+  s.prepare(options_.draft_tokens, mtp_ ? kKeyBlock * model_.config().hidden_size : 0);
   const int64_t growing = std::count_if(running_.begin(), running_.end(),
                                         [](const auto& other) { return other->still_grows(); });
   int64_t found = 0;
@@ -243,7 +310,7 @@ bool Engine::start(Sequence& s) {
     end = reuse_end(s, found, copied);
   }
   s.published = found;
-  s.computed = found * kKeyBlock + copied.rows;
+  s.computed = s.complete = found * kKeyBlock + copied.rows;
   s.prefill_end = s.size();
   stats_.cached_tokens += s.computed;
   if (s.reuse.end == ReuseEnd::kNotStarted) s.reuse = {s.computed, end};
@@ -327,7 +394,7 @@ Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
         o.block_before(found) != parent)
       continue;  // `found` is not the block it is filling, or it follows another text
     const auto has = std::span(o.tokens)
-                         .first(static_cast<size_t>(o.computed))
+                         .first(static_cast<size_t>(o.complete))
                          .subspan(static_cast<size_t>(found * kKeyBlock));
     const int64_t equal =
         std::mismatch(has.begin(), has.end(), wanted.begin(), wanted.end()).first - has.begin();
@@ -351,32 +418,59 @@ ReuseEnd Engine::reuse_end(const Sequence& s, int64_t found, Copied copied) cons
   return all_blocks && found > 0 ? ReuseEnd::kPromptEnd : ReuseEnd::kNothingCached;
 }
 
-// Fills the batch: one row of every decoding sequence, and prompt rows, oldest request first, up to
-// prefill_chunk. Returns the number of prompt rows.
+// Fills the batch: one row of every decoding sequence and its drafts, and prompt rows, oldest
+// request first, up to prefill_chunk. Returns the number of prompt rows.
 int64_t Engine::plan() {
   tokens_.clear();
   rows_.clear();
   logit_rows_.clear();
   planned_.clear();
   sampling_.clear();
+  // All rows that must be have their blocks before drafts take any.
+  for (size_t i = 0; i < running_.size() && grow(*running_[i]); ++i) {
+  }
   int64_t budget = options_.prefill_chunk;
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Sequence& s = *running_[i];
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    Sequence& s = *sequence;
     const int64_t left = s.size() - s.computed;
-    const int64_t rows = s.prefilling() ? std::min(left, budget) : 1;
-    if (rows == 0) continue;
-    if (!grow(s)) break;  // it was the youngest, and has been preempted
-    if (s.prefilling()) budget -= rows;
-    const auto first = s.tokens.begin() + s.computed;
-    tokens_.insert(tokens_.end(), first, first + rows);
-    rows_.push_back({rows, s.computed, s.block_rows});
-    planned_.push_back(&s);
-    if (rows == left) {
-      logit_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
-      sampling_.push_back(&s);
+    s.rows = s.prefilling() ? std::min(left, budget) : 1;
+    s.size_before = s.size();
+    s.rejected = 0;
+    s.completes = false;
+    s.finish = FinishReason::kNone;
+    if (s.rows == 0) continue;
+    if (s.prefilling()) {
+      budget -= s.rows;
+    } else {
+      fit_drafts(s);
     }
+    const bool samples = s.rows == left;
+    const auto first = s.tokens.begin() + s.computed;
+    tokens_.insert(tokens_.end(), first, first + s.rows);
+    tokens_.insert(tokens_.end(), s.drafts.begin(), s.drafts.end());
+    s.rows += std::ssize(s.drafts);
+    rows_.push_back({s.rows, s.computed, s.block_rows});
+    planned_.push_back(&s);
+    if (!samples) continue;
+    s.logit_row = std::ssize(logit_rows_);
+    for (int64_t row = std::ssize(tokens_) - 1 - std::ssize(s.drafts); row < std::ssize(tokens_);
+         ++row)
+      logit_rows_.push_back(static_cast<int32_t>(row));
+    sampling_.push_back(&s);
   }
   return options_.prefill_chunk - budget;
+}
+
+// Blocks for the rows of its drafts, if they are to be had without anybody giving way; else fewer
+// drafts.
+void Engine::fit_drafts(Sequence& s) {
+  const auto room = [&] { return std::ssize(s.block_rows) * kKeyBlock - s.computed - 1; };
+  while (room() < std::ssize(s.drafts)) {
+    const int64_t block = cache_.pool().take();
+    if (block == BlockPool::kNone) break;
+    s.block_rows.push_back(block * kKeyBlock);
+  }
+  s.drafts.resize(static_cast<size_t>(std::min(room(), std::ssize(s.drafts))));
 }
 
 // A block for the next row of a decoding sequence (a starting one has all blocks of its prompt).
@@ -401,7 +495,9 @@ void Engine::preempt_youngest() {
   running_.pop_back();
   Sequence& s = *waiting_.front();
   cache_.release(s.block_rows);
-  s.computed = s.published = s.prefill_end = 0;
+  s.computed = s.complete = s.published = s.prefill_end = 0;
+  s.drafts.clear();
+  s.states.clear();
   ++stats_.preemptions;
 }
 
@@ -409,7 +505,10 @@ void Engine::run_batch() {
   const int64_t vocab_size = model_.config().vocab_size;
   logits_.resize(logit_rows_.size() * static_cast<size_t>(vocab_size));
   const Rows logits{logits_.data(), std::ssize(logit_rows_), vocab_size, vocab_size};
-  model_.forward_infer(ctx_, {tokens_, rows_, logit_rows_, &cache_.view(), options_.form}, logits);
+  std::optional<Rows> hidden;
+  if (mtp_) hidden = mtp_->hidden(std::ssize(tokens_));
+  model_.forward_infer(ctx_, {tokens_, rows_, logit_rows_, &cache_.view(), options_.form}, logits,
+                       hidden ? &*hidden : nullptr);
   log_sum_exp_.resize(logit_rows_.size());
   if (std::any_of(sampling_.begin(), sampling_.end(),
                   [](const Sequence* s) { return s->sampler.wants_logprobs(); })) {
@@ -418,46 +517,131 @@ void Engine::run_batch() {
 }
 
 void Engine::sample() {
+  sampled_.resize(logit_rows_.size());
+  ctx_.pool().run(std::ssize(sampling_),
+                  [&](int64_t item, int) { sample_rows(*sampling_[static_cast<size_t>(item)]); });
+}
+
+// Position by position, as if each had been a step of its own, as long as the token is the one that
+// the next row was computed of. The tokens count from here on; take_back() undoes it.
+void Engine::sample_rows(Sequence& s) {
   const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
-  sampled_.resize(sampling_.size());
-  ctx_.pool().run(std::ssize(sampling_), [&](int64_t item, int) {
-    const auto i = static_cast<size_t>(item);
-    Sequence& s = *sampling_[i];
-    sampled_[i] = s.sampler.sample(std::span(logits_).subspan(i * vocab_size, vocab_size), s.size(),
-                                   log_sum_exp_[i]);
-  });
+  const int64_t drafts = std::ssize(s.drafts);
+  for (int64_t accepted = 0;; ++accepted) {
+    s.rejected = drafts - accepted;
+    const auto row = static_cast<size_t>(s.logit_row + accepted);
+    sampled_[row] = s.sampler.sample(std::span(logits_).subspan(row * vocab_size, vocab_size),
+                                     s.size(), log_sum_exp_[row]);
+    if (!sampled_[row]) {
+      s.finish = FinishReason::kNumericalError;
+      return;
+    }
+    const int32_t token = sampled_[row]->token;
+    s.tokens.push_back(token);
+    s.sampler.remember(token);
+    s.finish = s.finish_of_last();
+    if (s.finish != FinishReason::kNone || accepted == drafts ||
+        token != s.drafts[static_cast<size_t>(accepted)])
+      return;
+  }
+}
+
+// Drafts for the next step, and the MTP layer's rows of this one.
+void Engine::draft() {
+  if (options_.speculation == Speculation::kOff) return;
+  if (mtp_) mtp_->begin();
+  const bool few = std::ssize(sampling_) <= kMostDraftingRows;
+  const int64_t hidden_size = model_.config().hidden_size;
+  int64_t row = 0;  // of the step
+  for (Sequence* planned : planned_) {
+    Sequence& s = *planned;
+    s.next_drafts.clear();
+    const bool goes_on = s.finish == FinishReason::kNone && s.computed_then() >= s.prefill_end;
+    const bool wanted = goes_on && few && !s.pace.paused();
+    // a step yields one token more than it confirms drafts
+    const int64_t most =
+        wanted ? std::min(options_.draft_tokens, s.request.max_tokens - s.generated() - 1) : 0;
+    if (mtp_) {
+      const float* states = mtp_->hidden(std::ssize(tokens_)).row(row);
+      draft_mtp(s, {states, s.rows - s.rejected, hidden_size, hidden_size}, most);
+    } else if (most > 0) {
+      options_.drafter(s.tokens, most, s.next_drafts);
+      FATHOM_CHECK(std::ssize(s.next_drafts) <= most, s.next_drafts.size(), most);
+    }
+    row += s.rows;
+  }
+  if (mtp_) mtp_->run(ctx_);
+  // A row behind the end of an answer is for nothing.
+  for (Sequence* s : planned_) {
+    const auto end = std::find_first_of(s->next_drafts.begin(), s->next_drafts.end(),
+                                        s->request.stop_ids.begin(), s->request.stop_ids.end());
+    s->next_drafts.erase(end, s->next_drafts.end());
+  }
+}
+
+void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
+  const int64_t end = s.computed_then();
+  const bool block_full = end / kKeyBlock > s.complete / kKeyBlock;
+  // of the last row of a numerical error nobody knows the next token
+  s.completes = (end < s.prefill_end || most > 0 || block_full) && s.size() > end;
+  if (!s.completes) return;
+  const auto next = std::span(s.tokens)
+                        .first(static_cast<size_t>(end + 1))
+                        .subspan(static_cast<size_t>(s.complete + 1));
+  mtp_->add({.rows = {end - s.complete, s.complete, s.block_rows},
+             .next_tokens = next,
+             .kept = {s.states.data(), s.computed - s.complete, fresh.cols, fresh.cols},
+             .fresh = fresh,
+             .sampler = &s.sampler,
+             .most = most,
+             .drafts = &s.next_drafts});
+}
+
+// The step has failed: its tokens were never sampled.
+void Engine::take_back() {
+  for (Sequence* s : sampling_) {
+    for (; s->size() > s->size_before; s->tokens.pop_back()) s->sampler.forget(s->tokens.back());
+  }
 }
 
 // From here on nothing throws: the step happens as a whole.
 void Engine::finish_step(std::vector<TokenEvent>& events) {
-  make_room(events, std::ssize(sampling_));
+  const int64_t hidden_size = model_.config().hidden_size;
+  int64_t row = 0;  // of the step
   for (size_t i = 0; i < planned_.size(); ++i) {
-    planned_[i]->computed += rows_[i].rows;
-    publish(*planned_[i]);
-  }
-  for (size_t i = 0; i < sampling_.size(); ++i) {
-    Sequence& s = *sampling_[i];
-    TokenEvent event{s.id, -1, 0, {}, FinishReason::kNone, s.reuse};
-    if (sampled_[i]) {
-      event.token = sampled_[i]->token;
-      event.logprob = sampled_[i]->logprob;
-      event.top_logprobs = std::move(sampled_[i]->top_logprobs);
-      s.tokens.push_back(event.token);
-      s.sampler.remember(event.token);
-      const std::vector<int32_t>& stops = s.request.stop_ids;
-      if (std::find(stops.begin(), stops.end(), event.token) != stops.end()) {
-        event.finish = FinishReason::kStop;
-      } else if (s.generated() == s.request.max_tokens) {
-        event.finish = FinishReason::kLength;
-      }
-    } else {
-      event.finish = FinishReason::kNumericalError;
+    Sequence& s = *planned_[i];
+    const int64_t drafted = std::ssize(s.drafts);
+    rows_[i].rows -= s.rejected;
+    s.computed += rows_[i].rows;
+    if (s.completes || !mtp_) {
+      s.complete = s.computed;
+      s.states.clear();
+    } else if (s.finish == FinishReason::kNone) {
+      const float* states = mtp_->hidden(std::ssize(tokens_)).row(row);
+      s.states.insert(s.states.end(), states, states + rows_[i].rows * hidden_size);
     }
-    s.finished = event.finish != FinishReason::kNone;
-    if (s.finished) cache_.release(s.block_rows);
-    events.push_back(std::move(event));
+    row += s.rows;
+    stats_.drafted += drafted;
+    stats_.accepted += drafted - s.rejected;
+    if (options_.pause_drafts && s.computed > s.prefill_end)
+      s.pace.note(drafted, drafted - s.rejected);
+    s.drafts.swap(s.next_drafts);
+    publish(s);
   }
-  std::erase_if(running_, [](const auto& sequence) { return sequence->finished; });
+  for (Sequence* sequence : sampling_) {
+    Sequence& s = *sequence;
+    const int64_t sampled = s.size() - s.size_before;
+    for (int64_t i = 0; i < sampled; ++i) {
+      SampledToken& token = *sampled_[static_cast<size_t>(s.logit_row + i)];
+      const FinishReason finish = i + 1 == sampled ? s.finish : FinishReason::kNone;
+      events.push_back(
+          {s.id, token.token, token.logprob, std::move(token.top_logprobs), finish, s.reuse});
+    }
+    if (s.finish == FinishReason::kNumericalError)
+      events.push_back({s.id, -1, 0, {}, s.finish, s.reuse});
+    if (s.finish != FinishReason::kNone) cache_.release(s.block_rows);
+  }
+  std::erase_if(running_, [](const auto& s) { return s->finish != FinishReason::kNone; });
 }
 
 // Blocks that have become full can be found from now on. A block whose content somebody else has
@@ -465,7 +649,7 @@ void Engine::finish_step(std::vector<TokenEvent>& events) {
 void Engine::publish(Sequence& s) {
   if (!options_.prefix_cache) return;
   s.extend_hashes(s.computed);
-  for (; (s.published + 1) * kKeyBlock <= s.computed; ++s.published) {
+  for (; (s.published + 1) * kKeyBlock <= s.complete; ++s.published) {
     int64_t& row = s.block_rows[static_cast<size_t>(s.published)];
     row = cache_.pool().publish(row / kKeyBlock, content(s, s.published)) * kKeyBlock;
   }
@@ -477,6 +661,8 @@ void Engine::check() const {
   for (const auto& s : running_) {
     FATHOM_CHECK(s->id > last_id && s->computed < s->size(), s->id, last_id, s->computed);
     FATHOM_CHECK(s->computed <= std::ssize(s->block_rows) * kKeyBlock, s->computed);
+    FATHOM_CHECK(s->complete <= s->computed && s->published * kKeyBlock <= s->complete,
+                 s->published, s->complete, s->computed);
     last_id = s->id;
     for (const int64_t row : s->block_rows) owned.push_back(row / kKeyBlock);
   }

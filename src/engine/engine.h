@@ -24,6 +24,17 @@
 // or an equal sequence under way has for it (copied); at least its last token is computed. While a
 // running request is about to compute what the next one would have in common with it, that one
 // waits instead of computing it as well.
+//
+// Speculation (draft.h). A decoding sequence may add drafts to its row: guesses at what follows,
+// computed in the same batch. Rows of drafts that were not confirmed lie behind `computed`, where
+// the next step's rows go; nobody else sees them, as blocks are published up to `computed` only.
+// Drafts take free or cached blocks but no running request's place, count for no prefill_chunk, and
+// are not made beside more than kMostDraftingRows decode rows.
+// The MTP layer's cache row of a position depends on the next token too. Rows are filled in at the
+// end of the step that learns it, or, while drafts are paused, at the latest when their block
+// becomes full, and before it can be found. The last row of a found block, or the last of copied
+// ones, may belong to another next token than the finder's: that row is left as it is and makes
+// drafts after it a little worse. So do blocks out of a store that an engine without MTP wrote.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +43,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/draft.h"
 #include "engine/kv_cache.h"
 #include "engine/prefix_store.h"
 #include "engine/request.h"
@@ -49,19 +61,25 @@ struct EngineOptions {
   DType cache_dtype = DType::kF32;
   MlaForm form = MlaForm::kAbsorbed;
   bool prefix_cache = true;  // find and keep computed blocks
+  // Changes no token, only how many a step yields.
+  Speculation speculation = Speculation::kOff;
+  int64_t draft_tokens = 0;   // at most, per sequence and step; 0 = what mostly pays
+  bool pause_drafts = true;   // while too few are accepted
+  TokenDrafter drafter = {};  // for kLookup: another way to find drafts
 };
 
 // Cache type for a model without a wish: F32 for F32 weights, else BF16.
 DType default_cache_dtype(const Checkpoint& checkpoint);
 DType default_cache_dtype(const Model& model);
 
-// Rows through the model and their time. A step with any prompt row counts whole as prefill, so
-// tokens / seconds are true rates.
+// Rows through the model, without those of rejected drafts, and their time. A step with any prompt
+// row counts whole as prefill, so tokens / seconds are true rates.
 struct EngineStats {
   int64_t prefill_tokens = 0, decode_tokens = 0;
   double prefill_seconds = 0, decode_seconds = 0;
   int64_t cached_tokens = 0;  // rows that starting requests found instead of computing them
   int64_t preemptions = 0;
+  int64_t drafted = 0, accepted = 0;  // draft tokens put through the model, and confirmed
 };
 
 class Engine {
@@ -77,9 +95,9 @@ class Engine {
   uint64_t submit(Request request);
   // The request ends with kCancelled at the next step, wherever it is; unknown ids are ignored.
   void cancel(uint64_t request);
-  // Runs one batch; appends to events: the cancelled first, then by age of the request. False if
-  // there was nothing to do. Once warm, a step that only decodes allocates nothing, unless
-  // log-probabilities are wanted or `events` grows.
+  // Runs one batch; appends to events: the cancelled first, then by age of the request (with
+  // speculation several of one request, in order). False if there was nothing to do. Once warm, a
+  // step that only decodes allocates nothing, unless log-probabilities are wanted or `events` grows.
   //
   // If it throws, no token is lost, repeated or changed: the cancelled that it reported are gone,
   // and for all others the next step does what this one would have done. (Requests may have been
@@ -110,6 +128,7 @@ class Engine {
   struct Sequence;
   void drop_cancelled(std::vector<TokenEvent>& events);
   void admit();
+  void reserve_step();
   bool start(Sequence& s);
   int64_t share_found(Sequence& s, int64_t growing);
   int64_t load_stored(const Sequence& s, int64_t growing, const BlockPool::Content& content);
@@ -123,9 +142,14 @@ class Engine {
   ReuseEnd reuse_end(const Sequence& s, int64_t found, Copied copied) const;
   int64_t plan();
   bool grow(Sequence& s);
+  void fit_drafts(Sequence& s);
   void preempt_youngest();
   void run_batch();
   void sample();
+  void sample_rows(Sequence& s);
+  void draft();
+  void draft_mtp(Sequence& s, ConstRows fresh, int64_t most);
+  void take_back();
   void finish_step(std::vector<TokenEvent>& events);
   void publish(Sequence& s);
   BlockPool::Content content(const Sequence& s, int64_t block) const;
@@ -139,13 +163,14 @@ class Engine {
   std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
   uint64_t next_id_ = 1;
   EngineStats stats_;
+  std::optional<MtpDrafter> mtp_;
 
   // The step under way; kept so that steps allocate nothing.
   std::vector<int32_t> tokens_;
   std::vector<SequenceRows> rows_;
   std::vector<int32_t> logit_rows_;
   std::vector<Sequence*> planned_;   // [rows_.size()]
-  std::vector<Sequence*> sampling_;  // [logit_rows_.size()]
+  std::vector<Sequence*> sampling_;  // those with logit rows, 1 + drafts each
   // [logit_rows_.size(), vocab_size], [logit_rows_.size()]
   std::vector<float> logits_, log_sum_exp_;
   std::vector<std::optional<SampledToken>> sampled_;  // [logit_rows_.size()]

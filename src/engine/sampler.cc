@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/check.h"
 #include "base/error.h"
 #include "base/limits.h"
 #include "base/random.h"
@@ -51,6 +52,7 @@ Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> prompt, 
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
     seen_.reserve(ids.size() + static_cast<size_t>(max_tokens));
     for (const int32_t id : ids) seen_.push_back({id, 0});
+    prompt_ids_ = seen_.size();
   }
   adjusted_.reserve(params_.logit_bias.size() + seen_.capacity());
 }
@@ -66,13 +68,21 @@ void Sampler::remember(int32_t token) {
   seen_.push_back({token, 1});
 }
 
+void Sampler::forget(int32_t token) {
+  if (!counts_tokens()) return;
+  const auto seen =
+      std::find_if(seen_.begin(), seen_.end(), [&](const Seen& one) { return one.token == token; });
+  FATHOM_CHECK(seen != seen_.end() && seen->generated > 0, token);
+  const bool of_prompt = seen - seen_.begin() < static_cast<ptrdiff_t>(prompt_ids_);
+  if (--seen->generated == 0 && !of_prompt) seen_.pop_back();  // the last that came
+}
+
 bool Sampler::counts_tokens() const {
   return params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
          params_.frequency_penalty != 0;
 }
 
-std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t position,
-                                            float log_sum_exp) {
+std::optional<int32_t> Sampler::pick(std::span<float> logits, int64_t position) {
   adjust(logits);
   std::optional<int32_t> token = argmax(logits);
   if (token && params_.temperature > 0) {
@@ -82,6 +92,12 @@ std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t pos
   }
   for (size_t i = adjusted_.size(); i-- > 0;)
     logits[static_cast<size_t>(adjusted_[i].token)] = adjusted_[i].logprob;
+  return token;
+}
+
+std::optional<SampledToken> Sampler::sample(std::span<float> logits, int64_t position,
+                                            float log_sum_exp) {
+  const std::optional<int32_t> token = pick(logits, position);
   if (!token) return std::nullopt;
 
   SampledToken sampled{*token, 0, {}};

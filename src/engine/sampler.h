@@ -41,8 +41,13 @@ class Sampler {
   // sample depends on, so it may be repeated.
   std::optional<SampledToken> sample(std::span<float> logits, int64_t position, float log_sum_exp);
 
+  // Its token alone.
+  std::optional<int32_t> pick(std::span<float> logits, int64_t position);
+
   // The token was taken: it counts for the penalties from now on.
   void remember(int32_t token);
+  // As if the last remember(), which was of this token, had not been.
+  void forget(int32_t token);
 
   bool wants_logprobs() const { return params_.top_logprobs >= 0; }
 
@@ -59,6 +64,7 @@ class Sampler {
     int32_t generated = 0;  // 0 = in the prompt only
   };
   std::vector<Seen> seen_;                // each id once; empty without penalties
+  size_t prompt_ids_ = 0;                 // the first of them are of the prompt
   std::vector<TokenLogprob> adjusted_;    // logits as they were before bias and penalties
   std::vector<TokenLogprob> candidates_;  // scratch of the filters: ids with their logits
 };

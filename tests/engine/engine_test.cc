@@ -1,26 +1,20 @@
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
 #include <limits>
 #include <numeric>
 
 #include "base/error.h"
-#include "formats/safetensors.h"
 #include "kernels/softmax.h"
 #include "tests/base/count_allocations.h"
 #include "tests/base/test_name.h"
+#include "tests/engine/poisoned_model.h"
 #include "tests/engine/traces.h"
 
 namespace fathom {
 namespace {
-
-namespace fs = std::filesystem;
 
 class EveryModel : public testing::TestWithParam<const char*> {};
 
@@ -422,35 +416,6 @@ TEST_P(EveryModel, DecodingAllocatesNothing) {
   EXPECT_EQ(allocations, before);
   EXPECT_EQ(events.size(), 270u);
 }
-
-// A copy of `name` whose embedding of token 250 is `value`.
-class PoisonedModel {
- public:
-  PoisonedModel(const std::string& name, float value)
-      : folder_(fs::temp_directory_path() / ("fathom_engine_test_" + std::to_string(getpid()))) {
-    const fs::path source = fs::path(FATHOM_SOURCE_DIR "/tests/golden/models") / name;
-    fs::create_directories(folder_);
-    fs::copy_file(source / "config.json", folder_ / "config.json",
-                  fs::copy_options::overwrite_existing);
-    const Safetensors file = Safetensors::open(source / "model.safetensors");
-    std::vector<TensorToWrite> tensors;
-    std::vector<std::byte> embedding;
-    for (const TensorInfo& t : file.tensors()) {
-      tensors.push_back({t.name, t.dtype, t.shape, {t.data, t.bytes}});
-      if (t.name != "model.embed_tokens.weight") continue;
-      embedding.assign(t.data, t.data + t.bytes);
-      for (int64_t i = 0; i < t.shape[1]; ++i)
-        std::memcpy(embedding.data() + (250 * t.shape[1] + i) * 4, &value, 4);
-      tensors.back().data = embedding;
-    }
-    write_safetensors(folder_ / "model.safetensors", tensors);
-  }
-  ~PoisonedModel() { fs::remove_all(folder_); }
-  Model load() const { return Model::load(folder_); }
-
- private:
-  fs::path folder_;
-};
 
 TEST(Engine, ANumericalErrorEndsItsOwnRequestAlone) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN(),

@@ -1,10 +1,12 @@
 // Random lives of an engine: requests that begin alike come in any order, twice or more, and are
 // cancelled, in caches with hardly room for one. Every text is compared with what the same request
 // gets alone from an engine that keeps no prefixes; the books are checked after every step. Some
-// engines have a store on disk, which the next one with a store finds as after a restart.
+// engines have a store on disk, which the next one with a store finds as after a restart. Half of
+// them speculate.
 #pragma once
 
 #include "tests/base/test_files.h"
+#include "tests/engine/drafters.h"
 #include "tests/engine/traces.h"
 
 namespace fathom {
@@ -50,6 +52,14 @@ class RequestPool {
   static constexpr uint64_t kLong = 4;  // every fourth request has a long answer
   const Request& request(size_t i) const { return requests_[i]; }
   const Outcome& solo(size_t i) const { return solo_[i]; }
+  std::vector<std::vector<int32_t>> texts() const {
+    std::vector<std::vector<int32_t>> texts;
+    for (size_t i = 0; i < size(); ++i) {
+      texts.push_back(requests_[i].prompt);
+      texts[i].insert(texts[i].end(), solo_[i].tokens.begin(), solo_[i].tokens.end());
+    }
+    return texts;
+  }
 
  private:
   std::vector<Request> requests_;
@@ -59,6 +69,7 @@ class RequestPool {
 struct SimulationCounts {
   int64_t traces = 0, requests = 0, cancelled = 0, preemptions = 0, cached_tokens = 0;
   int64_t stored_blocks = 0;  // loaded from a store
+  int64_t drafted = 0, accepted = 0;
 };
 
 // Traces `first` .. `last` - 1; a few in a row share an engine, so that later ones meet a warm
@@ -72,6 +83,8 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
   const auto end_engine = [&] {
     counts.preemptions += engine->stats().preemptions;
     counts.cached_tokens += engine->stats().cached_tokens;
+    counts.drafted += engine->stats().drafted;
+    counts.accepted += engine->stats().accepted;
     if (store) counts.stored_blocks += store->stats().loaded;
     engine.reset();
     store.reset();
@@ -84,6 +97,13 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
       options.prefill_chunk = static_cast<int64_t>(1 + pick(3, pick(4, 2) == 0 ? 20 : 200));
       options.max_sequences = static_cast<int64_t>(1 + pick(5, 8));
       options.prefix_cache = pick(6, 8) > 0;
+      if (pick(14, 2) == 0) {
+        const uint64_t kind = pick(15, 4);
+        options.speculation = kind == 0 ? Speculation::kAuto : Speculation::kLookup;
+        options.draft_tokens = static_cast<int64_t>(pick(16, 6));
+        options.pause_drafts = pick(17, 3) == 0;
+        if (kind >= 2) options.drafter = knowing_drafter(pool.texts(), kind == 2 ? 4 : 2);
+      }
       if (engine != nullptr) end_engine();
       Context& ctx = pick(7, 10) == 0 ? two : one;
       engine = std::make_unique<Engine>(model, ctx, options);

@@ -1,0 +1,435 @@
+// Drafts change how many tokens a step yields and nothing else.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "base/error.h"
+#include "tests/base/count_allocations.h"
+#include "tests/base/test_name.h"
+#include "tests/engine/drafters.h"
+#include "tests/engine/poisoned_model.h"
+#include "tests/engine/traces.h"
+
+namespace fathom {
+namespace {
+
+class EveryModel : public testing::TestWithParam<const char*> {};
+
+INSTANTIATE_TEST_SUITE_P(Tiny, EveryModel, testing::ValuesIn(kTinyModels), kNamedByParameter);
+
+// All ways to draft, each with several lengths; the last ones with what came out without drafts.
+std::vector<EngineOptions> all_ways(const Model& model, const EngineOptions& plain,
+                                    std::vector<std::vector<int32_t>> texts) {
+  std::vector<EngineOptions> ways;
+  for (const int64_t tokens : {1, 2, 7}) {
+    EngineOptions way = plain;
+    way.draft_tokens = tokens;
+    way.pause_drafts = tokens == 2;
+    way.speculation = Speculation::kLookup;
+    ways.push_back(way);
+    way.drafter = bad_drafter();
+    ways.push_back(way);
+    way.drafter = knowing_drafter(texts, 0);
+    ways.push_back(way);
+    way.drafter = knowing_drafter(texts, 3);
+    ways.push_back(way);
+    if (!model.has_mtp()) continue;
+    way.drafter = {};
+    way.speculation = Speculation::kMtp;
+    ways.push_back(way);
+  }
+  return ways;
+}
+
+Request some_request_with_bias(uint64_t i) {
+  Request request = some_request(i);
+  request.max_tokens += 20;
+  if (i % 2 == 0) {
+    for (int32_t id = 0; id < 8; ++id)
+      request.sampling.logit_bias.emplace_back(17 * id + 3, id % 2 == 0 ? 1.5f : -3.0f);
+  }
+  if (i % 5 == 0) request.sampling.presence_penalty = 0.7;
+  return request;
+}
+
+std::vector<int32_t> text_of(const Request& request, const Outcome& outcome) {
+  std::vector<int32_t> text = request.prompt;
+  text.insert(text.end(), outcome.tokens.begin(), outcome.tokens.end());
+  return text;
+}
+
+TEST_P(EveryModel, SpeculationChangesNoBitOfARequestAlone) {
+  const Model model = load_tiny(GetParam());
+  Context ctx(2);
+  EngineStats all;
+  for (uint64_t i = 0; i < 14; ++i) {
+    const Request request = some_request_with_bias(4000 + i);
+    const EngineOptions plain{.context_tokens = kContext + 100, .prefill_chunk = 60};
+    const Outcome solo = run_alone(model, ctx, plain, request);
+    for (const EngineOptions& way : all_ways(model, plain, {text_of(request, solo)})) {
+      Engine engine(model, ctx, way);
+      EXPECT_EQ(run_alone(engine, request), solo) << i << ", " << way.draft_tokens << " drafts";
+      engine.check();
+      all.drafted += engine.stats().drafted;
+      all.accepted += engine.stats().accepted;
+    }
+  }
+  EXPECT_GT(all.accepted, 1000);
+  EXPECT_GT(all.drafted, all.accepted + 1000);
+}
+
+// Prompts that begin alike, little room, cancellations: prefix hits, copies, preemption.
+TEST_P(EveryModel, SpeculationChangesNoBitInCompany) {
+  const Model model = load_tiny(GetParam());
+  Context ctx(1);
+  std::vector<Guest> guests;
+  std::vector<Outcome> solo;
+  std::vector<std::vector<int32_t>> texts;
+  for (uint64_t g = 0; g < 7; ++g) {
+    Request request = some_request_with_bias(500 + g);
+    request.prompt = some_tokens(g / 3, 60 + 5 * static_cast<int64_t>(g));
+    request.max_tokens = 60 + 10 * static_cast<int64_t>(g);
+    request.stop_ids.clear();
+    guests.push_back({request, static_cast<int64_t>(4 * g), g == 2 ? 20 : -1});
+    solo.push_back(run_alone(model, ctx, {kContext}, request));
+    texts.push_back(text_of(request, solo.back()));
+  }
+  EngineStats all;
+  for (const int64_t chunk : {9, 512}) {
+    for (const EngineOptions& way : all_ways(model, {kContext, kContext + 64, chunk, 4}, texts)) {
+      Engine engine(model, ctx, way);
+      expect_solo_results(guests, run_trace(engine, guests), solo);
+      if (HasFailure()) FAIL() << static_cast<int>(way.speculation) << ", " << way.draft_tokens;
+      all.preemptions += engine.stats().preemptions;
+      all.cached_tokens += engine.stats().cached_tokens;
+      all.accepted += engine.stats().accepted;
+    }
+  }
+  EXPECT_GT(all.preemptions, 10);
+  EXPECT_GT(all.cached_tokens, 1000);
+  EXPECT_GT(all.accepted, 1000);
+}
+
+TEST(Speculation, AStepYieldsItsConfirmedDraftsAndOneTokenMore) {
+  const Model model = load_tiny("qwen2");
+  Context ctx(1);
+  const Request request{some_tokens(1, 30), 51, {}, {.temperature = 1}};
+  const Outcome solo = run_alone(model, ctx, {kContext}, request);
+  EngineOptions options{.context_tokens = kContext, .speculation = Speculation::kLookup};
+  options.draft_tokens = 4;
+  options.drafter = knowing_drafter({text_of(request, solo)}, 0);
+  Engine engine(model, ctx, options);
+  engine.submit(request);
+  std::vector<TokenEvent> events;
+  ASSERT_TRUE(engine.step(events));
+  EXPECT_EQ(events.size(), 1u);  // of the prompt
+  for (int step = 0; step < 10; ++step) {
+    events.clear();
+    ASSERT_TRUE(engine.step(events));
+    ASSERT_EQ(events.size(), 5u);
+  }
+  EXPECT_EQ(events.back().finish, FinishReason::kLength);
+  EXPECT_TRUE(engine.idle());
+  EXPECT_EQ(engine.stats().drafted, 40);
+  EXPECT_EQ(engine.stats().accepted, 40);
+  EXPECT_EQ(engine.stats().decode_tokens, 50);
+}
+
+TEST(Speculation, EndsWithTheStopTokenAmongConfirmedDrafts) {
+  const Model model = load_tiny("v2");
+  Context ctx(1);
+  Request request{some_tokens(1, 10), 20, {}, {}};
+  const Outcome whole = run_alone(model, ctx, {kContext}, request);
+  for (const size_t where : {0, 1, 2, 3, 4, 5, 6, 19}) {
+    request.stop_ids = {255, whole.tokens[where]};
+    const Outcome stopped = run_alone(model, ctx, {kContext}, request);
+    EXPECT_EQ(stopped.finish, FinishReason::kStop);
+    for (const int64_t drafts : {1, 3, 8}) {
+      EngineOptions options{.context_tokens = kContext, .speculation = Speculation::kLookup};
+      options.draft_tokens = drafts;
+      options.drafter = knowing_drafter({text_of(request, whole)}, 0);
+      EXPECT_EQ(run_alone(model, ctx, options, request), stopped) << where;
+    }
+  }
+}
+
+TEST(Speculation, ARequestMayFillTheContextToTheLastToken) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  const Request request{some_tokens(1, 33), 32, {}, {}};
+  const Outcome solo = run_alone(model, ctx, {.context_tokens = 65}, request);
+  for (const EngineOptions& way : all_ways(model, {.context_tokens = 65}, {text_of(request, solo)}))
+    EXPECT_EQ(run_alone(model, ctx, way, request), solo);
+}
+
+// Every allocation of every step fails once; the next try goes on as if nothing had been.
+TEST(Speculation, AStepThatThrowsLosesRepeatsAndChangesNothing) {
+  const Model model = load_tiny("v3");
+  std::vector<Request> requests;
+  std::vector<Outcome> solo;
+  std::vector<std::vector<int32_t>> texts;
+  Context warm(1);
+  for (uint64_t g = 0; g < 3; ++g) {
+    requests.push_back({some_tokens(g / 2, 60 + 8 * static_cast<int64_t>(g)),
+                        70,
+                        {},
+                        {.temperature = 1, .frequency_penalty = 0.5, .seed = g, .top_logprobs = 1},
+                        {}});
+    solo.push_back(run_alone(model, warm, {.context_tokens = 256}, requests.back()));
+    texts.push_back(text_of(requests.back(), solo.back()));
+  }
+  for (const Speculation kind : {Speculation::kMtp, Speculation::kLookup}) {
+    Context fresh(1);
+    EngineOptions options{.context_tokens = 256, .cache_tokens = 256, .prefill_chunk = 50};
+    options.speculation = kind;
+    options.draft_tokens = 3;
+    options.pause_drafts = false;
+    options.drafter = knowing_drafter(texts, 3);
+    Engine engine(model, fresh, options);
+    std::map<uint64_t, size_t> index;
+    for (size_t g = 0; g < requests.size(); ++g) index[engine.submit(requests[g])] = g;
+    std::vector<Outcome> found(requests.size());
+    int failures = 0;
+    for (bool busy = true; busy;) {
+      std::vector<TokenEvent> events;
+      for (int64_t n = 0;; ++n) {
+        failing_allocation = allocations + n;
+        try {
+          busy = engine.step(events);
+          failing_allocation = -1;
+          break;
+        } catch (const std::bad_alloc&) {
+          failing_allocation = -1;
+          ++failures;
+          ASSERT_TRUE(events.empty());
+          engine.check();
+        }
+      }
+      engine.check();
+      for (const TokenEvent& event : events) add(found[index.at(event.request)], event);
+    }
+    for (size_t g = 0; g < requests.size(); ++g) EXPECT_EQ(found[g], solo[g]) << g;
+    EXPECT_GT(failures, 100);
+    EXPECT_GT(engine.stats().accepted, kind == Speculation::kLookup ? 30 : -1);
+  }
+}
+
+TEST_P(EveryModel, DecodingWithDraftsAllocatesNothing) {
+  const Model model = load_tiny(GetParam());
+  Context ctx(1);
+  const EngineOptions plain{.context_tokens = kContext, .cache_tokens = 3 * kContext};
+  std::vector<Request> requests;
+  std::vector<std::vector<int32_t>> texts;
+  for (uint64_t i = 0; i < 3; ++i) {
+    requests.push_back({some_tokens(i, 70),
+                        240,
+                        {},
+                        {.temperature = 1,
+                         .top_k = i == 1 ? 5 : 0,
+                         .top_p = i == 2 ? 0.9 : 1,
+                         .frequency_penalty = i == 0 ? 0.5 : 0},
+                        {}});
+    texts.push_back(text_of(requests.back(), run_alone(model, ctx, plain, requests.back())));
+  }
+  for (EngineOptions way : all_ways(model, plain, texts)) {
+    if (way.draft_tokens == 7) continue;
+    Engine engine(model, ctx, way);
+    for (const Request& request : requests) engine.submit(request);
+    std::vector<TokenEvent> events;
+    events.reserve(1000);
+    for (int step = 0; step < 8; ++step) engine.step(events);
+    const int64_t before = allocations;
+    for (int step = 0; step < 70; ++step) engine.step(events);
+    EXPECT_EQ(allocations, before) << static_cast<int>(way.speculation);
+  }
+}
+
+// Rejected rows full of NaN stay behind the text, where nobody looks.
+TEST(Speculation, DraftsThatAreNotFiniteChangeNothing) {
+  const PoisonedModel poisoned("v3", std::numeric_limits<float>::quiet_NaN());
+  const Model model = poisoned.load();
+  Context ctx(1);
+  for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
+    std::vector<Guest> guests;
+    std::vector<Outcome> solo;
+    for (uint64_t g = 0; g < 6; ++g) {
+      Request request = some_request(900 + g);
+      request.sampling.logit_bias = {{250, -100.0f}};
+      guests.push_back({request, static_cast<int64_t>(g)});
+      solo.push_back(run_alone(model, ctx, {.context_tokens = kContext, .form = form}, request));
+    }
+    EngineOptions options{kContext, 2 * kContext, 50, 3, DType::kF32, form};
+    options.speculation = Speculation::kLookup;
+    options.pause_drafts = false;
+    options.drafter = [](std::span<const int32_t>, int64_t most, std::vector<int32_t>& drafts) {
+      drafts.insert(drafts.end(), static_cast<size_t>(most), 250);
+    };
+    Engine engine(model, ctx, options);
+    expect_solo_results(guests, run_trace(engine, guests), solo);
+    EXPECT_GT(engine.stats().drafted, 50);
+    EXPECT_EQ(engine.stats().accepted, 0);
+  }
+}
+
+// What the main model and the MTP layer say about a whole text in one pass.
+struct OnePass {
+  OnePass(const Model& model, Context& ctx, std::span<const int32_t> text)
+      : cache(model, DType::kF32, std::ssize(text)) {
+    const ModelConfig& c = model.config();
+    const int64_t rows = std::ssize(text) - 1;
+    EXPECT_TRUE(cache.reserve(block_rows, rows));
+    const SequenceRows sequence{rows, 0, block_rows};
+    std::vector<float> memory(static_cast<size_t>(rows * c.hidden_size));
+    Rows hidden{memory.data(), rows, c.hidden_size, c.hidden_size};
+    model.forward_infer(ctx,
+                        {text.first(static_cast<size_t>(rows)),
+                         {&sequence, 1},
+                         {},
+                         &cache.view(),
+                         MlaForm::kAbsorbed},
+                        {}, &hidden);
+    std::vector<int32_t> all(static_cast<size_t>(rows));
+    std::iota(all.begin(), all.end(), 0);
+    logits.resize(static_cast<size_t>(rows * c.vocab_size));
+    model.forward_mtp(ctx,
+                      {text.subspan(1), {&sequence, 1}, all, &cache.view(), MlaForm::kAbsorbed},
+                      hidden, {logits.data(), rows, c.vocab_size, c.vocab_size});
+  }
+  KvCache cache;
+  std::vector<int64_t> block_rows;
+  std::vector<float> logits;  // of MTP, [text.size() - 1, vocab_size]
+};
+
+struct MtpModel {
+  Model model;
+  int32_t vocabulary;  // ids below are used
+};
+
+MtpModel load_mtp(bool bundled) {
+  if (!bundled) return {load_tiny("v3"), 200};
+  return {Model::load(FATHOM_SOURCE_DIR "/bundled/countdown-12m.gguf"), 90};
+}
+
+// The cache, pauses and chains of drafts included: in the blocks that others may find, the MTP
+// layer's rows are those of one pass.
+TEST(Mtp, PublishedRowsAreThoseOfOnePassOverTheText) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  for (const int64_t drafts : {1, 3}) {
+    for (const bool pause : {false, true}) {
+      const Request request{some_tokens(3, 90), 200, {}, {.temperature = 1}};
+      EngineOptions options{.context_tokens = kContext, .prefill_chunk = 40};
+      options.speculation = Speculation::kMtp;
+      options.draft_tokens = drafts;
+      options.pause_drafts = pause;
+      Engine engine(model, ctx, options);
+      const std::vector<int32_t> text = text_of(request, run_alone(engine, request));
+      OnePass pass(model, ctx, text);
+      const KvCacheView& view = engine.cache().view();
+      const int64_t bytes = kKeyBlock * row_bytes(view.dtype, view.row_width);
+      int64_t blocks = 0;
+      engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
+        ++blocks;
+        const auto at =
+            std::search(text.begin(), text.end(), content.tokens.begin(), content.tokens.end());
+        const auto index = static_cast<size_t>((at - text.begin()) / kKeyBlock);
+        ASSERT_LT(index, pass.block_rows.size());
+        for (size_t layer = 0; layer < view.layers.size(); ++layer) {
+          EXPECT_EQ(std::memcmp(view.layers[layer] + block * bytes,
+                                pass.cache.view().layers[layer] +
+                                    pass.block_rows[index] / kKeyBlock * bytes,
+                                static_cast<size_t>(bytes)),
+                    0)
+              << "layer " << layer << ", block " << index << ", pauses " << pause;
+        }
+      });
+      EXPECT_EQ(blocks, 4);  // 289 rows
+    }
+  }
+}
+
+TEST(Mtp, DraftsAreThoseOfOnePassOverTheText) {
+  for (const bool bundled : {false, true}) {
+    const auto [model, vocabulary] = load_mtp(bundled);
+    const auto vocab_size = static_cast<size_t>(model.config().vocab_size);
+    Context ctx(2);
+    for (const double temperature : {0.0, 1.0}) {
+      Request request{{}, 150, {}, {.temperature = temperature, .seed = 5}};
+      for (const int32_t id : some_tokens(4, 75)) request.prompt.push_back(id % vocabulary);
+      EngineOptions options{.context_tokens = kContext, .prefill_chunk = 40};
+      options.speculation = Speculation::kMtp;
+      options.draft_tokens = 1;
+      options.pause_drafts = false;
+      Engine engine(model, ctx, options);
+      const std::vector<int32_t> text = text_of(request, run_alone(engine, request));
+      OnePass pass(model, ctx, text);
+      Sampler sampler(request.sampling, request.prompt);
+      int64_t drafted = 0, accepted = 0;
+      for (size_t size = request.prompt.size() + 1; size < text.size(); ++size) {
+        if (size + 1 == text.size()) break;  // the last token needs no draft
+        const auto row = std::span(pass.logits).subspan((size - 2) * vocab_size, vocab_size);
+        const bool right = sampler.pick(row, static_cast<int64_t>(size)) == text[size];
+        ++drafted;
+        accepted += right;
+        size += right;
+      }
+      EXPECT_EQ(engine.stats().drafted, drafted);
+      EXPECT_EQ(engine.stats().accepted, accepted);
+      EXPECT_GT(accepted, bundled ? 20 : -1);
+    }
+  }
+}
+
+TEST(Mtp, IsRefusedByAModelWithoutTheLayer) {
+  const Model model = load_tiny("qwen2");
+  Context ctx(1);
+  try {
+    Engine engine(model, ctx, {.speculation = Speculation::kMtp});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "engine: speculation: found mtp, expected lookup or off (the model has no MTP "
+                 "layer)");
+  }
+  EXPECT_EQ(Engine(model, ctx, {.speculation = Speculation::kAuto}).options().speculation,
+            Speculation::kLookup);
+  EXPECT_EQ(Engine(load_tiny("v3"), ctx, {.speculation = Speculation::kAuto}).options().speculation,
+            Speculation::kMtp);
+}
+
+TEST(Speculation, PausesWhenDraftsAreWrong) {
+  const Model model = load_tiny("qwen2");
+  Context ctx(1);
+  EngineOptions options{.context_tokens = kContext, .speculation = Speculation::kLookup};
+  options.draft_tokens = 1;
+  options.drafter = bad_drafter();
+  Engine engine(model, ctx, options);
+  run_alone(engine, {some_tokens(1, 10), 300, {}, {.temperature = 1}});
+  EXPECT_GT(engine.stats().drafted, 5);
+  EXPECT_LT(engine.stats().drafted, 60);
+}
+
+std::vector<int32_t> lookup(const std::vector<int32_t>& tokens, int64_t most) {
+  std::vector<int32_t> drafts;
+  draft_by_lookup(tokens, most, drafts);
+  return drafts;
+}
+
+TEST(Lookup, TakesWhatFollowedTheLongestMatchTheLastIfSeveral) {
+  using Ids = std::vector<int32_t>;
+  EXPECT_EQ(lookup({}, 3), Ids{});
+  EXPECT_EQ(lookup({5}, 3), Ids{});
+  EXPECT_EQ(lookup({5, 5}, 3), Ids{});
+  EXPECT_EQ(lookup({1, 5, 9, 5}, 3), Ids{});  // one token is no match
+  EXPECT_EQ(lookup({1, 2, 3, 4, 1, 2}, 2), (Ids{3, 4}));
+  EXPECT_EQ(lookup({1, 2, 3, 1, 2, 4, 1, 2}, 1), Ids{4});
+  EXPECT_EQ(lookup({9, 1, 2, 3, 7, 1, 2, 4, 9, 1, 2}, 2), (Ids{3, 7}));
+  EXPECT_EQ(lookup({5, 5, 5}, 3), (Ids{5, 5, 5}));
+  EXPECT_EQ(lookup({1, 2, 1, 2, 1, 2}, 5), (Ids{1, 2, 1, 2, 1}));
+}
+
+}  // namespace
+}  // namespace fathom

@@ -23,7 +23,7 @@ namespace {
 
 constexpr int64_t kLadder[] = {0, 256, 1024, 4096, 16384, 32768};
 constexpr double kFillSeconds = 60;  // the longest prefill that nobody asked for
-constexpr int64_t kChunk = EngineOptions{}.prefill_chunk;
+const int64_t kChunk = EngineOptions{}.prefill_chunk;
 
 // Share of a model's files that the system holds in memory, as far as it says.
 double share_in_page_cache(const Checkpoint& checkpoint) {

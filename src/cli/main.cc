@@ -117,7 +117,7 @@ Action bind_run(CLI::App& app) {
                  "compute guesses at the next tokens along, which changes no answer: mtp (the "
                  "model's own layer), lookup (from the text so far), off or auto (default)");
   app.add_option("--drafts", o->draft_tokens,
-                 "guessed tokens per step at most (default: mtp 1, lookup 4)")
+                 "guessed tokens per step at most (default: mtp 1, lookup 3)")
       ->check(CLI::Range(1, 64));
   app.add_flag("--json", o->json, "one JSON object with the answer");
   app.add_option("--check", o->check,

@@ -30,7 +30,7 @@ void draft_by_lookup(std::span<const int32_t> tokens, int64_t most, std::vector<
 }
 
 void DraftPace::note(int64_t drafted, int64_t accepted) {
-  constexpr double kPays = 0.4, kForget = 1.0 / 12;
+  constexpr double kPays = 0.35, kForget = 1.0 / 6;
   constexpr int32_t kFirstPause = 16, kLongestPause = 256;
   if (pause_left_ > 0) {
     // Then a few tries tell whether the text has changed.

@@ -50,7 +50,7 @@ class DraftPace {
   void note(int64_t drafted, int64_t accepted);
 
  private:
-  double accepted_ = 0.8;  // share, decaying; begins well above what pays
+  double accepted_ = 0.7;  // share, decaying; begins well above what pays
   int32_t pause_ = 0, pause_left_ = 0;
 };
 

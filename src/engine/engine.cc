@@ -105,8 +105,9 @@ void check_option(const char* name, int64_t found, int64_t low, int64_t high, co
 
 // With several sequences rows are no longer nearly free.
 constexpr int64_t kMostDraftingRows = 4;
-// A chain of guesses is right to its end ever less often.
-constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 4, kMostDrafts = 64;
+// A chain of guesses is right to its end ever less often. Kernels take rows in pairs: odd numbers
+// of drafts waste none.
+constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 3, kMostDrafts = 64;
 
 EngineOptions with_defaults(const Model& model, EngineOptions options) {
   const ModelConfig& config = model.config();

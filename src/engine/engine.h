@@ -9,8 +9,9 @@
 // waiting ones.
 //   Start: the oldest waiting request starts as soon as a place is free and there are blocks for
 //     its tokens and, if others run, one more for each sequence that still grows. Nobody overtakes.
-//   Step: every sequence that has computed its prompt decodes one row in every step; beside these,
-//     prefill_chunk rows of prompts are computed, the oldest first. So neither holds up the other.
+//   Step: every sequence that has computed its prompt decodes one row, and its drafts, in every
+//     step; beside these, prefill_chunk rows of prompts are computed, the oldest first. So neither
+//     holds up the other.
 //   Room: a block is taken when its first row is. If none is left (cached ones are evicted first),
 //     the youngest running request is preempted: it gives its blocks back, becomes the first to
 //     wait and later computes its tokens again, as far as the cache does not still hold them. No

@@ -166,8 +166,7 @@ std::optional<StreamPlan> plan_memory(const Checkpoint& checkpoint, const ModelC
       "are {}{}: {}",
       checkpoint.path().string(), bytes_text(needs.total), bytes_text(needs.weights),
       bytes_text(needs.rebuilt), context, bytes_text(needs.cache), bytes_text(needs.work),
-      bytes_text(memory.available),
-      memory_limit_text(memory, options.memory_gib),
+      bytes_text(memory.available), memory_limit_text(memory, options.memory_gib),
       or_too_many(without_cache) > memory.available
           ? "use a smaller quantisation, or --ignore-memory to let weights be read from disk again "
             "and again (slow)"

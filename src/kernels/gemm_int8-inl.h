@@ -20,8 +20,8 @@ struct alignas(64) Int8Panel {
 };
 
 // A row of x in bytes, each array aligned to 64: for 32 values codes = x / scale to nearest even,
-// scale = max |x| / 127; for each run of w's format start = -(zero of w's bytes) times the sum of
-// the codes, and sum = scale times that sum.
+// scale = max |x| / 127; for each run of w's format start = -zero times the sum of the codes
+// (Int8Kernels), and sum = scale times that sum.
 struct Int8Row {
   int8_t* codes;   // [K]
   float* scale;    // [K / 32]
@@ -41,21 +41,9 @@ struct Int8Tile {
   int64_t next_bytes = 0;
 };
 
-// Rows of x that are few enough for the way without panels: on other targets less is unpacked at a
-// time, so that w would be unpacked more often.
-namespace portable {
-inline constexpr int64_t kInt8Few = 1;
-}
-namespace avx2 {
-inline constexpr int64_t kInt8Few = 8;
-}
-namespace avx512 {
-inline constexpr int64_t kInt8Few = 16;
-}
+// 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart: total[m][16] += ..., over
+// whole blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
 inline constexpr int64_t kInt8MostFew = 16;
-
-// 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart: total[m][16] += ..., over whole
-// blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
 struct Int8Few {
   const uint8_t *w, *next;
   int64_t stride = 0, cols = 0;
@@ -63,6 +51,16 @@ struct Int8Few {
   int64_t x_stride = 0;
   int64_t m = 0;
   float* total = nullptr;
+};
+
+// How a target computes with one format.
+struct Int8Kernels {
+  void (*unpack)(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) = nullptr;
+  void (*multiply)(const Int8Tile& t) = nullptr;
+  void (*few)(const Int8Few& f) = nullptr;
+  int64_t few_rows = 0;  // up to so many rows of x few() is the faster way; <= kInt8MostFew
+  int64_t run = 0;       // columns that share a scale
+  int32_t zero = 0;      // what the codes of a panel are above the integers of the format
 };
 
 }  // namespace fathom

@@ -14,20 +14,9 @@
 
 namespace fathom {
 
-using Int8Unpack = void(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out);
-using Int8FewRows = void(const Int8Few& f);
-FATHOM_SIMD_DECLARE(Int8Unpack int8_unpack_q8_0, int8_unpack_q4_0, int8_unpack_q4_1,
-                    int8_unpack_q5_0, int8_unpack_q5_1, int8_unpack_q2_k, int8_unpack_q3_k,
-                    int8_unpack_q4_k, int8_unpack_q5_k, int8_unpack_q6_k, int8_unpack_iq4_nl,
-                    int8_unpack_iq4_xs, int8_unpack_mxfp4;
-                    Int8FewRows int8_few_q8_0, int8_few_q4_0, int8_few_q4_1, int8_few_q5_0,
-                    int8_few_q5_1, int8_few_q2_k, int8_few_q3_k, int8_few_q4_k, int8_few_q5_k,
-                    int8_few_q6_k, int8_few_iq4_nl, int8_few_iq4_xs, int8_few_mxfp4;
-                    void int8_multiply_16(const Int8Tile& t);
-                    void int8_multiply_16_minimum(const Int8Tile& t);
-                    void int8_multiply_32(const Int8Tile& t);
-                    void int8_multiply_32_wide(const Int8Tile& t);
-                    void int8_multiply_32_minimum(const Int8Tile& t);
+FATHOM_SIMD_DECLARE(Int8Kernels int8_q8_0(), int8_q4_0(), int8_q4_1(), int8_q5_0(), int8_q5_1(),
+                    int8_q2_k(), int8_q3_k(), int8_q4_k(), int8_q5_k(), int8_q6_k(), int8_iq4_nl(),
+                    int8_iq4_xs(), int8_mxfp4();
                     void int8_round_row(const float* x, int64_t blocks, int64_t run,
                                         int32_t zero_of_w, const Int8Row& out))
 
@@ -37,34 +26,25 @@ constexpr int64_t kBlockRows = 512;              // of x, that share one unpacki
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
 constexpr int64_t kSomeRows = 256;               // of x: fewer have longer items
 
-// How one format is unpacked and multiplied.
-struct Format {
-  Int8Unpack* unpack = nullptr;
-  Int8FewRows* few = nullptr;
-  void (*multiply)(const Int8Tile& t) = nullptr;
-  int64_t run = 32;  // columns that share a scale
-  int32_t zero = 0;  // of block_formats-inl.h
-};
-
-Format format_of(Isa isa, DType dtype) {
+// Empty for types that are no GGUF blocks.
+Int8Kernels kernels_of(Isa isa, DType dtype) {
   switch (dtype) {
-#define FATHOM_FORMAT(type, name, run, zero, multiply)                                         \
-  case DType::type:                                                                            \
-    return {FATHOM_SIMD_CALL(isa, int8_unpack_##name), FATHOM_SIMD_CALL(isa, int8_few_##name), \
-            FATHOM_SIMD_CALL(isa, multiply), run, zero}
-    FATHOM_FORMAT(kQ8_0, q8_0, 32, 128, int8_multiply_32_wide);
-    FATHOM_FORMAT(kQ4_0, q4_0, 32, 8, int8_multiply_32);
-    FATHOM_FORMAT(kQ4_1, q4_1, 32, 0, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ5_0, q5_0, 32, 16, int8_multiply_32);
-    FATHOM_FORMAT(kQ5_1, q5_1, 32, 0, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ2_K, q2_k, 16, 0, int8_multiply_16_minimum);
-    FATHOM_FORMAT(kQ3_K, q3_k, 16, 4, int8_multiply_16);
-    FATHOM_FORMAT(kQ4_K, q4_k, 32, 0, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ5_K, q5_k, 32, 0, int8_multiply_32_minimum);
-    FATHOM_FORMAT(kQ6_K, q6_k, 16, 32, int8_multiply_16);
-    FATHOM_FORMAT(kIQ4_NL, iq4_nl, 32, 128, int8_multiply_32_wide);
-    FATHOM_FORMAT(kIQ4_XS, iq4_xs, 32, 128, int8_multiply_32_wide);
-    FATHOM_FORMAT(kMXFP4, mxfp4, 32, 12, int8_multiply_32);
+#define FATHOM_FORMAT(type, name) \
+  case DType::type:               \
+    return FATHOM_SIMD_CALL(isa, int8_##name)()
+    FATHOM_FORMAT(kQ8_0, q8_0);
+    FATHOM_FORMAT(kQ4_0, q4_0);
+    FATHOM_FORMAT(kQ4_1, q4_1);
+    FATHOM_FORMAT(kQ5_0, q5_0);
+    FATHOM_FORMAT(kQ5_1, q5_1);
+    FATHOM_FORMAT(kQ2_K, q2_k);
+    FATHOM_FORMAT(kQ3_K, q3_k);
+    FATHOM_FORMAT(kQ4_K, q4_k);
+    FATHOM_FORMAT(kQ5_K, q5_k);
+    FATHOM_FORMAT(kQ6_K, q6_k);
+    FATHOM_FORMAT(kIQ4_NL, iq4_nl);
+    FATHOM_FORMAT(kIQ4_XS, iq4_xs);
+    FATHOM_FORMAT(kMXFP4, mxfp4);
 #undef FATHOM_FORMAT
     default:
       return {};
@@ -93,7 +73,7 @@ struct RowLayout {
 
 struct Problem {
   Context& ctx;
-  Format format;
+  Int8Kernels kernels;
   RowLayout layout;
   std::byte* x;  // all rows of x, rounded
 };
@@ -108,8 +88,8 @@ void copy_rows(const uint8_t* from, int64_t stride, int64_t rows, int64_t bytes,
 }
 
 // 16 rows of w from `row` on, columns [k0, k0 + k); rows that w does not have are zero.
-void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_t k0, int64_t k,
-                  Int8Panel* out) {
+void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, int64_t k0,
+                  int64_t k, Int8Panel* out) {
   const int64_t stride = row_bytes(w.dtype, w.cols), bytes = row_bytes(w.dtype, k);
   const int64_t rows = std::min<int64_t>(16, w.rows - row);
   if (rows <= 0) {
@@ -117,10 +97,10 @@ void unpack_panel(const Format& format, const WeightView& w, int64_t row, int64_
     return;
   }
   const auto* from = reinterpret_cast<const uint8_t*>(w.row(row)) + row_bytes(w.dtype, k0);
-  if (rows == 16) return format.unpack(from, stride, k, out);
+  if (rows == 16) return kernels.unpack(from, stride, k, out);
   uint8_t copy[16 * kMostBytes] = {};
   copy_rows(from, stride, rows, bytes, copy);
-  format.unpack(copy, kMostBytes, k, out);
+  kernels.unpack(copy, kMostBytes, k, out);
 }
 
 // m <= kInt8MostFew rows of x from m0 on times rows [n0, n0 + n) of w.
@@ -133,15 +113,15 @@ void multiply_few(const Problem& p, const LinearPart& part, const WeightView& w,
     const auto* const from = reinterpret_cast<const uint8_t*>(w.row(row));
     const bool more = row + 16 < n0 + n;
     if (rows == 16) {
-      p.format.few({from, more ? from + 16 * stride : from, stride, w.cols,
-                    p.layout.at(p.x + m0 * p.layout.stride, 0), p.layout.stride, m, total});
+      p.kernels.few({from, more ? from + 16 * stride : from, stride, w.cols,
+                     p.layout.at(p.x + m0 * p.layout.stride, 0), p.layout.stride, m, total});
     } else {
       for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
         const int64_t k = std::min(kInt8Columns, w.cols - k0);
         uint8_t copy[16 * kMostBytes] = {};
         copy_rows(from + row_bytes(w.dtype, k0), stride, rows, row_bytes(w.dtype, k), copy);
-        p.format.few({copy, copy, kMostBytes, k, p.layout.at(p.x + m0 * p.layout.stride, k0),
-                      p.layout.stride, m, total});
+        p.kernels.few({copy, copy, kMostBytes, k, p.layout.at(p.x + m0 * p.layout.stride, k0),
+                       p.layout.stride, m, total});
       }
     }
     for (int64_t r = 0; r < m; ++r) {
@@ -164,12 +144,12 @@ void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int
   for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
     const int64_t k = std::min(kInt8Columns, w.cols - k0);
     for (int64_t i = 0; i < kInt8Panels; ++i)
-      unpack_panel(p.format, w, n0 + 16 * i, k0, k, panels + i);
+      unpack_panel(p.kernels, w, n0 + 16 * i, k0, k, panels + i);
     // of the rows that follow, the share that these columns are of all
     const int64_t next_bytes =
         std::clamp<int64_t>(end - n0 - kItemRows, 0, kItemRows) * row_bytes(w.dtype, k);
-    p.format.multiply({panels, p.layout.at(p.x + m0 * p.layout.stride, k0), p.layout.stride, m,
-                       k / kInt8Block, total, next, next_bytes});
+    p.kernels.multiply({panels, p.layout.at(p.x + m0 * p.layout.stride, k0), p.layout.stride, m,
+                        k / kInt8Block, total, next, next_bytes});
     next += next_bytes;
   }
   const int64_t n = std::min(kItemRows, w.rows - n0);
@@ -188,14 +168,14 @@ void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int
 
 }  // namespace
 
-bool has_int8_product(DType dtype) { return format_of(Isa::kPortable, dtype).unpack != nullptr; }
+bool has_int8_product(DType dtype) { return kernels_of(Isa::kPortable, dtype).unpack != nullptr; }
 
 void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                   std::span<const LinearPart> parts) {
   ArenaScope scope(ctx.scratch());
-  const Format format = format_of(ctx.isa(), parts[0].experts[0].dtype);
-  const RowLayout layout(x.cols, format.run);
-  const Problem p{ctx, format, layout, scope.array<std::byte>(x.rows * layout.stride)};
+  const Int8Kernels kernels = kernels_of(ctx.isa(), parts[0].experts[0].dtype);
+  const RowLayout layout(x.cols, kernels.run);
+  const Problem p{ctx, kernels, layout, scope.array<std::byte>(x.rows * layout.stride)};
 
   // Items of expert e of part i are those from first[i experts + e] on: blocks of its rows, and of
   // each all rows of w.
@@ -223,10 +203,9 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     }
   }
 
-  const int64_t few = FATHOM_SIMD_CALL(ctx.isa(), kInt8Few);
   const auto round = [&](int64_t row, int) {
     FATHOM_SIMD_CALL(ctx.isa(), int8_round_row)
-    (x.row(row), x.cols / kInt8Block, layout.run, format.zero,
+    (x.row(row), x.cols / kInt8Block, layout.run, kernels.zero,
      layout.at(p.x + row * layout.stride, 0));
   };
   const auto run_item = [&](int64_t item, int worker) {
@@ -238,10 +217,11 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     const int64_t n0 = (item - first[group]) % widths * width,
                   end = std::min(n0 + width, part.y.cols);
     const WeightView& w = part.experts[static_cast<size_t>(e)];
-    const int64_t together = rows_of(e) <= few ? 16 : kItemRows;
+    const int64_t together = rows_of(e) <= kernels.few_rows ? 16 : kItemRows;
     const int64_t bytes = std::min(together, end - n0) * row_bytes(w.dtype, w.cols);
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(w.row(n0) + i, 0, 2);
-    if (rows_of(e) <= few) return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
+    if (rows_of(e) <= kernels.few_rows)
+      return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
     for (int64_t n = n0; n < end; n += kItemRows)
       multiply(p, part, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end,
                worker);

@@ -184,13 +184,15 @@ inline F32x16 total(const Sum& a) {
 #endif
 
 // As many rows and panels at once as the registers hold, how many dot products in a row are written
-// out, and the rows of x that blocks are multiplied with as they are unpacked.
+// out; the rows of x that blocks are multiplied with as they are unpacked, and how many go that way
+// (measured: w is unpacked again for each kFewTogether of them).
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewTogether = 8;
+constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewTogether = 8,
+                  kFewRows = kInt8MostFew;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewTogether = 4;
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewTogether = 4, kFewRows = 8;
 #else
-constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewTogether = 1;
+constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewTogether = 1, kFewRows = 1;
 #endif
 
 template <class T>
@@ -258,7 +260,7 @@ void rest(const Int8Tile& t, int64_t m) {
   }
 }
 
-template <int64_t kRun, bool kMinimum, bool kWide = false>
+template <int64_t kRun, bool kMinimum, bool kWide>
 void multiply_panels(const Int8Tile& t) {
   const int64_t share = (t.next_bytes * kRows / t.m + 64) & -64;
   int64_t m = 0, fetched = 0;
@@ -393,36 +395,35 @@ inline void store_codes(F32x16 a, int8_t* p) {
 #endif
 }
 
+template <class Format>
+Int8Kernels kernels_of() {
+  constexpr bool kWide = Format::kZero >= 128;
+  return {unpack<Format>,   multiply_panels<Format::kRun, Format::kMinimum, kWide>,
+          few_rows<Format>, kFewRows,
+          Format::kRun,     kPanelZero<Format>};
+}
+
 }  // namespace
 
-void int8_multiply_16(const Int8Tile& t) { multiply_panels<16, false>(t); }
-void int8_multiply_16_minimum(const Int8Tile& t) { multiply_panels<16, true>(t); }
-void int8_multiply_32(const Int8Tile& t) { multiply_panels<32, false>(t); }
-void int8_multiply_32_wide(const Int8Tile& t) { multiply_panels<32, false, true>(t); }
-void int8_multiply_32_minimum(const Int8Tile& t) { multiply_panels<32, true>(t); }
-
-#define FATHOM_UNPACK(name, format)                                                         \
-  void int8_unpack_##name(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) { \
-    unpack<format>(w, stride, cols, out);                                                   \
-  }                                                                                         \
-  void int8_few_##name(const Int8Few& f) { few_rows<format>(f); }
-FATHOM_UNPACK(q8_0, Q8_0)
-FATHOM_UNPACK(q4_0, Q4_0)
-FATHOM_UNPACK(q4_1, Q4_1)
-FATHOM_UNPACK(q5_0, Q5_0)
-FATHOM_UNPACK(q5_1, Q5_1)
-FATHOM_UNPACK(q2_k, Q2_K)
-FATHOM_UNPACK(q3_k, Q3_K)
-FATHOM_UNPACK(q4_k, Q4_K)
-FATHOM_UNPACK(q5_k, Q5_K)
-FATHOM_UNPACK(q6_k, Q6_K)
-FATHOM_UNPACK(iq4_nl, Iq4Nl)
-FATHOM_UNPACK(iq4_xs, Iq4Xs)
-FATHOM_UNPACK(mxfp4, Mxfp4)
+#define FATHOM_INT8(name, format) \
+  Int8Kernels int8_##name() { return kernels_of<format>(); }
+FATHOM_INT8(q8_0, Q8_0)
+FATHOM_INT8(q4_0, Q4_0)
+FATHOM_INT8(q4_1, Q4_1)
+FATHOM_INT8(q5_0, Q5_0)
+FATHOM_INT8(q5_1, Q5_1)
+FATHOM_INT8(q2_k, Q2_K)
+FATHOM_INT8(q3_k, Q3_K)
+FATHOM_INT8(q4_k, Q4_K)
+FATHOM_INT8(q5_k, Q5_K)
+FATHOM_INT8(q6_k, Q6_K)
+FATHOM_INT8(iq4_nl, Iq4Nl)
+FATHOM_INT8(iq4_xs, Iq4Xs)
+FATHOM_INT8(mxfp4, Mxfp4)
+#undef FATHOM_INT8
 
 void int8_round_row(const float* x, int64_t blocks, int64_t run, int32_t zero_of_w,
                     const Int8Row& out) {
-  const int32_t zero_of_codes = kTakesUnsigned || zero_of_w < 128 ? zero_of_w : 0;
   for (int64_t b = 0; b < blocks; ++b) {
     F32x16 v[2] = {load(x + 32 * b), load(x + 32 * b + 16)};
     const float most = reduce_max(max(max(v[0], zero() - v[0]), max(v[1], zero() - v[1])));
@@ -440,7 +441,7 @@ void int8_round_row(const float* x, int64_t blocks, int64_t run, int32_t zero_of
     out.scale[b] = scale;
     if (run == 32) sums[0] += sums[1];
     for (int64_t i = 0; i < 32 / run; ++i) {
-      out.start[b * (32 / run) + i] = -zero_of_codes * sums[i];
+      out.start[b * (32 / run) + i] = -zero_of_w * sums[i];
       out.sum[b * (32 / run) + i] = scale * static_cast<float>(sums[i]);
     }
   }

@@ -1,7 +1,6 @@
 """What the scripts of this folder share: models of random weights, `fathom bench` as a function."""
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 
@@ -29,7 +28,3 @@ class Bench:
         print(" ".join(command), file=sys.stderr)
         text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         return [json.loads(line) for line in text.splitlines()]
-
-
-def middle(values):
-    return statistics.median(values)

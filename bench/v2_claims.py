@@ -15,8 +15,9 @@ two alternate; a line is the median over rounds of medians over steps. Ends with
     bench/v2_claims.py [--context 1024] [--sequences 8] [--rounds 2]
 """
 import argparse
+import statistics
 
-from measure import ROOT, Bench, middle
+from measure import ROOT, Bench
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--build", default=ROOT / "build/release", help="folder of the programs")
@@ -49,14 +50,14 @@ for _ in range(options.rounds):
 
 
 def speed(model, sequences):
-    return middle([line["tokens_per_second"] for line in found[model, sequences]])
+    return statistics.median([line["tokens_per_second"] for line in found[model, sequences]])
 
 
 def cell(model, sequences):
     lines = found[model, sequences]
     speeds = [line["tokens_per_second"] for line in lines]
-    share = middle([line["share_of_roof"] for line in lines])
-    return f"{middle(speeds):.1f} ({min(speeds):.1f} - {max(speeds):.1f}), {100 * share:.0f} % of the roof"
+    share = statistics.median([line["share_of_roof"] for line in lines])
+    return f"{statistics.median(speeds):.1f} ({min(speeds):.1f} - {max(speeds):.1f}), {100 * share:.0f} % of the roof"
 
 
 memory = few * options.context * cache[mha] / 2**20

@@ -75,6 +75,13 @@ std::optional<uint64_t> available_memory(const fs::path& root) {
   return memory ? std::optional(memory->available) : std::nullopt;
 }
 
+ResidentMemory resident_memory(const fs::path& root) {
+  const auto bytes = [&](const char* kib) {
+    return number_after(root / "proc/self/status", kib).value_or(0) * 1024;
+  };
+  return {bytes("RssFile:"), bytes("RssAnon:")};
+}
+
 std::optional<uint64_t> own_memory_left(const fs::path& root) {
   std::optional<uint64_t> left;
   const auto apply = [&](auto resource, const char* used_kib) {

@@ -22,4 +22,11 @@ std::optional<uint64_t> available_memory(const std::filesystem::path& root = "/"
 // against files it maps; absent without such limits.
 std::optional<uint64_t> own_memory_left(const std::filesystem::path& root = "/");
 
+// What this process holds in memory: pages of mapped files, and its own.
+struct ResidentMemory {
+  uint64_t file = 0, anonymous = 0;
+};
+// Zeros if the system does not say.
+ResidentMemory resident_memory(const std::filesystem::path& root = "/");
+
 }  // namespace fathom

@@ -1,8 +1,6 @@
 #include "cli/bench_lines.h"
 
 #include <algorithm>
-#include <charconv>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/check.h"
@@ -54,7 +52,7 @@ void print_line_json(const BenchLine& line) {
 void print_line_text(const BenchLine& line) {
   const Spread& s = line.seconds;
   if (line.group == BenchGroup::kLoad) {
-    out("  load, {:<6}  {:.2f} s to the first token; {:.2f} GB at {:.1f} GB/s; {:.0f} % of the "
+    out("  load, {:<6}  {:.3f} s to the first token; {:.2f} GB at {:.1f} GB/s; {:.0f} % of the "
         "files were in memory before   {:3.0f} %\n",
         line.work, s.median, line.cost.bytes / 1e9, line.cost.bytes / s.median / 1e9,
         100 * line.in_page_cache, 100 * line.share());
@@ -101,22 +99,6 @@ Roofs BenchLine::roofs() const {
 
 bool BenchLine::memory_bound() const {
   return cost.memory_seconds(roofs()) > cost.arithmetic_seconds(roofs());
-}
-
-ResidentMemory resident_memory() {
-  ResidentMemory memory;
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    for (const auto& [name, value] :
-         {std::pair<std::string_view, uint64_t*>{"RssAnon:", &memory.anonymous},
-          {"RssFile:", &memory.file}}) {
-      const size_t digit = line.find_first_of("0123456789");
-      if (!line.starts_with(name) || digit == line.npos) continue;
-      std::from_chars(line.data() + digit, line.data() + line.size(), *value);
-      *value *= 1024;  // "kB"
-    }
-  }
-  return memory;
 }
 
 Roofs BenchLog::probe(int rounds) {

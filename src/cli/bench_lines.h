@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/memory.h"
 #include "cli/bench_cost.h"
 #include "tensor/context.h"
 
@@ -47,13 +48,6 @@ struct BenchLine {
 inline constexpr std::string_view kOverTheRoof =
     "over 100 %: weights that stay in the CPU's caches, or a machine that was busier while its "
     "roof was measured";
-
-// Resident memory of this process, by what would happen to it without room: pages of files can be
-// read again.
-struct ResidentMemory {
-  uint64_t anonymous = 0, file = 0;
-};
-ResidentMemory resident_memory();
 
 class BenchLog {
  public:

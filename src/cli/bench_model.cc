@@ -27,13 +27,12 @@ const int64_t kChunk = EngineOptions{}.prefill_chunk;
 
 // Share of a model's files that the system holds in memory, as far as it says.
 double share_in_page_cache(const Checkpoint& checkpoint) {
-  std::set<std::string> files;
-  for (const TensorInfo* tensor : checkpoint.tensors()) files.insert(checkpoint.file_name(*tensor));
+  std::set<const MappedFile*> files;
+  for (const TensorInfo* tensor : checkpoint.tensors()) files.insert(&checkpoint.file(*tensor));
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   size_t pages = 0, resident = 0;
-  for (const std::string& name : files) {
-    const MappedFile file{std::filesystem::path(name)};
-    const std::span<const std::byte> bytes = file.bytes();
+  for (const MappedFile* file : files) {
+    const std::span<const std::byte> bytes = file->bytes();
     std::vector<unsigned char> present((bytes.size() + page - 1) / page);
     if (mincore(const_cast<std::byte*>(bytes.data()), bytes.size(), present.data()) != 0) continue;
     pages += present.size();
@@ -69,9 +68,8 @@ class ModelBench {
     open.cache_dtype = parse_cache_dtype(options_.cache);
     open.stream = false;  // it would be the disk that is timed, against the roofs of memory
     const bool timed = options_.wants("load");
-    const double before = share_in_page_cache(Checkpoint::open(path_));
     BenchLine first, again;
-    first.in_page_cache = before;
+    first.in_page_cache = share_in_page_cache(Checkpoint::open(path_));
     if (timed) log_.start();
     first.run_seconds.push_back(open_once(open));
     first.work = "first";

@@ -117,7 +117,4 @@ struct RunHistory {
 // `path` is the file or its folder. Throws if there is none.
 RunHistory read_metrics(const std::filesystem::path& path);
 
-// Bytes of memory that this process holds now; 0 if the system does not say.
-uint64_t resident_bytes();
-
 }  // namespace fathom

@@ -354,7 +354,8 @@ class Run {
     m.lr = lr, m.gradient_norm = report.gradient_norm, m.skipped = report.skipped;
     m.seconds = seconds, m.tokens_per_second = line.tokens_per_second,
     m.flops_per_second = line.flops;
-    m.memory_bytes = resident_bytes();
+    const ResidentMemory held = resident_memory();
+    m.memory_bytes = held.file + held.anonymous;
     m.expert_load = loads;
     metrics_->write(m);
     observer_.step(line);

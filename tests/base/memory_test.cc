@@ -92,5 +92,12 @@ TEST(OwnMemory, IsWhatTheProcessLimitLeaves) {
   ASSERT_EQ(setrlimit(RLIMIT_DATA, &before), 0);
 }
 
+TEST(ResidentMemory, IsThatOfThisProcess) {
+  const uint64_t before = resident_memory().anonymous;
+  std::vector<char> more(64 << 20, 1);
+  EXPECT_GT(resident_memory().anonymous, before + (32 << 20)) << static_cast<int>(more[1 << 20]);
+  EXPECT_GT(resident_memory().file, 0u);
+}
+
 }  // namespace
 }  // namespace fathom

@@ -8,8 +8,8 @@
 
 #include "base/error.h"
 #include "kernels/softmax.h"
-#include "tests/base/count_allocations.h"
 #include "tests/base/test_name.h"
+#include "tests/engine/failing_allocations.h"
 #include "tests/engine/poisoned_model.h"
 #include "tests/engine/traces.h"
 
@@ -362,33 +362,7 @@ TEST(Engine, AStepThatThrowsLosesRepeatsAndChangesNothing) {
   }
   Context fresh(1);
   Engine engine(model, fresh, {.context_tokens = 256, .cache_tokens = 320, .prefill_chunk = 50});
-  std::map<uint64_t, size_t> index;
-  for (const Request& request : requests) {
-    const size_t g = index.size();
-    index[engine.submit(request)] = g;
-  }
-  std::vector<Outcome> found(requests.size());
-  int failures = 0;
-  for (bool busy = true; busy;) {
-    std::vector<TokenEvent> events;
-    for (int64_t n = 0;; ++n) {
-      failing_allocation = allocations + n;
-      try {
-        busy = engine.step(events);
-        failing_allocation = -1;
-        break;
-      } catch (const std::bad_alloc&) {
-        failing_allocation = -1;
-        ++failures;
-        ASSERT_TRUE(events.empty());
-        engine.check();
-      }
-    }
-    engine.check();
-    for (const TokenEvent& event : events) add(found[index.at(event.request)], event);
-  }
-  for (size_t g = 0; g < requests.size(); ++g) EXPECT_EQ(found[g], solo[g]) << g;
-  EXPECT_GT(failures, 100);
+  expect_solo_results_despite_failures(engine, requests, solo);
   EXPECT_GT(engine.stats().preemptions, 0);
 }
 

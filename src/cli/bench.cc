@@ -36,6 +36,9 @@ void check_options(const BenchOptions& o) {
   }
   if (!o.page.empty() && !o.page.ends_with(".html") && !o.page.ends_with(".svg"))
     fail("-o: found {}, expected a name that ends with .html or .svg", quoted(o.page));
+  const auto folder = std::filesystem::path(o.page).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder))  // not after minutes of measuring
+    fail("-o: found {}, expected a folder that exists", quoted(folder.string()));
 }
 
 std::vector<std::string> machine_facts(Context& ctx) {

@@ -111,7 +111,8 @@ Action bind_run(CLI::App& app) {
       ->check(CLI::Range(0.0, 1e6));
   bind_memory(app, o->memory_gib);
   app.add_flag("--ignore-memory", o->ignore_memory,
-               "start even if the weights do not fit into memory (slow)");
+               "start even if the weights do not fit into memory (slow)")
+      ->excludes("--memory");
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");
   app.add_option("--speculate", o->speculate,
                  "compute guesses at the next tokens along, which changes no answer: mtp (the "

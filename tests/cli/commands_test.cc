@@ -421,6 +421,8 @@ TEST(Cli, BenchLeavesOutWhatTheModelsContextDoesNotHold) {
   EXPECT_TRUE(has(run.err, "--prefill 512: left out: takes 513 tokens, the model's context is 512"))
       << run.err;
   EXPECT_TRUE(has(run.err, "--at 509: left out: takes 513 tokens")) << run.err;
+  expect_error(run_fathom({"bench", kTinyModel, "-o", "/nonexistent/a.html"}), 2,
+               "-o: found '/nonexistent', expected a folder that exists");
   expect_error(run_fathom({"bench", kTinyModel, "--only", "speed"}), 2,
                "--only: found 'speed', expected kernels, load, prefill, decode or batch");
   expect_error(run_fathom({"bench", kTinyModel, "--batch", "0"}), 2,
@@ -494,6 +496,8 @@ TEST(Streaming, WhatHasNoExpertsOrTooLittleRoomIsRefusedAsBefore) {
                "(--memory)");
   expect_error(run_fathom({"run", kBundled, "-p", "x", "-n", "1", "--memory", "0.01"}), 3,
                "available are");
+  expect_error(run_fathom({"run", kBundled, "x", "--memory", "1", "--ignore-memory"}), 2,
+               "--ignore-memory");
 }
 
 }  // namespace

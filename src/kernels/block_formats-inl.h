@@ -1,10 +1,12 @@
 // The GGUF block formats (models of their layout: ggml's block_q4_0 and so on), one body per format
-// for two readers: the 16 values of a run in one row (quantize.simd.cc), and those of 16 rows at
-// once (gemm_int8.simd.cc).
+// for three readers: the 16 values of a run in one row (quantize.simd.cc), and those of 16 rows at
+// once, where they lie in a file or in tiles (panel_block-inl.h).
 //
 // A reader In gives of its block(s)
 //   Bytes bytes(offset)        16 bytes (of each row)
 //   Dword dword(offset)        an integer (of each row)
+//   F32x16 half_at(offset)     an f16, at the very beginning or end of the block
+//   Dword byte_at(0)           its first byte
 //   F32x16 half(Dword)         the f16 in its lower half, one lane per value it is a scale of
 //   Bytes fifth_bits(Dword, i)  16 where the bit of the value is set: bit 16 i + value
 //   number(Dword), half_power(Dword)  n as f32; 2^(n - 128), for n < 2 a subnormal
@@ -30,32 +32,36 @@ constexpr uint8_t kFp4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 
 
 // kElements and kBytes of a block; kRun: values that share a scale; kMinimum: d q + m; kZero: what
 // the bytes of put() are above q, 128 where they take all 8 bits, else they are below 64.
-struct Q8_0 {
+struct InOrder {
+  static constexpr int64_t tile_place(int64_t at) { return at; }
+};
+
+struct Q8_0 : InOrder {
   static constexpr int64_t kElements = 32, kBytes = 34, kRun = 32;
   static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = In::half(b.dword(0));
+    const F32x16 d = b.half_at(0);
     y.put(0, d, b.bytes(2) ^ 128);
     y.put(16, d, b.bytes(18) ^ 128);
   }
 };
 
-struct Q4_0 {
+struct Q4_0 : InOrder {
   static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
   static constexpr uint8_t kZero = 8;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = In::half(b.dword(0));
+    const F32x16 d = b.half_at(0);
     const auto q = b.bytes(2);
     y.put(0, d, q & 15);
     y.put(16, d, q >> 4);
   }
 };
 
-struct Q4_1 {
+struct Q4_1 : InOrder {
   static constexpr int64_t kElements = 32, kBytes = 20, kRun = 32;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
@@ -69,13 +75,13 @@ struct Q4_1 {
   }
 };
 
-struct Q5_0 {
+struct Q5_0 : InOrder {
   static constexpr int64_t kElements = 32, kBytes = 22, kRun = 32;
   static constexpr uint8_t kZero = 16;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = In::half(b.dword(0));
+    const F32x16 d = b.half_at(0);
     const auto q = b.bytes(6);
     const auto fifth = b.dword(2);
     y.put(0, d, (q & 15) | b.fifth_bits(fifth, 0));
@@ -83,7 +89,7 @@ struct Q5_0 {
   }
 };
 
-struct Q5_1 {
+struct Q5_1 : InOrder {
   static constexpr int64_t kElements = 32, kBytes = 24, kRun = 32;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
@@ -98,26 +104,26 @@ struct Q5_1 {
   }
 };
 
-struct Iq4Nl {
+struct Iq4Nl : InOrder {
   static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
   static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = In::half(b.dword(0));
+    const F32x16 d = b.half_at(0);
     const auto q = b.bytes(2);
     y.put(0, d, b.lookup(kIq4, q & 15));
     y.put(16, d, b.lookup(kIq4, q >> 4));
   }
 };
 
-struct Mxfp4 {
+struct Mxfp4 : InOrder {
   static constexpr int64_t kElements = 32, kBytes = 17, kRun = 32;
   static constexpr uint8_t kZero = 12;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const F32x16 d = In::half_power(b.dword(0) & 255);
+    const F32x16 d = In::half_power(b.byte_at(0));
     const auto q = b.bytes(1);
     y.put(0, d, b.lookup(kFp4, q & 15));
     y.put(16, d, b.lookup(kFp4, q >> 4));
@@ -130,6 +136,7 @@ struct Q2_K {
   static constexpr int64_t kElements = 256, kBytes = 84, kRun = 16;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
+  static constexpr int64_t tile_place(int64_t at) { return at < 80 ? at + 4 : at - 80; }
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto s = b.bytes(0);
@@ -152,6 +159,7 @@ struct Q3_K {
   static constexpr int64_t kElements = 256, kBytes = 110, kRun = 16;
   static constexpr uint8_t kZero = 4;
   static constexpr bool kMinimum = false;
+  static constexpr int64_t tile_place(int64_t at) { return at < 96 ? at + 14 : at - 96; }
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
     const auto a0 = b.dword(96), a1 = b.dword(100), t = b.dword(104);
@@ -159,7 +167,7 @@ struct Q3_K {
     const auto s =
         In::join((a0 & kLow) | ((t << 4) & kHigh), (a1 & kLow) | ((t << 2) & kHigh),
                  ((a0 >> 4) & kLow) | (t & kHigh), ((a1 >> 4) & kLow) | ((t >> 2) & kHigh));
-    const typename In::Scales d(In::half(b.dword(106) >> 16), s - 32);
+    const typename In::Scales d(b.half_at(108), s - 32);
     auto h0 = b.bytes(0), h1 = b.bytes(16);  // a clear bit subtracts 4
     for (int half = 0; half < 2; ++half) {
       auto q0 = b.bytes(32 + 32 * half), q1 = b.bytes(48 + 32 * half);
@@ -191,7 +199,7 @@ struct ScalesAndMinimums {
   }
 };
 
-struct Q4_K {
+struct Q4_K : InOrder {
   static constexpr int64_t kElements = 256, kBytes = 144, kRun = 32;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
@@ -209,7 +217,7 @@ struct Q4_K {
   }
 };
 
-struct Q5_K {
+struct Q5_K : InOrder {
   static constexpr int64_t kElements = 256, kBytes = 176, kRun = 32;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
@@ -234,9 +242,14 @@ struct Q6_K {
   static constexpr int64_t kElements = 256, kBytes = 210, kRun = 16;
   static constexpr uint8_t kZero = 32;
   static constexpr bool kMinimum = false;
+  static constexpr int64_t tile_place(int64_t at) {
+    if (at >= 192) return at - 192;                             // scales
+    if (at >= 128) return 18 + (at - 128) / 32 * 96 + at % 32;  // high bits of a half
+    return 18 + at / 64 * 96 + 32 + at % 64;                    // its low bits
+  }
   template <class In, class Out>
   [[gnu::always_inline]] static void decode(const In& b, const Out& y) {
-    const typename In::Scales d(In::half(b.dword(206) >> 16), b.bytes(192));
+    const typename In::Scales d(b.half_at(208), b.bytes(192));
     for (int half = 0; half < 2; ++half) {
       const int low = 64 * half, k = 8 * half;
       auto h0 = b.bytes(128 + 32 * half), h1 = b.bytes(144 + 32 * half);
@@ -254,7 +267,7 @@ struct Q6_K {
   }
 };
 
-struct Iq4Xs {
+struct Iq4Xs : InOrder {
   static constexpr int64_t kElements = 256, kBytes = 136, kRun = 32;
   static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;

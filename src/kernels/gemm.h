@@ -54,4 +54,11 @@ struct LinearPart {
 void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                      std::span<const LinearPart> parts);
 
+// Tiles: GGUF blocks in the order in which one product after the other reads them, 16 rows of w
+// beside each other, so that a token's weights come from memory as one stream and need no
+// rearranging. The same values and, through WeightView::tiles, the same bits of y, sooner.
+// bytes_of_tiles: 64-byte aligned memory that w's take; 0 = blocks of this type have none.
+int64_t bytes_of_tiles(const WeightView& w);
+void make_tiles(Context& ctx, const WeightView& w, std::byte* out);
+
 }  // namespace fathom

@@ -41,8 +41,9 @@ struct Int8Tile {
   int64_t next_bytes = 0;
 };
 
-// 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart: total[m][16] += ..., over
-// whole blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
+// 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart or a tile: total[m][16] +=
+// ..., over whole blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the
+// other.
 inline constexpr int64_t kInt8MostFew = 16;
 struct Int8Few {
   const uint8_t *w, *next;
@@ -53,11 +54,22 @@ struct Int8Few {
   float* total = nullptr;
 };
 
+// How a target reads one format, from rows as a file has them or from a tile.
+struct Int8Reader {
+  void (*unpack)(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) = nullptr;
+  void (*few)(const Int8Few& f) = nullptr;
+};
+
+// A tile: `cols` columns of up to 16 rows, one block of each after the other; of a block the 16
+// rows' integers of 4 bytes side by side, likewise the one integer of 1 or 2 bytes that a block may
+// begin or end with (Format::tile_place: where a row's byte is, by 16). Rows that w lacks are 0.
+
 // How a target computes with one format.
 struct Int8Kernels {
-  void (*unpack)(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) = nullptr;
+  Int8Reader rows, tiles;
   void (*multiply)(const Int8Tile& t) = nullptr;
-  void (*few)(const Int8Few& f) = nullptr;
+  void (*make_tile)(const uint8_t* w, int64_t stride, int64_t rows, int64_t cols,
+                    uint8_t* out) = nullptr;
   int64_t few_rows = 0;  // up to so many rows of x few() is the faster way; <= kInt8MostFew
   int64_t run = 0;       // columns that share a scale
   int32_t zero = 0;      // what the codes of a panel are above the integers of the format

@@ -1,4 +1,5 @@
-// Threads and blocks of gemm_int8.h: every row of x is rounded once, weights are read where they lie.
+// Threads and blocks of gemm_int8.h: every row of x is rounded once, weights are read where they lie,
+// in rows or in tiles.
 // Few rows of x are multiplied with each block of w as it is unpacked into registers. For more, 32
 // rows of w are unpacked, 256 columns at a time, into the first cache and meet up to 512 rows of x
 // there, which share the cost of unpacking. Both sum in the same order.
@@ -25,6 +26,9 @@ namespace {
 constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
 constexpr int64_t kSomeRows = 256;               // of x: fewer have longer items
+// Of tiles, measured: bytes fetched ahead, and as an item begins; items for each thread. The fewer,
+// the rarer the processor must find out anew what to fetch.
+constexpr int64_t kTileAhead = 8192, kTileFirst = 4096, kTileItems = 2;
 
 // Empty for types that are no GGUF blocks.
 Int8Kernels kernels_of(Isa isa, DType dtype) {
@@ -87,6 +91,12 @@ void copy_rows(const uint8_t* from, int64_t stride, int64_t rows, int64_t bytes,
     std::memcpy(to + r * kMostBytes, from + r * stride, static_cast<size_t>(bytes));
 }
 
+// Where the rows from `row` on begin, a multiple of 16: 16 rows take as much as a tile.
+const uint8_t* rows_from(const WeightView& w, int64_t row) {
+  const std::byte* const begin = w.tiles != nullptr ? w.tiles : w.data;
+  return reinterpret_cast<const uint8_t*>(begin + row * row_bytes(w.dtype, w.cols));
+}
+
 // 16 rows of w from `row` on, columns [k0, k0 + k); rows that w does not have are zero.
 void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, int64_t k0,
                   int64_t k, Int8Panel* out) {
@@ -96,11 +106,13 @@ void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, 
     *out = {};
     return;
   }
-  const auto* from = reinterpret_cast<const uint8_t*>(w.row(row)) + row_bytes(w.dtype, k0);
-  if (rows == 16) return kernels.unpack(from, stride, k, out);
+  const uint8_t* const from = rows_from(w, row);
+  const int64_t before = row_bytes(w.dtype, k0);
+  if (w.tiles != nullptr) return kernels.tiles.unpack(from + 16 * before, stride, k, out);
+  if (rows == 16) return kernels.rows.unpack(from + before, stride, k, out);
   uint8_t copy[16 * kMostBytes] = {};
-  copy_rows(from, stride, rows, bytes, copy);
-  kernels.unpack(copy, kMostBytes, k, out);
+  copy_rows(from + before, stride, rows, bytes, copy);
+  kernels.rows.unpack(copy, kMostBytes, k, out);
 }
 
 // m <= kInt8MostFew rows of x from m0 on times rows [n0, n0 + n) of w.
@@ -110,18 +122,21 @@ void multiply_few(const Problem& p, const LinearPart& part, const WeightView& w,
   for (int64_t row = n0; row < n0 + n; row += 16) {
     float total[kInt8MostFew * 16] = {};
     const int64_t rows = std::min<int64_t>(16, n0 + n - row);
-    const auto* const from = reinterpret_cast<const uint8_t*>(w.row(row));
+    const uint8_t* const from = rows_from(w, row);
     const bool more = row + 16 < n0 + n;
-    if (rows == 16) {
-      p.kernels.few({from, more ? from + 16 * stride : from, stride, w.cols,
-                     p.layout.at(p.x + m0 * p.layout.stride, 0), p.layout.stride, m, total});
+    const Int8Row x = p.layout.at(p.x + m0 * p.layout.stride, 0);
+    if (w.tiles != nullptr) {
+      p.kernels.tiles.few({from, from + kTileAhead, stride, w.cols, x, p.layout.stride, m, total});
+    } else if (rows == 16) {
+      p.kernels.rows.few(
+          {from, more ? from + 16 * stride : from, stride, w.cols, x, p.layout.stride, m, total});
     } else {
       for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
         const int64_t k = std::min(kInt8Columns, w.cols - k0);
         uint8_t copy[16 * kMostBytes] = {};
         copy_rows(from + row_bytes(w.dtype, k0), stride, rows, row_bytes(w.dtype, k), copy);
-        p.kernels.few({copy, copy, kMostBytes, k, p.layout.at(p.x + m0 * p.layout.stride, k0),
-                       p.layout.stride, m, total});
+        p.kernels.rows.few({copy, copy, kMostBytes, k, p.layout.at(p.x + m0 * p.layout.stride, k0),
+                            p.layout.stride, m, total});
       }
     }
     for (int64_t r = 0; r < m; ++r) {
@@ -139,8 +154,7 @@ void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int
   auto* const panels = scope.array<Int8Panel>(kInt8Panels);
   float* const total = scope.array<float>(m * kItemRows);
   std::fill(total, total + m * kItemRows, 0.0f);
-  const auto* next =
-      reinterpret_cast<const uint8_t*>(w.row(n0)) + kItemRows * row_bytes(w.dtype, w.cols);
+  const uint8_t* next = rows_from(w, n0) + kItemRows * row_bytes(w.dtype, w.cols);
   for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
     const int64_t k = std::min(kInt8Columns, w.cols - k0);
     for (int64_t i = 0; i < kInt8Panels; ++i)
@@ -168,7 +182,25 @@ void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int
 
 }  // namespace
 
-bool has_int8_product(DType dtype) { return kernels_of(Isa::kPortable, dtype).unpack != nullptr; }
+bool has_int8_product(DType dtype) {
+  return kernels_of(Isa::kPortable, dtype).make_tile != nullptr;
+}
+
+int64_t bytes_of_tiles(const WeightView& w) {
+  if (!has_int8_product(w.dtype)) return 0;
+  return ceil_div(w.rows, 16) * 16 * row_bytes(w.dtype, w.cols);
+}
+
+void make_tiles(Context& ctx, const WeightView& w, std::byte* out) {
+  const Int8Kernels kernels = kernels_of(ctx.isa(), w.dtype);
+  const int64_t stride = row_bytes(w.dtype, w.cols);
+  ctx.pool().run(ceil_div(w.rows, 16), [&](int64_t tile, int) {
+    const int64_t row = 16 * tile;
+    kernels.make_tile(reinterpret_cast<const uint8_t*>(w.row(row)), stride,
+                      std::min<int64_t>(16, w.rows - row), w.cols,
+                      reinterpret_cast<uint8_t*>(out + row * stride));
+  });
+}
 
 void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                   std::span<const LinearPart> parts) {
@@ -185,10 +217,12 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
   const auto rows_of = [&](int64_t e) { return begin_of(e + 1) - begin_of(e); };
   // Unless there is much to do with it, w is what takes time: long items, in which the next rows
   // are fetched while others are multiplied, but some for each thread.
-  const auto width_of = [&](int64_t e, int64_t cols) {
-    const int64_t items = ctx.pool().threads() * kLongItems;
-    return rows_of(e) <= kSomeRows ? ceil_div(ceil_div(cols, items), kItemRows) * kItemRows
-                                   : kItemRows;
+  const auto width_of = [&](int64_t e, const LinearPart& part) {
+    if (rows_of(e) > kSomeRows) return kItemRows;
+    const bool few_of_tiles =
+        part.experts[static_cast<size_t>(e)].tiles != nullptr && rows_of(e) <= kernels.few_rows;
+    const int64_t items = ctx.pool().threads() * (few_of_tiles ? kTileItems : kLongItems);
+    return ceil_div(ceil_div(part.y.cols, items), kItemRows) * kItemRows;
   };
   int64_t* const first = scope.array<int64_t>(count + 1);
   first[0] = 0;
@@ -198,7 +232,7 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     outputs += cols;
     for (int64_t e = 0; e < experts; ++e) {
       const int64_t items =
-          cols == 0 ? 0 : ceil_div(rows_of(e), kBlockRows) * ceil_div(cols, width_of(e, cols));
+          cols == 0 ? 0 : ceil_div(rows_of(e), kBlockRows) * ceil_div(cols, width_of(e, part));
       first[group + e + 1] = first[group + e] + items;
     }
   }
@@ -211,15 +245,16 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
   const auto run_item = [&](int64_t item, int worker) {
     const int64_t group = std::upper_bound(first, first + count, item) - first - 1;
     const LinearPart& part = parts[static_cast<size_t>(group / experts)];
-    const int64_t e = group % experts, width = width_of(e, part.y.cols),
+    const int64_t e = group % experts, width = width_of(e, part),
                   widths = ceil_div(part.y.cols, width);
     const int64_t row = (item - first[group]) / widths * kBlockRows;
     const int64_t n0 = (item - first[group]) % widths * width,
                   end = std::min(n0 + width, part.y.cols);
     const WeightView& w = part.experts[static_cast<size_t>(e)];
     const int64_t together = rows_of(e) <= kernels.few_rows ? 16 : kItemRows;
-    const int64_t bytes = std::min(together, end - n0) * row_bytes(w.dtype, w.cols);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(w.row(n0) + i, 0, 2);
+    const int64_t bytes = std::min(std::min(together, end - n0) * row_bytes(w.dtype, w.cols),
+                                   w.tiles != nullptr ? kTileFirst : INT64_MAX);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(rows_from(w, n0) + i, 0, 2);
     if (rows_of(e) <= kernels.few_rows)
       return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
     for (int64_t n = n0; n < end; n += kItemRows)

@@ -51,11 +51,30 @@ struct PanelWriter {
   }
 };
 
-template <class Format>
+template <class Format, class Block>
 void unpack(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) {
-  PanelBlock block(w, stride);
+  Block block(w, stride);
   for (int64_t c = 0; c < cols; c += Format::kElements, block.advance(Format::kBytes))
     Format::decode(block, PanelWriter<Format>{out, c});
+}
+
+template <class Format>
+void make_tile(const uint8_t* w, int64_t stride, int64_t rows, int64_t cols, uint8_t* out) {
+  constexpr int64_t kRest = Format::kBytes % 4, kHead = Format::kElements == 32 ? kRest : 0;
+  for (int64_t c = 0; c < cols; c += Format::kElements) {
+    const auto put = [&]<int64_t kWidth>(int64_t at) __attribute__((always_inline)) {
+      uint8_t* const to = out + 16 * Format::tile_place(at);
+      for (int64_t r = 0; r < rows; ++r)
+        __builtin_memcpy(to + kWidth * r, w + r * stride + at, kWidth);
+      __builtin_memset(to + kWidth * rows, 0, static_cast<size_t>(kWidth * (16 - rows)));
+    };
+    if constexpr (kHead > 0) put.template operator()<kHead>(0);
+    int64_t at = kHead;
+    for (; at + 4 <= Format::kBytes; at += 4) put.template operator()<4>(at);
+    if constexpr (kRest > kHead) put.template operator()<kRest>(at);
+    w += Format::kBytes;
+    out += 16 * Format::kBytes;
+  }
 }
 
 // Sums of 16 outputs, which begin with what takes the zero of the codes off again. kWide: codes of
@@ -284,7 +303,7 @@ struct FewSums {
   Sum sum[R][kHalves];
 };
 
-template <class Format, int64_t R>
+template <class Format, class Block, int64_t R>
 struct FewWriter {
   FewSums<Format, R>& sums;
   int64_t column;
@@ -292,7 +311,7 @@ struct FewWriter {
 
   [[gnu::always_inline]] void add(int64_t at, const Bytes16& u) const {
     // spread evenly: a burst would wait for itself
-    constexpr int64_t kBytes = 256 * Format::kBytes / Format::kElements;
+    constexpr int64_t kBytes = Block::fetches(R) ? 256 * Format::kBytes / Format::kElements : 0;
     for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next + at / 16 * kBytes + i, 0, 2);
     at += column;
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
@@ -345,7 +364,7 @@ struct FewWriter {
   }
 };
 
-template <class Format, int64_t R>
+template <class Format, class Block, int64_t R>
 void few(const Int8Few& f) {
   FewSums<Format, R> sums;
   sums.x = f.x;
@@ -353,10 +372,10 @@ void few(const Int8Few& f) {
     sums.row[r] = (r < f.m ? r : f.m - 1) * f.x_stride;
     sums.y[r] = load(f.total + (r < f.m ? r : f.m - 1) * 16);
   }
-  PanelBlock block(f.w, f.stride);
+  Block block(f.w, f.stride);
   const uint8_t* next = f.next;
   for (int64_t c = 0; c < f.cols; c += Format::kElements) {
-    Format::decode(block, FewWriter<Format, R>{sums, c, next});
+    Format::decode(block, FewWriter<Format, Block, R>{sums, c, next});
     block.advance(Format::kBytes);
     next += 16 * Format::kBytes;
   }
@@ -364,15 +383,15 @@ void few(const Int8Few& f) {
 }
 
 // R or half as many and so on, as few as m needs.
-template <class Format, int64_t R>
+template <class Format, class Block, int64_t R>
 void few_or_fewer(const Int8Few& f) {
   if constexpr (R > 1) {
-    if (2 * f.m <= R) return few_or_fewer<Format, R / 2>(f);
+    if (2 * f.m <= R) return few_or_fewer<Format, Block, R / 2>(f);
   }
-  few<Format, R>(f);
+  few<Format, Block, R>(f);
 }
 
-template <class Format>
+template <class Format, class Block>
 void few_rows(const Int8Few& f) {
   for (int64_t m = 0; m < f.m; m += kFewTogether) {
     Int8Few part = f;
@@ -380,7 +399,7 @@ void few_rows(const Int8Few& f) {
               row_of(f.x.start, m, f.x_stride), row_of(f.x.sum, m, f.x_stride)};
     part.m = f.m - m < kFewTogether ? f.m - m : kFewTogether;
     part.total = f.total + m * 16;
-    few_or_fewer<Format, kFewTogether>(part);
+    few_or_fewer<Format, Block, kFewTogether>(part);
   }
 }
 
@@ -398,9 +417,13 @@ inline void store_codes(F32x16 a, int8_t* p) {
 template <class Format>
 Int8Kernels kernels_of() {
   constexpr bool kWide = Format::kZero >= 128;
-  return {unpack<Format>,   multiply_panels<Format::kRun, Format::kMinimum, kWide>,
-          few_rows<Format>, kFewRows,
-          Format::kRun,     kPanelZero<Format>};
+  return {{unpack<Format, PanelBlock>, few_rows<Format, PanelBlock>},
+          {unpack<Format, TileBlock<Format>>, few_rows<Format, TileBlock<Format>>},
+          multiply_panels<Format::kRun, Format::kMinimum, kWide>,
+          make_tile<Format>,
+          kFewRows,
+          Format::kRun,
+          kPanelZero<Format>};
 }
 
 }  // namespace

@@ -118,93 +118,10 @@ inline F32x16 to_f32(I32x16 a) {
 #endif
 }
 
-struct PanelBlock {
+// What readers of 16 blocks share: all that is no loading.
+struct PanelValues {
   using Bytes = Bytes16;
   using Dword = U32x16;
-  // Rows 0, 4, 8 and 12: all 16 are then one of few registers and a multiple of the stride away.
-  const uint8_t* p[4];
-  int64_t stride;  // from row to row
-
-  [[gnu::always_inline]] PanelBlock(const uint8_t* w, int64_t row_stride)
-      : p{w, w + 4 * row_stride, w + 8 * row_stride, w + 12 * row_stride}, stride(row_stride) {}
-  [[gnu::always_inline]] const uint8_t* row(int64_t r) const { return p[r / 4] + r % 4 * stride; }
-  [[gnu::always_inline]] void advance(int64_t bytes) {
-    for (const uint8_t*& q : p) q += bytes;
-  }
-
-#if defined(FATHOM_SIMD_IS_avx512)
-  // Loads that fill a part of a register are blends, which many ports can do; inserts are shuffles.
-  [[gnu::always_inline]] __m512i rows_of_four(int64_t at, int64_t first) const {
-    const auto load_row = [&](int64_t r) __attribute__((always_inline)) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row(first + r) + at));
-    };
-    __m512i a = _mm512_zextsi128_si512(load_row(0));
-    a = _mm512_mask_broadcast_i32x4(a, 0x00f0, load_row(4));
-    a = _mm512_mask_broadcast_i32x4(a, 0x0f00, load_row(8));
-    return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(12));
-  }
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
-    const __m512i a = rows_of_four(at, 0), b = rows_of_four(at, 1), c = rows_of_four(at, 2),
-                  d = rows_of_four(at, 3);
-    const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b),
-                  cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
-    return {{reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab0, cd0)),
-             reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab0, cd0)),
-             reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab1, cd1)),
-             reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab1, cd1))}};
-  }
-  // The first or the last of 16 bytes, which are all of the block's.
-  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
-    return reinterpret_cast<U32x16>(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
-  }
-#else
-#if defined(FATHOM_SIMD_IS_avx2)
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
-    Bytes16 out;
-    __m256i halves[4][2];
-    for (int half = 0; half < 2; ++half) {  // rows 8 half to 8 half + 7
-      const auto two = [&](int64_t r) __attribute__((always_inline)) {
-        const uint8_t* const from = row(8 * half + r) + at;
-        return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(row(8 * half + r + 4) + at),
-                                   reinterpret_cast<const __m128i*>(from));
-      };
-      const __m256i a = two(0), b = two(1), c = two(2), d = two(3);
-      const __m256i ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b),
-                    cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
-      halves[0][half] = _mm256_unpacklo_epi64(ab0, cd0);
-      halves[1][half] = _mm256_unpackhi_epi64(ab0, cd0);
-      halves[2][half] = _mm256_unpacklo_epi64(ab1, cd1);
-      halves[3][half] = _mm256_unpackhi_epi64(ab1, cd1);
-    }
-    __builtin_memcpy(&out, halves, sizeof out);
-    return out;
-  }
-  // The first or the last of 16 bytes, which are all of the block's.
-  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
-    return as_dwords(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
-  }
-#else
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
-    uint32_t to[4][16];
-    for (int64_t r = 0; r < 16; ++r) {
-      uint32_t from[4];
-      __builtin_memcpy(from, row(r) + at, sizeof from);
-      for (int j = 0; j < 4; ++j) to[j][r] = from[j];
-    }
-    Bytes16 b;
-    __builtin_memcpy(&b, to, sizeof b);
-    return b;
-  }
-  U32x16 dword(int64_t at) const {
-    uint32_t to[16];
-    for (int64_t r = 0; r < 16; ++r) __builtin_memcpy(to + r, row(r) + at, 4);
-    U32x16 v;
-    __builtin_memcpy(&v, to, sizeof v);
-    return v;
-  }
-#endif
-#endif
-
   static F32x16 half(U32x16 bits) {
 #if defined(FATHOM_SIMD_IS_avx512)
     return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)))};
@@ -294,6 +211,138 @@ struct PanelBlock {
       return d * to_f32((four << (24 - i % 4 * 8)) >> 24);
     }
   };
+};
+
+// Of 16 rows of a file.
+struct PanelBlock : PanelValues {
+  // The processor does not follow 16 streams by itself.
+  static constexpr bool fetches(int64_t) { return true; }
+  // Rows 0, 4, 8 and 12: all 16 are then one of few registers and a multiple of the stride away.
+  const uint8_t* p[4];
+  int64_t stride;  // from row to row
+
+  [[gnu::always_inline]] PanelBlock(const uint8_t* w, int64_t row_stride)
+      : p{w, w + 4 * row_stride, w + 8 * row_stride, w + 12 * row_stride}, stride(row_stride) {}
+  [[gnu::always_inline]] const uint8_t* row(int64_t r) const { return p[r / 4] + r % 4 * stride; }
+  [[gnu::always_inline]] void advance(int64_t bytes) {
+    for (const uint8_t*& q : p) q += bytes;
+  }
+
+#if defined(FATHOM_SIMD_IS_avx512)
+  // Loads that fill a part of a register are blends, which many ports can do; inserts are shuffles.
+  [[gnu::always_inline]] __m512i rows_of_four(int64_t at, int64_t first) const {
+    const auto load_row = [&](int64_t r) __attribute__((always_inline)) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row(first + r) + at));
+    };
+    __m512i a = _mm512_zextsi128_si512(load_row(0));
+    a = _mm512_mask_broadcast_i32x4(a, 0x00f0, load_row(4));
+    a = _mm512_mask_broadcast_i32x4(a, 0x0f00, load_row(8));
+    return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(12));
+  }
+  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+    const __m512i a = rows_of_four(at, 0), b = rows_of_four(at, 1), c = rows_of_four(at, 2),
+                  d = rows_of_four(at, 3);
+    const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b),
+                  cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
+    return {
+        { reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab0, cd0)),
+          reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab0, cd0)),
+          reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab1, cd1)),
+          reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab1, cd1)) }};
+  }
+  // The first or the last of 16 bytes, which are all of the block's.
+  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
+    return reinterpret_cast<U32x16>(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
+  }
+#else
+#if defined(FATHOM_SIMD_IS_avx2)
+  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+    Bytes16 out;
+    __m256i halves[4][2];
+    for (int half = 0; half < 2; ++half) {  // rows 8 half to 8 half + 7
+      const auto two = [&](int64_t r) __attribute__((always_inline)) {
+        const uint8_t* const from = row(8 * half + r) + at;
+        return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(row(8 * half + r + 4) + at),
+                                   reinterpret_cast<const __m128i*>(from));
+      };
+      const __m256i a = two(0), b = two(1), c = two(2), d = two(3);
+      const __m256i ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b),
+                    cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
+      halves[0][half] = _mm256_unpacklo_epi64(ab0, cd0);
+      halves[1][half] = _mm256_unpackhi_epi64(ab0, cd0);
+      halves[2][half] = _mm256_unpacklo_epi64(ab1, cd1);
+      halves[3][half] = _mm256_unpackhi_epi64(ab1, cd1);
+    }
+    __builtin_memcpy(&out, halves, sizeof out);
+    return out;
+  }
+  // The first or the last of 16 bytes, which are all of the block's.
+  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
+    return as_dwords(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
+  }
+#else
+  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+    uint32_t to[4][16];
+    for (int64_t r = 0; r < 16; ++r) {
+      uint32_t from[4];
+      __builtin_memcpy(from, row(r) + at, sizeof from);
+      for (int j = 0; j < 4; ++j) to[j][r] = from[j];
+    }
+    Bytes16 b;
+    __builtin_memcpy(&b, to, sizeof b);
+    return b;
+  }
+  U32x16 dword(int64_t at) const {
+    uint32_t to[16];
+    for (int64_t r = 0; r < 16; ++r) __builtin_memcpy(to + r, row(r) + at, 4);
+    U32x16 v;
+    __builtin_memcpy(&v, to, sizeof v);
+    return v;
+  }
+#endif
+#endif
+
+  [[gnu::always_inline]] F32x16 half_at(int64_t at) const {
+    return half(at == 0 ? dword(0) : dword(at - 2) >> 16);
+  }
+  [[gnu::always_inline]] U32x16 byte_at(int64_t at) const { return dword(at) & 255; }
+};
+
+// Of a tile (weight_tiles.h).
+template <class Format>
+struct TileBlock : PanelValues {
+  // It follows one, and hints only disturb it; but with several rows of x it goes so slowly that
+  // the processor looks no further ahead than a few lines.
+  static constexpr bool fetches(int64_t rows_of_x) { return rows_of_x >= 4; }
+  const uint8_t* p;
+
+  // Of what the rows have at `at`, side by side.
+  [[gnu::always_inline]] const uint8_t* place(int64_t at) const {
+    return p + 16 * Format::tile_place(at);
+  }
+
+  TileBlock(const uint8_t* tile, int64_t) : p(tile) {}
+  [[gnu::always_inline]] void advance(int64_t bytes) { p += 16 * bytes; }
+  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
+    U32x16 v;
+    __builtin_memcpy(&v, place(at), sizeof v);
+    return v;
+  }
+  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+    return each([&](int j) { return as_bytes(dword(at + 4 * j)); });
+  }
+  [[gnu::always_inline]] F32x16 half_at(int64_t at) const {
+    uint16_t halves[16];
+    __builtin_memcpy(halves, place(at), sizeof halves);
+    return load_f16(halves);
+  }
+  U32x16 byte_at(int64_t at) const {
+    uint32_t wide[16];
+    for (int64_t r = 0; r < 16; ++r) wide[r] = place(at)[r];
+    U32x16 v;
+    __builtin_memcpy(&v, wide, sizeof v);
+    return v;
+  }
 };
 
 }  // namespace

@@ -82,6 +82,10 @@ struct RowBlock {
 
   U8x16 bytes(int64_t at) const { return load_bytes(p + at); }
   uint32_t dword(int64_t at) const { return load_u32(p + at); }
+  F32x16 half_at(int64_t at) const {
+    return half(static_cast<uint32_t>(p[at]) | static_cast<uint32_t>(p[at + 1]) << 8);
+  }
+  uint32_t byte_at(int64_t at) const { return p[at]; }
   static F32x16 half(uint32_t bits) { return set(f16_scale(static_cast<uint16_t>(bits))); }
   static U8x16 fifth_bits(uint32_t bits, int i) {
     constexpr uint64_t kEach = 0x0101010101010101;

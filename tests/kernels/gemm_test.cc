@@ -161,6 +161,43 @@ TEST(Linear, BlocksOfAnyNumberOfRowsAndOutputs) {
   }
 }
 
+TEST(Linear, TilesOfBlocksChangeNoBit) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (int d = 0; d < kDTypeCount; ++d) {
+      const auto dtype = static_cast<DType>(d);
+      const DTypeInfo& info = dtype_info(dtype);
+      for (const int64_t n : {1, 16, 55, 130}) {
+        const int64_t k = info.block_elements * 5;
+        const Weight w(dtype, n, k, 2);
+        if (!info.computable || info.block_elements == 1) {
+          EXPECT_EQ(bytes_of_tiles(w.view), 0) << info.name;
+          continue;
+        }
+        // what a tile does not have of rows must not be seen, nor anything be written behind
+        const int64_t bytes = bytes_of_tiles(w.view);
+        std::vector<std::byte> tiles(static_cast<size_t>(bytes) + 64, std::byte{0x7f});
+        make_tiles(ctx, w.view, tiles.data());
+        for (size_t i = 0; i < 64; ++i)
+          ASSERT_EQ(tiles[static_cast<size_t>(bytes) + i], std::byte{0x7f});
+        WeightView tiled = w.view;
+        tiled.tiles = tiles.data();
+        tiled.data = tiles.data();  // not rows: would give other bits
+        for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 40, 300}) {
+          SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(info.name) + " M " +
+                       std::to_string(m) + " N " + std::to_string(n));
+          const PaddedRows x(m, k, 1);
+          PaddedRows rows(m, n, 4), same(m, n, 5);
+          linear(ctx, x.view, w.view, nullptr, rows.view);
+          linear(ctx, x.view, tiled, nullptr, same.view);
+          expect_same_bits(same.view, rows.view);
+          EXPECT_TRUE(same.intact());
+        }
+      }
+    }
+  }
+}
+
 // The largest integers that a block and a rounded x can hold, and those that no x can be rounded
 // to.
 TEST(Linear, BlocksAtTheEndsOfTheirRange) {

@@ -80,4 +80,8 @@ class MappedFile {
   int64_t modified_ns_ = 0;
 };
 
+// Gives back the pages that this part of a MappedFile takes in this process; they are mapped again
+// when touched.
+void drop_mapped(std::span<const std::byte> part);
+
 }  // namespace fathom

@@ -64,6 +64,7 @@ class ModelBench {
   // Opened again and again; the last one stays.
   void load() {
     OpenOptions open;
+    open.tiles = &ctx_;
     open.context_tokens = 1;  // the engine checks what its cache takes
     open.cache_dtype = parse_cache_dtype(options_.cache);
     open.stream = false;  // it would be the disk that is timed, against the roofs of memory

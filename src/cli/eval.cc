@@ -177,9 +177,10 @@ int eval_task(const EvalOptions& options) {
   OpenOptions open;
   open.cache_dtype = parse_cache_dtype(options.cache);
   open.stream = options.kl.empty();  // two models would each be promised the same memory
+  Context ctx(thread_count(options.threads));
+  open.tiles = &ctx;
   const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
   if (!opened.format) fail("--task: this model has no chat format to ask a question in");
-  Context ctx(thread_count(options.threads));
   EvaluationOptions e;
   e.problems = options.problems, e.samples = options.samples, e.max_tokens = options.max_tokens;
   e.temperature = options.temperature, e.seed = options.seed;

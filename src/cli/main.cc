@@ -113,6 +113,9 @@ Action bind_run(CLI::App& app) {
   app.add_flag("--ignore-memory", o->ignore_memory,
                "start even if the weights do not fit into memory (slow)")
       ->excludes("--memory");
+  app.add_flag("--mapped", o->mapped,
+               "compute from the mapped files instead of rearranging quantised weights in memory "
+               "first: starts sooner, generates slower, the same answer");
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");
   app.add_option("--speculate", o->speculate,
                  "compute guesses at the next tokens along, which changes no answer: mtp (the "

@@ -146,12 +146,8 @@ uint64_t activation_bytes(const ModelConfig& c, int64_t rows) {
 
 // Absent if everything fits.
 std::optional<StreamPlan> plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
-                                      const ModelSizes& sizes, const OpenOptions& options) {
-  const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096,
-                                   config.max_position_embeddings);
-  const MemoryNeeds needs =
-      memory_needs(checkpoint, config, sizes, context,
-                   options.cache_dtype.value_or(default_cache_dtype(checkpoint)));
+                                      const MemoryNeeds& needs, int64_t context,
+                                      const OpenOptions& options) {
   const MemoryState memory = usable_memory(options.memory_gib);
   if (memory.available == 0 || needs.total <= memory.available) return std::nullopt;
   if (options.stream) {
@@ -178,17 +174,24 @@ bool is_expert(const TensorInfo& tensor) {
 }
 
 // Reads every page of the weights once, so that the first answer does not wait for the disk unseen;
-// experts only if they are to stay.
-void warm_files(const Checkpoint& checkpoint, bool experts, uint64_t total,
+// but neither experts that are streamed nor blocks that lie in tiles.
+void warm_files(const Checkpoint& checkpoint, bool streamed, bool tiled,
                 const OutputOptions& output) {
   constexpr size_t kPageBytes = 4096;
   constexpr size_t kStepBytes = 4 << 20;
+  const auto wanted = [&](const TensorInfo& tensor) {
+    return !(streamed && is_expert(tensor)) && !(tiled && Model::has_tiles(tensor.dtype));
+  };
+  uint64_t total = 0;
+  for (const TensorInfo* tensor : checkpoint.tensors()) {
+    if (wanted(*tensor)) total += tensor->bytes;
+  }
   InterruptScope scope;
   Progress bar(output, "reading", Progress::Unit::kBytes, total);
   uint64_t done = 0;
   unsigned sum = 0;
   for (const TensorInfo* tensor : checkpoint.tensors()) {
-    if (!experts && is_expert(*tensor)) continue;
+    if (!wanted(*tensor)) continue;
     for (size_t begin = 0; begin < tensor->bytes; begin += kStepBytes) {
       const size_t end = std::min<size_t>(tensor->bytes, begin + kStepBytes);
       for (size_t i = begin; i < end; i += kPageBytes)
@@ -199,6 +202,24 @@ void warm_files(const Checkpoint& checkpoint, bool experts, uint64_t total,
     }
   }
   [[maybe_unused]] volatile unsigned keep = sum;  // or the compiler drops the loop
+}
+
+// Tiles instead of the mapping, unless the model as a whole might not fit then; whether it did.
+bool tile_weights(Model& model, const MemoryNeeds& needs, const OpenOptions& options,
+                  const OutputOptions& output) {
+  const uint64_t bytes = model.tile_bytes();
+  if (bytes == 0 || needs.total == UINT64_MAX) return false;
+  const uint64_t own = needs.total - needs.weights + bytes;
+  const uint64_t most =
+      std::min(usable_memory(options.memory_gib).available, own_memory_left().value_or(UINT64_MAX));
+  if (own + own / 16 > most) return false;
+  InterruptScope scope;
+  Progress bar(output, "arranging", Progress::Unit::kBytes, bytes);
+  model.make_tiles(*options.tiles, [&](uint64_t done) {
+    bar.at(done);
+    check_interrupt();
+  });
+  return true;
 }
 
 }  // namespace
@@ -411,8 +432,13 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   Checkpoint checkpoint = Checkpoint::open(path);
   const ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
+  const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096,
+                                   config.max_position_embeddings);
+  const MemoryNeeds needs =
+      memory_needs(checkpoint, config, sizes, context,
+                   options.cache_dtype.value_or(default_cache_dtype(checkpoint)));
   std::optional<StreamPlan> plan;
-  if (!options.ignore_memory) plan = plan_memory(checkpoint, config, sizes, options);
+  if (!options.ignore_memory) plan = plan_memory(checkpoint, config, needs, context, options);
   if (plan && !output.quiet) note("larger than memory: {}", stream_text(*plan));
   Tokenizer tokenizer = Tokenizer::from_checkpoint(checkpoint);
   std::optional<ChatFormat> format;
@@ -424,10 +450,11 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   std::string name = true_name(checkpoint, config, format, sizes);
   SamplingAdvice advice = sampling_advice(checkpoint, config, format);
   std::vector<int32_t> stop_ids = all_stop_ids(checkpoint, config, tokenizer);
-  if (options.warm)
-    warm_files(checkpoint, !plan, sizes.bytes - (plan ? plan->expert_bytes : 0), output);
   Model model(std::move(checkpoint));
   if (plan) model.stream_experts(plan->cache_bytes);
+  const bool tiled =
+      !plan && options.tiles != nullptr && tile_weights(model, needs, options, output);
+  if (options.warm) warm_files(model.checkpoint(), plan.has_value(), tiled, output);
   return {std::move(model),  std::move(tokenizer), format, sizes, std::move(name),
           std::move(advice), std::move(stop_ids),  plan};
 }

@@ -119,6 +119,9 @@ struct OpenOptions {
   double memory_gib = 0;  // as if no more were available; 0 = what is
   bool stream = true;     // experts that do not fit are read as they are needed
   bool warm = true;       // read the files once, with a bar
+  // Whose threads give the weights tiles (Model::make_tiles) where there is memory for them; null:
+  // they stay in the mapping.
+  Context* tiles = nullptr;
 };
 // Opens everything a conversation needs. Before memory is taken, weights + cache are compared with
 // what is available: what does not fit is streamed, with a note that says how fast that can be, or

@@ -20,8 +20,9 @@ namespace {
 
 constexpr int64_t kDefaultContext = 8192;
 
-OpenOptions open_options(const RunOptions& options) {
+OpenOptions open_options(const RunOptions& options, Context& ctx) {
   OpenOptions open;
+  open.tiles = options.mapped ? nullptr : &ctx;
   open.context_tokens = options.context_tokens > 0 ? options.context_tokens : kDefaultContext;
   open.cache_dtype = parse_cache_dtype(options.cache);
   open.template_name = options.template_name;
@@ -300,8 +301,8 @@ SamplingParams sampling_params(const SamplingFlags& flags, const SamplingParams&
 
 Session::Session(const RunOptions& options_, const std::filesystem::path& path)
     : options(options_),
-      opened(open_model(path, open_options(options), options.output)),
       ctx(thread_count(options.threads)),
+      opened(open_model(path, open_options(options, ctx), options.output)),
       engine(opened.model, ctx, engine_options(options, opened)),
       sampling(sampling_params(options.sampling, opened.advice.params,
                                opened.model.config().vocab_size)),

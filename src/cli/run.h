@@ -37,6 +37,7 @@ struct RunOptions {
   bool raw = false;  // no template: continue the text
   std::string cache;
   bool ignore_memory = false;
+  bool mapped = false;  // no tiles (OpenOptions::tiles)
   double memory_gib = 0;  // use at most that much; 0 = what is available
   bool no_history = false;
   std::string prefix_folder;       // computed prompts are kept there; "" = in memory only
@@ -55,8 +56,8 @@ struct Session {
   Session(const RunOptions& options, const std::filesystem::path& path);
 
   const RunOptions& options;
-  OpenedModel opened;
   Context ctx;
+  OpenedModel opened;
   std::optional<PrefixStore> store;  // outlives the engine
   Engine engine;
   std::string noted_problem;  // of the store

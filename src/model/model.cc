@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/file.h"
 #include "kernels/gemm.h"
 #include "kernels/quantize.h"
 #include "kernels/rms_norm.h"
@@ -10,6 +11,7 @@
 #include "model/block.h"
 #include "model/expert_cache.h"
 #include "model/rope_table.h"
+#include "model/weight_tiles.h"
 
 namespace fathom {
 
@@ -37,6 +39,20 @@ void Model::stream_experts(uint64_t bytes) {
   }
   if (weights_.mtp && weights_.mtp->block.moe)
     weights_.mtp->block.moe->streamed = {expert_cache_.get(), config_.num_hidden_layers};
+}
+
+bool Model::has_tiles(DType dtype) {
+  return fathom::bytes_of_tiles({.dtype = dtype, .rows = 1, .cols = 256}) > 0;
+}
+
+uint64_t Model::tile_bytes() { return bytes_of_tiles(weights_, config_); }
+
+void Model::make_tiles(Context& ctx, const std::function<void(uint64_t)>& progress) {
+  FATHOM_CHECK(has_checkpoint() && expert_cache_ == nullptr);
+  fathom::make_tiles(ctx, weights_, config_, progress);
+  for (const TensorInfo* tensor : checkpoint_->tensors()) {
+    if (has_tiles(tensor->dtype)) drop_mapped({tensor->data, tensor->bytes});
+  }
 }
 
 Rows Model::cos_sin(Context& ctx, ArenaScope& scope, std::span<const int32_t> positions) const {

@@ -15,6 +15,7 @@
 #include "formats/checkpoint.h"
 #include "model/config.h"
 #include "model/linear.h"
+#include "tensor/arena.h"
 #include "tensor/view.h"
 
 namespace fathom {
@@ -135,6 +136,7 @@ struct ModelWeights : ModelTensors<AsWeights> {
   // mappings or the parameter arena.
   std::vector<std::unique_ptr<std::byte[]>> owned;
   size_t owned_bytes = 0;
+  Arena tiles;  // of the views (weight_tiles.h)
 };
 
 // Views stay valid while `checkpoint` lives.

@@ -152,6 +152,34 @@ TEST_P(Bf16Model, F32PrecisionKeepsTheExactTwinsLogits) {
   }
 }
 
+// Every format at once, stacked experts, a tied head, both forms of attention.
+TEST(Tiles, ChangeNoBitOfTheLogitsAndAreAllOrNothing) {
+  for (const char* name : {"qwen2-256-Q3_K_M", "qwen2-256-Q5_K_M", "v2-lite-256-Q4_K_M",
+                           "v2-lite-256-Q2_K-kv_b", "v2-lite-256-MXFP4"}) {
+    SCOPED_TRACE(name);
+    const auto path = golden_path(fmt::format("gguf/{}.gguf", name));
+    Model rows = Model::load(path), tiled = Model::load(path);
+    std::vector<int32_t> ids;
+    for (int32_t i = 0; i < 40; ++i)
+      ids.push_back(i * 7 % static_cast<int32_t>(rows.config().vocab_size));
+    Context ctx(2);
+    EXPECT_THROW(tiled.make_tiles(ctx, [](uint64_t) { throw std::runtime_error("stop"); }),
+                 std::runtime_error);
+    EXPECT_EQ(tiled.weights().lm_head.weight.tiles, nullptr);
+    uint64_t done = 0;
+    tiled.make_tiles(ctx, [&](uint64_t bytes) { done = bytes; });
+    EXPECT_EQ(done, tiled.tile_bytes());
+    EXPECT_GT(done, 0u);
+    for (const MlaForm form : {MlaForm::kExpanded, MlaForm::kAbsorbed}) {
+      if (form == MlaForm::kAbsorbed && !rows.config().is_mla()) continue;
+      for (const std::vector<int64_t>& chunks : {std::vector<int64_t>{1}, {40}, {5, 20}}) {
+        expect_same_bits(feed_logits(tiled, ctx, ids, chunks, form),
+                         feed_logits(rows, ctx, ids, chunks, form));
+      }
+    }
+  }
+}
+
 TEST(GgufMtp, IsTheRecordedOne) {
   const Model model = Model::load(golden_path("gguf/v3-BF16.gguf"));
   ASSERT_TRUE(model.has_mtp());

@@ -44,7 +44,7 @@ struct Int8Tile {
 // 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart or a tile: total[m][16] +=
 // ..., over whole blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the
 // other.
-inline constexpr int64_t kInt8MostFew = 16;
+inline constexpr int64_t kInt8MostFew = 40;
 struct Int8Few {
   const uint8_t *w, *next;
   int64_t stride = 0, cols = 0;
@@ -58,6 +58,7 @@ struct Int8Few {
 struct Int8Reader {
   void (*unpack)(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) = nullptr;
   void (*few)(const Int8Few& f) = nullptr;
+  int64_t few_rows = 0;  // up to so many rows of x few() is the faster way; <= kInt8MostFew
 };
 
 // A tile: `cols` columns of up to 16 rows, one block of each after the other; of a block the 16
@@ -70,9 +71,8 @@ struct Int8Kernels {
   void (*multiply)(const Int8Tile& t) = nullptr;
   void (*make_tile)(const uint8_t* w, int64_t stride, int64_t rows, int64_t cols,
                     uint8_t* out) = nullptr;
-  int64_t few_rows = 0;  // up to so many rows of x few() is the faster way; <= kInt8MostFew
-  int64_t run = 0;       // columns that share a scale
-  int32_t zero = 0;      // what the codes of a panel are above the integers of the format
+  int64_t run = 0;   // columns that share a scale
+  int32_t zero = 0;  // what the codes of a panel are above the integers of the format
 };
 
 }  // namespace fathom

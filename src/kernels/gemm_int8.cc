@@ -91,6 +91,10 @@ void copy_rows(const uint8_t* from, int64_t stride, int64_t rows, int64_t bytes,
     std::memcpy(to + r * kMostBytes, from + r * stride, static_cast<size_t>(bytes));
 }
 
+const Int8Reader& reader_of(const Int8Kernels& kernels, const WeightView& w) {
+  return w.tiles != nullptr ? kernels.tiles : kernels.rows;
+}
+
 // Where the rows from `row` on begin, a multiple of 16: 16 rows take as much as a tile.
 const uint8_t* rows_from(const WeightView& w, int64_t row) {
   const std::byte* const begin = w.tiles != nullptr ? w.tiles : w.data;
@@ -219,8 +223,8 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
   // are fetched while others are multiplied, but some for each thread.
   const auto width_of = [&](int64_t e, const LinearPart& part) {
     if (rows_of(e) > kSomeRows) return kItemRows;
-    const bool few_of_tiles =
-        part.experts[static_cast<size_t>(e)].tiles != nullptr && rows_of(e) <= kernels.few_rows;
+    const bool few_of_tiles = part.experts[static_cast<size_t>(e)].tiles != nullptr &&
+                              rows_of(e) <= kernels.tiles.few_rows;
     const int64_t items = ctx.pool().threads() * (few_of_tiles ? kTileItems : kLongItems);
     return ceil_div(ceil_div(part.y.cols, items), kItemRows) * kItemRows;
   };
@@ -251,12 +255,12 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     const int64_t n0 = (item - first[group]) % widths * width,
                   end = std::min(n0 + width, part.y.cols);
     const WeightView& w = part.experts[static_cast<size_t>(e)];
-    const int64_t together = rows_of(e) <= kernels.few_rows ? 16 : kItemRows;
+    const bool few = rows_of(e) <= reader_of(kernels, w).few_rows;
+    const int64_t together = few ? 16 : kItemRows;
     const int64_t bytes = std::min(std::min(together, end - n0) * row_bytes(w.dtype, w.cols),
                                    w.tiles != nullptr ? kTileFirst : INT64_MAX);
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(rows_from(w, n0) + i, 0, 2);
-    if (rows_of(e) <= kernels.few_rows)
-      return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
+    if (few) return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
     for (int64_t n = n0; n < end; n += kItemRows)
       multiply(p, part, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end,
                worker);

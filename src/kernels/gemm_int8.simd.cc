@@ -203,15 +203,17 @@ inline F32x16 total(const Sum& a) {
 #endif
 
 // As many rows and panels at once as the registers hold, how many dot products in a row are written
-// out; the rows of x that blocks are multiplied with as they are unpacked, and how many go that way
-// (measured: w is unpacked again for each kFewTogether of them).
+// out; the rows of x that blocks are multiplied with as they are unpacked, and how many go that way,
+// from rows of w and from tiles (measured: w is unpacked again for each kFewTogether of them).
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewTogether = 8,
-                  kFewRows = kInt8MostFew;
+constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewTogether = 8, kFewRows = 16,
+                  kFewTileRows = 40;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewTogether = 4, kFewRows = 8;
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewTogether = 4, kFewRows = 8,
+                  kFewTileRows = 8;
 #else
-constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewTogether = 1, kFewRows = 1;
+constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewTogether = 1, kFewRows = 1,
+                  kFewTileRows = 1;
 #endif
 
 template <class T>
@@ -416,12 +418,12 @@ inline void store_codes(F32x16 a, int8_t* p) {
 
 template <class Format>
 Int8Kernels kernels_of() {
+  static_assert(kFewRows <= kInt8MostFew && kFewTileRows <= kInt8MostFew);
   constexpr bool kWide = Format::kZero >= 128;
-  return {{unpack<Format, PanelBlock>, few_rows<Format, PanelBlock>},
-          {unpack<Format, TileBlock<Format>>, few_rows<Format, TileBlock<Format>>},
+  return {{unpack<Format, PanelBlock>, few_rows<Format, PanelBlock>, kFewRows},
+          {unpack<Format, TileBlock<Format>>, few_rows<Format, TileBlock<Format>>, kFewTileRows},
           multiply_panels<Format::kRun, Format::kMinimum, kWide>,
           make_tile<Format>,
-          kFewRows,
           Format::kRun,
           kPanelZero<Format>};
 }

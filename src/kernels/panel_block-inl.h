@@ -16,6 +16,9 @@ namespace {
 typedef uint8_t U8x64 __attribute__((vector_size(64)));
 typedef uint32_t U32x16 __attribute__((vector_size(64)));
 typedef int32_t I32x16 __attribute__((vector_size(64)));
+inline U32x16 load_dwords(const uint8_t* p) {
+  return reinterpret_cast<U32x16>(_mm512_loadu_si512(p));
+}
 inline U8x64 as_bytes(U32x16 a) { return reinterpret_cast<U8x64>(a); }
 inline U32x16 as_dwords(U8x64 a) { return reinterpret_cast<U32x16>(a); }
 inline I32x16 as_signed(U32x16 a) { return reinterpret_cast<I32x16>(a); }
@@ -69,6 +72,14 @@ using I32x16 = Several<I32Part>;
 }
 [[gnu::always_inline]] inline I32x16 as_signed(const U32x16& a) {
   return I32x16::of([&](int i) { return reinterpret_cast<I32Part>(a.part[i]); });
+}
+// Part by part: what is copied whole goes through memory.
+[[gnu::always_inline]] inline U32x16 load_dwords(const uint8_t* p) {
+  return U32x16::of([&](int i) __attribute__((always_inline)) {
+    U32Part part;
+    __builtin_memcpy(&part, p + i * FATHOM_PART_BYTES, sizeof part);
+    return part;
+  });
 }
 #undef FATHOM_PART_BYTES
 #endif
@@ -323,11 +334,7 @@ struct TileBlock : PanelValues {
 
   TileBlock(const uint8_t* tile, int64_t) : p(tile) {}
   [[gnu::always_inline]] void advance(int64_t bytes) { p += 16 * bytes; }
-  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
-    U32x16 v;
-    __builtin_memcpy(&v, place(at), sizeof v);
-    return v;
-  }
+  [[gnu::always_inline]] U32x16 dword(int64_t at) const { return load_dwords(place(at)); }
   [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
     return each([&](int j) { return as_bytes(dword(at + 4 * j)); });
   }

@@ -183,7 +183,7 @@ TEST(Linear, TilesOfBlocksChangeNoBit) {
         WeightView tiled = w.view;
         tiled.tiles = tiles.data();
         tiled.data = tiles.data();  // not rows: would give other bits
-        for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 40, 300}) {
+        for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 40, 41, 300}) {
           SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(info.name) + " M " +
                        std::to_string(m) + " N " + std::to_string(n));
           const PaddedRows x(m, k, 1);

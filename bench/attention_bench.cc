@@ -2,9 +2,9 @@
 // (Qwen2-1.5B), MLA expanded prefill and the gradients of training, on all cores. FLOPs for each
 // head and visible (query, key) pair: forward 2 (d + value dim), backward 2 (3 d + 2 value dim) =
 // S, dQ, dK and dP, dV, with d = d1 + d2;
-// bytes: each visible row of the cache once. of_f32_roof compares with the larger of two probes,
-// before and after the run: other tenants slow both. of_f32_roof_cpu divides by the processor time
-// of all threads instead: what other tenants took does not count.
+// bytes: each visible row of the cache once. of_roof compares with the roof of the products' type,
+// the larger of two probes, before and after the run: other tenants slow both. of_roof_cpu divides
+// by the processor time of all threads instead: what other tenants took does not count.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -69,9 +69,12 @@ std::vector<int64_t> consecutive_blocks(int64_t keys) {
 }
 
 template <class Body>
-void measure(benchmark::State& state, Context& ctx, int64_t flops, Body body) {
+void measure(benchmark::State& state, Context& ctx, DType dtype, int64_t flops, Body body) {
   RoofProbe probe(ctx);
-  double roof = probe.f32_flops();
+  const auto measure_roof = [&] {
+    return dtype == DType::kBF16 ? probe.bf16_flops() : probe.f32_flops();
+  };
+  double roof = measure_roof();
   body();  // the arenas grow
   const std::clock_t begin = std::clock();
   for (auto _ : state) {
@@ -80,13 +83,13 @@ void measure(benchmark::State& state, Context& ctx, int64_t flops, Body body) {
   }
   const double cpu_seconds =
       static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC / ctx.pool().threads();
-  roof = std::max(roof, probe.f32_flops());
+  roof = std::max(roof, measure_roof());
   const auto count = static_cast<double>(flops);
   state.counters["FLOPs"] =
       benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["of_f32_roof"] =
+  state.counters["of_roof"] =
       benchmark::Counter(count / roof, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["of_f32_roof_cpu"] =
+  state.counters["of_roof_cpu"] =
       count * static_cast<double>(state.iterations()) / cpu_seconds / roof;
 }
 
@@ -104,7 +107,7 @@ void run(benchmark::State& state, Context& ctx, const Shape& shape, int64_t keys
   const float scale = 1 / std::sqrt(static_cast<float>(d));
 
   const int64_t first = keys - shape.tokens + 1, pairs = (first + keys) * shape.tokens / 2;
-  measure(state, ctx, pairs * shape.heads * 2 * (d + shape.value_dim), [&] {
+  measure(state, ctx, shape.dtype, pairs * shape.heads * 2 * (d + shape.value_dim), [&] {
     attention(ctx, {q.data(), shape.tokens, q_cols, q_cols}, keys - shape.tokens, shape.heads,
               shape.kv_heads, scale, cache, {out.data(), shape.tokens, out_cols, out_cols});
   });
@@ -132,7 +135,7 @@ void run_backward(benchmark::State& state, Context& ctx, const Shape& shape, int
                                      {dvalue.data(), value.view.row_stride, shape.value_dim}};
 
   const int64_t pairs = (1 + tokens) * tokens / 2;
-  measure(state, ctx, pairs * shape.heads * 2 * (3 * d + 2 * shape.value_dim), [&] {
+  measure(state, ctx, DType::kF32, pairs * shape.heads * 2 * (3 * d + 2 * shape.value_dim), [&] {
     attention_backward(ctx, {q.data(), tokens, q_cols, q_cols}, shape.heads, shape.kv_heads,
                        1 / std::sqrt(static_cast<float>(d)), keys,
                        {dout.data(), tokens, out_cols, out_cols},

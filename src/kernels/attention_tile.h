@@ -22,14 +22,19 @@ struct AttentionPart {
 struct CachedPart;  // attention.h
 AttentionPart attention_part(const CachedPart& part, int64_t kv_head);
 
+// How the two products are computed. An element is an f32; in split form a bf16 widened, the two of
+// a pair having changed places; in native form a pair of bf16.
+enum class AttentionForm { kF32, kSplitBf16, kNativeBf16 };
+
 struct AttentionTile {
+  AttentionForm form;
   AttentionPart key, key_rope, value;
   const int64_t* block_rows;  // of the segment's blocks
   // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment
   // (none if negative).
   int64_t rows, heads, visible;
   int64_t lanes;   // rows rounded up to 16
-  const float* q;  // [lanes / 16, key.dim + key_rope.dim, 16]
+  const float* q;  // [lanes / 16, elements of key.dim, then of key_rope.dim, 16]
   float scale;
   float* block;        // [kTileBlock, kTileBlock] scratch
   float* scores;       // [lanes / 16, kTileSegment, 16] scratch
@@ -37,6 +42,15 @@ struct AttentionTile {
   float* out;          // [rows, out_stride]: sum of e^(s - max) * value
   float* max;          // [lanes]
   float* sum;          // [lanes]
+};
+
+// q of a tile's rows as AttentionTile has it; lanes without a row are 0. Row r begins at
+// q + r / heads * token_stride + r % heads * (key_dim + rope_dim).
+struct QueryTile {
+  AttentionForm form;
+  const float* q;
+  int64_t token_stride, rows, heads, key_dim, rope_dim;
+  float* out;
 };
 
 }  // namespace fathom

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "tensor/dtype.h"
 
 namespace fathom {
@@ -16,14 +17,6 @@ namespace fathom {
 // within one form whatever the chunking, batch or threads; across forms only within the bound of
 // docs/numerics.md. GQA models have one form.
 enum class MlaForm { kExpanded, kAbsorbed };
-
-// Consecutive new tokens of one sequence.
-struct SequenceRows {
-  int64_t rows = 0;
-  int64_t position = 0;  // of the first row; all earlier positions are already in the cache
-  std::span<const int64_t>
-      block_rows;  // position p lives in cache row block_rows[p / kKeyBlock] + p % kKeyBlock
-};
 
 struct KvCacheView {
   DType dtype = DType::kF32;  // F32 or BF16

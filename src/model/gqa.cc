@@ -46,14 +46,10 @@ void gqa_forward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const 
     const InferBatch& batch = *keys.infer;
     const KvCacheView& cache = *batch.cache;
     store_cache_rows(ctx, batch, keys.layer, 0, a.kv);
-    int64_t first = 0;
-    for (const SequenceRows& sequence : batch.sequences) {
-      attention(ctx, a.q.slice(first, sequence.rows), sequence.position, heads, kv_heads, scale,
-                keys_in(c, cache.dtype, cache.layers[static_cast<size_t>(keys.layer)],
-                        cache.row_width, sequence.block_rows),
-                a.o.slice(first, sequence.rows));
-      first += sequence.rows;
-    }
+    attention(
+        ctx, a.q, batch.sequences, heads, kv_heads, scale,
+        keys_in(c, cache.dtype, cache.layers[static_cast<size_t>(keys.layer)], cache.row_width, {}),
+        a.o);
   }
   linear_forward(ctx, a.o, w.o_proj, nullptr, out);
 }

@@ -109,16 +109,12 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   const KvCacheView& cache = *batch.cache;
   const std::byte* base = cache.layers[static_cast<size_t>(layer)];
   const Rows u = scope.rows(tokens, heads * rank);
-  int64_t first = 0;
-  for (const SequenceRows& sequence : batch.sequences) {
-    const AttentionKeys parts{{cache.dtype, base, cache.row_width, 0, rank + turned},
-                              {},
-                              {cache.dtype, base, cache.row_width, 0, rank},
-                              sequence.block_rows};
-    attention(ctx, q_absorbed.slice(first, sequence.rows), sequence.position, heads, 1,
-              static_cast<float>(softmax_scale(c)), parts, u.slice(first, sequence.rows));
-    first += sequence.rows;
-  }
+  const AttentionKeys parts{{cache.dtype, base, cache.row_width, 0, rank + turned},
+                            {},
+                            {cache.dtype, base, cache.row_width, 0, rank},
+                            {}};
+  attention(ctx, q_absorbed, batch.sequences, heads, 1, static_cast<float>(softmax_scale(c)), parts,
+            u);
 
   const Rows u_heads = scope.rows(heads * tokens, rank);
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {

@@ -185,8 +185,12 @@ std::vector<double> scatter_add_weighted_ref(ConstRows y, std::span<const int64_
   return result;
 }
 
+// What rounding to bf16 twice, once in the sum over values and once in that of weights, adds.
+constexpr double kBf16Unit = 0x1p-8;
+
 AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_heads,
-                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys) {
+                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys,
+                           Precision precision) {
   AttentionRef result;
   const int64_t d1 = keys.key.dim, d2 = keys.key_rope.dim;
   for (int64_t t = 0; t < q.rows; ++t) {
@@ -211,9 +215,11 @@ AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_
       double sum = 0;
       for (double& v : p) sum += v = std::exp(v - max);
       const auto segments = static_cast<double>((n + kKeySegment - 1) / kKeySegment);
-      const double e = (2 * scale * static_cast<double>(d1 + d2 + 6) * largest_abs +
-                        2 * kKeySegment + 8 * segments) *
-                       kUnit;
+      double e = (2 * scale * static_cast<double>(d1 + d2 + 6) * largest_abs + 2 * kKeySegment +
+                  8 * segments) *
+                 kUnit;
+      if (keys.key.dtype == DType::kBF16 && precision == Precision::kNative)
+        e += kBf16Unit + std::expm1(kBf16Unit * scale * largest_abs);
       for (int64_t i = 0; i < keys.value.dim; ++i) {
         double out = 0, abs = 0;
         for (int64_t j = 0; j < n; ++j) {

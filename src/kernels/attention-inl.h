@@ -41,13 +41,14 @@ struct DotBf16Fetch : DotBf16 {  // a_step 1, b_step kLanes
 #endif
 
 // Without it the compiler makes an address for each element.
-inline void keep_in_register(const float*& p) {
+template <class T>
+inline void keep_in_register(const T*& p) {
 #if defined(__x86_64__)
   asm("" : "+r"(p));
 #endif
 }
 
-inline int64_t distance(const float* from, const float* to) {
+inline int64_t distance(const void* from, const void* to) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
 }
 

@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "kernels/attention_documents.h"
 #include "kernels/attention_tile.h"
+#include "kernels/cached_rows.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_blocks.h"
 
@@ -12,13 +13,15 @@ namespace fathom {
 
 FATHOM_SIMD_DECLARE(void attention_queries(const QueryTile& tile))
 FATHOM_SIMD_DECLARE(void attention_tile(const AttentionTile& tile))
+FATHOM_SIMD_DECLARE(void attention_int8_queries(const QueryTile& tile))
+FATHOM_SIMD_DECLARE(void attention_int8_tile(const AttentionTile& tile))
 FATHOM_SIMD_DECLARE(void attention_merge(const float* out_next, float max_next, float sum_next,
                                          int64_t n, float* out, float* row_max, float* row_sum))
 FATHOM_SIMD_DECLARE(void attention_finish(const float* sums, float sum, int64_t n, float* out))
 
 namespace {
 
-static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment);
+static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment && kInt8Block == kTileBlock);
 
 constexpr int64_t kSlotBudget = 4 << 20;  // floats of partial results kept between two merges
 constexpr int64_t kMergeRows = 4;
@@ -63,10 +66,20 @@ struct Slot {
 };
 
 struct Shape {
+  AttentionForm form;
   int64_t key_dim, rope_dim, value_dim;
   int64_t out_stride = ceil_div(value_dim, 16) * 16;
   int64_t query_floats(const Tile& t) const {
+    if (form == AttentionForm::kInt8) {
+      return int8_query_floats(t.lanes(),
+                               ceil_div(key_dim, kInt8Block) + ceil_div(rope_dim, kInt8Block));
+    }
     return t.lanes() * (key_dim + rope_dim + 2);  // each part may be filled up to pairs
+  }
+  int64_t weight_floats(const Tile& t) const {
+    return form == AttentionForm::kInt8
+               ? int8_scratch_floats(t.lanes(), ceil_div(value_dim, kInt8Block))
+               : 0;
   }
   int64_t slot_floats(const Tile& t) const { return t.lanes() * (out_stride + 2); }
   Slot slot(const Tile& t, float* data) const {
@@ -75,28 +88,30 @@ struct Shape {
 };
 
 AttentionForm choose_form(const Context& ctx, const AttentionKeys& keys) {
-  const auto is_bf16 = [](const CachedPart& part) {
-    return part.dim == 0 || part.dtype == DType::kBF16;
+  const auto all_are = [&](DType dtype) {
+    return keys.key.dtype == dtype && keys.value.dtype == dtype &&
+           (keys.key_rope.dim == 0 || keys.key_rope.dtype == dtype);
   };
-  if (ctx.precision() == Precision::kF32 || !is_bf16(keys.key) || !is_bf16(keys.key_rope) ||
-      !is_bf16(keys.value)) {
-    return AttentionForm::kF32;
-  }
+  if (all_are(DType::kI8)) return AttentionForm::kInt8;
+  if (!all_are(DType::kBF16) || ctx.precision() == Precision::kF32) return AttentionForm::kF32;
   return native_bf16(ctx.isa()) ? AttentionForm::kNativeBf16 : AttentionForm::kSplitBf16;
 }
 
 }  // namespace
 
 AttentionPart attention_part(const CachedPart& part, int64_t kv_head) {
-  FATHOM_CHECK(part.dtype == DType::kF32 || part.dtype == DType::kBF16, dtype_name(part.dtype));
+  FATHOM_CHECK(part.dtype == DType::kF32 || part.dtype == DType::kBF16 || part.dtype == DType::kI8,
+               dtype_name(part.dtype));
   const int64_t offset = row_bytes(part.dtype, kv_head * part.head_stride);
-  return {part.data + offset, part.dtype == DType::kBF16, part.row_stride, part.dim};
+  const std::byte* scales =
+      part.scales == nullptr ? nullptr : part.scales + offset / kInt8Block * 4;
+  return {part.data + offset, part.dtype == DType::kBF16, part.row_stride, part.dim, scales};
 }
 
 void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequences,
                int64_t num_attention_heads, int64_t num_key_value_heads, float scale,
                const AttentionKeys& keys, Rows out) {
-  const Shape shape{keys.key.dim, keys.key_rope.dim, keys.value.dim};
+  const Shape shape{choose_form(ctx, keys), keys.key.dim, keys.key_rope.dim, keys.value.dim};
   const int64_t d = shape.key_dim + shape.rope_dim, value_dim = shape.value_dim;
   FATHOM_CHECK(num_key_value_heads > 0 && num_attention_heads % num_key_value_heads == 0,
                num_attention_heads, num_key_value_heads);
@@ -141,7 +156,11 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
   int64_t* const first_item = scope.array<int64_t>(count + 1);
 
   const Isa isa = ctx.isa();
-  const AttentionForm form = choose_form(ctx, keys);
+  const bool int8 = shape.form == AttentionForm::kInt8;
+  const auto transpose = int8 ? FATHOM_SIMD_CALL(isa, attention_int8_queries)
+                              : FATHOM_SIMD_CALL(isa, attention_queries);
+  const auto compute =
+      int8 ? FATHOM_SIMD_CALL(isa, attention_int8_tile) : FATHOM_SIMD_CALL(isa, attention_tile);
   const auto finish_row = [&](const Tile& t, int64_t r, const Slot& total) {
     FATHOM_SIMD_CALL(isa, attention_finish)
     (total.out + r * shape.out_stride, total.sum[r], value_dim,
@@ -163,21 +182,22 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
       const int64_t s = first + item - first_item[i], segment = base + s;
       float* const q_tile = queries + worker * query_floats;
       if (tile_of_queries[worker] != i) {
-        FATHOM_SIMD_CALL(isa, attention_queries)
-        ({form, q.row(t.row) + t.head * d, q.stride, t.rows(), t.heads, shape.key_dim,
-          shape.rope_dim, q_tile});
+        transpose({shape.form, q.row(t.row) + t.head * d, q.stride, t.rows(), t.heads,
+                   shape.key_dim, shape.rope_dim, q_tile});
         tile_of_queries[worker] = i;
       }
       ArenaScope local(ctx.worker_scratch(worker));
       const bool alone = t.segments() == 1;
       const Slot result = shape.slot(
           t, alone ? local.array<float>(shape.slot_floats(t)) : t.slots + s * shape.slot_floats(t));
-      FATHOM_SIMD_CALL(isa, attention_tile)
-      ({form, attention_part(keys.key, t.kv_head), attention_part(keys.key_rope, t.kv_head),
-        attention_part(keys.value, t.kv_head), t.block_rows + segment * (kKeySegment / kKeyBlock),
-        t.rows(), t.heads, t.position + 1 - segment * kKeySegment, t.lanes(), q_tile, scale,
-        local.array<float>(kTileBlock * kTileBlock), local.array<float>(kKeySegment * t.lanes()),
-        shape.out_stride, result.out, result.max, result.sum});
+      compute({shape.form, attention_part(keys.key, t.kv_head),
+               attention_part(keys.key_rope, t.kv_head), attention_part(keys.value, t.kv_head),
+               t.block_rows + segment * (kKeySegment / kKeyBlock), t.rows(), t.heads,
+               t.position + 1 - segment * kKeySegment, t.lanes(), q_tile, scale,
+               local.array<float>(kTileBlock * kTileBlock),
+               local.array<float>(kKeySegment * t.lanes()),
+               local.array<float>(shape.weight_floats(t)), shape.out_stride, result.out, result.max,
+               result.sum});
       for (int64_t r = 0; alone && r < t.rows(); ++r) finish_row(t, r, result);
     });
     if (most_segments == 1) return;

@@ -18,12 +18,21 @@
 //   of the rounded; chains go in pairs of dims (each part filled up with 0) and of keys (from key 0
 //   of the segment) as fma(even, fma(odd, sum)), subnormals being 0 on AVX2 and AVX-512. That is
 //   `vdpbf16ps`, or f32 FMAs where these are faster (gemm.h), with the same bits.
-//   Else, and under Precision::kF32: keys and values are widened, chains of FMAs.
+//   Keys and values in I8: q is rounded to 8 bits like a cached row (cached_rows.h), block by block
+//   of kInt8Block dims; a block of q · k is an integer, times q's scale, and enters the score in an
+//   FMA with the key's scale. For each row, block of dims and kKeyBlock keys, e^(s - max) times the
+//   value's scale is rounded to multiples of 1 / 255 of the largest such product of both maxima
+//   (of 2^-100 at least) among the keys that the row sees; the integer sum over the keys enters
+//   the output in an FMA.
+//   Else, and in BF16 under Precision::kF32: keys and values are widened, chains of FMAs.
 //
 // Error bound, u = 2^-24, S = sum |q k| of the worst key, P = the softmax:  |out - exact| <= e sum_j P[j] |value[j]| with
 // e = 2 scale (d1 + d2 + 6) u S + (2 kKeySegment + 8 segments) u; BF16: plus b + e^(b scale S) - 1,
 // b = 2^-8: an error of scale S b / 2 in a score, of b / 2 in a weight, once in the sum over
-// values and once in that of weights.
+// values and once in that of weights. I8: plus e^x - 1 for x = (1 + 2^-12) scale sum over blocks of
+// s_q sum |k| (s_q: q's scale of the block, k: the worst key), and, beside e sum P |value|, 1 / 510 of the sum
+// over keys j of w c[j] (1 + 2^-12), c = |code - 128| and w = the largest P times the largest scale
+// of its kKeyBlock keys.
 #pragma once
 
 #include <span>
@@ -37,14 +46,16 @@ inline constexpr int64_t kKeyBlock = 64;
 inline constexpr int64_t kKeySegment = 256;
 
 // One part of the cached rows: element (row, kv_head, i) lies at data + row * row_stride + kv_head
-// * head_stride + i, in elements of
-// dtype (F32 or BF16). head_stride 0 = shared by all heads.
+// * head_stride + i, in elements of dtype (F32, BF16 or I8). head_stride 0 = shared by all heads.
+// I8 (cached_rows.h): scale i / kInt8Block of (row, kv_head) lies at scales + row * row_stride
+// bytes + kv_head * head_stride / kInt8Block floats.
 struct CachedPart {
   DType dtype = DType::kF32;
   const std::byte* data = nullptr;
   int64_t row_stride = 0;
   int64_t head_stride = 0;
   int64_t dim = 0;
+  const std::byte* scales = nullptr;
 };
 
 // Consecutive new tokens of one sequence.

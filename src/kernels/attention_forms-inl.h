@@ -168,5 +168,60 @@ struct NativeForm {
 };
 #endif
 
+// Keys of the segment that row r may read; rows behind the last count as the last.
+inline int64_t visible_keys(const AttentionTile& t, int64_t r) {
+  return clamp(t.visible + (r < t.rows ? r : t.rows - 1) / t.heads, 0, kTileSegment);
+}
+
+// scores -> e^(scale * score - max) as elements; keys a row must not see become -inf first and so
+// exactly 0. The sum runs in four chains (key mod 4), which zeros behind a row's last key do not
+// change.
+template <class Form>
+void softmax_scores(const AttentionTile& t) {
+  const F32x16 scale = set(t.scale);
+  for (int64_t r = 0; r < t.lanes; r += kLanes) {
+    float* scores = t.scores + r * kTileSegment;
+    const int64_t keys = visible_keys(t, r + kLanes - 1);
+    for (int64_t i = 0; i < kLanes; ++i) {
+      for (int64_t j = visible_keys(t, r + i); j < keys; ++j) scores[j * kLanes + i] = -kInf;
+    }
+    F32x16 m = set(-kInf);
+    for (int64_t j = 0; j < keys; ++j) {
+      const F32x16 scaled = load(scores + j * kLanes) * scale;
+      store(scaled, scores + j * kLanes);
+      m = max(m, scaled);
+    }
+    F32x16 sum[4] = {zero(), zero(), zero(), zero()};
+    const auto weight = [&](int64_t j) {
+      const F32x16 p = Form::rounded(exp(load(scores + j * kLanes) - m));
+      sum[j % 4] = sum[j % 4] + p;
+      return p;
+    };
+    int64_t j = 0;
+    for (; j + 2 <= keys; j += 2) {
+      const F32x16 even = weight(j), odd = weight(j + 1);
+      Form::put(even, odd, scores + Form::steps(j) * kLanes);
+    }
+    if (j < keys) Form::put(weight(j), zero(), scores + Form::steps(j) * kLanes);
+    store(m, t.max + r);
+    store((sum[0] + sum[1]) + (sum[2] + sum[3]), t.sum + r);
+  }
+}
+
+// f(rows, their second parts, group, count) for each 16 rows of a tile.
+template <class F>
+void for_each_16_queries(const QueryTile& t, F f) {
+  for (int64_t first = 0; first < t.rows; first += kLanes) {
+    const int64_t count = clamp(t.rows - first, 0, kLanes);
+    const float *rows[kLanes], *rope_rows[kLanes];
+    for (int64_t r = 0; r < count; ++r) {
+      rows[r] = t.q + (first + r) / t.heads * t.token_stride +
+                (first + r) % t.heads * (t.key_dim + t.rope_dim);
+      rope_rows[r] = rows[r] + t.key_dim;
+    }
+    f(rows, rope_rows, first / kLanes, count);
+  }
+}
+
 }  // namespace
 }  // namespace fathom::FATHOM_SIMD_TARGET

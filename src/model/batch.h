@@ -19,7 +19,7 @@ namespace fathom {
 enum class MlaForm { kExpanded, kAbsorbed };
 
 struct KvCacheView {
-  DType dtype = DType::kF32;  // F32 or BF16
+  DType dtype = DType::kF32;  // F32, BF16 or I8 (kernels/cached_rows.h)
   int64_t row_width = 0;      // ModelConfig::cache_width()
   std::vector<std::byte*>
       layers;  // base of each layer's rows; the MTP layer, if any, is the last one

@@ -11,6 +11,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/attention_backward.h"
+#include "kernels/cached_rows.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/rms_norm.h"
@@ -109,9 +110,9 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   const KvCacheView& cache = *batch.cache;
   const std::byte* base = cache.layers[static_cast<size_t>(layer)];
   const Rows u = scope.rows(tokens, heads * rank);
-  const AttentionKeys parts{{cache.dtype, base, cache.row_width, 0, rank + turned},
+  const AttentionKeys parts{cached_part(cache.dtype, base, cache.row_width, 0, 0, rank + turned),
                             {},
-                            {cache.dtype, base, cache.row_width, 0, rank},
+                            cached_part(cache.dtype, base, cache.row_width, 0, 0, rank),
                             {}};
   attention(ctx, q_absorbed, batch.sequences, heads, 1, static_cast<float>(softmax_scale(c)), parts,
             u);
@@ -163,7 +164,7 @@ void mla_forward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const 
                         static_cast<float>(softmax_scale(c)), packed_keys(c, a), a.o);
   } else {
     const InferBatch& batch = *keys.infer;
-    store_cache_rows(ctx, batch, keys.layer, 0, a.kv_a);  // without `keep` it holds the latent
+    store_cache_rows(ctx, batch, keys.layer, a.kv_a);  // without `keep` it holds the latent
     if (batch.form == MlaForm::kAbsorbed) {
       attend_absorbed(ctx, c, w, batch, keys.layer, a.q, a.o);
     } else {

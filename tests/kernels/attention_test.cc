@@ -27,11 +27,23 @@ using reference::kAbsorbed;
 using reference::kExpanded;
 using reference::kForms;
 using reference::kGqa;
+using reference::kInt8Forms;
 using reference::noise;
 using reference::PaddedRows;
 using reference::scale_of;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// Every form in every dtype its cache may have.
+std::vector<std::pair<Form, DType>> all_cases() {
+  std::vector<std::pair<Form, DType>> cases;
+  for (const Form& form : kForms) {
+    cases.emplace_back(form, DType::kF32);
+    cases.emplace_back(form, DType::kBF16);
+  }
+  for (const Form& form : kInt8Forms) cases.emplace_back(form, DType::kI8);
+  return cases;
+}
 
 void run(Context& ctx, const Form& form, const Cache& cache, ConstRows q, int64_t position,
          Rows out) {
@@ -42,8 +54,8 @@ TEST(Attention, MatchesTheTwinForEveryFormDtypeAndInstructionSet) {
   struct Span {
     int64_t position, tokens;
   };
-  for (const Form& form : kForms) {
-    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+  for (const auto& [form, dtype] : all_cases()) {
+    {
       for (const Span span :
            {Span{0, 1}, Span{0, 70}, Span{62, 3}, Span{255, 2}, Span{300, 1}, Span{530, 5}}) {
         const Cache cache(form, dtype, span.position + span.tokens);
@@ -84,10 +96,15 @@ TEST(Attention, AQueryHasTheSameBitsAloneInAnyChunkAndOnAnyNumberOfThreads) {
   struct Chunks {
     int64_t begin, size;
   };
-  for (const Form& form : {kGqa, kExpanded, kAbsorbed}) {
+  for (const auto& [form, dtype] :
+       std::vector<std::pair<Form, DType>>{{kGqa, DType::kBF16},
+                                           {kExpanded, DType::kF32},
+                                           {kAbsorbed, DType::kBF16},
+                                           {kInt8Forms[0], DType::kI8},
+                                           {kInt8Forms[4], DType::kI8}}) {
     for (const Isa isa : instruction_sets()) {
       SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)));
-      const Cache cache(form, DType::kBF16, kTokens);
+      const Cache cache(form, dtype, kTokens);
       const PaddedRows q(kTokens, form.width(), 4, 3);
       PaddedRows whole(kTokens, form.heads * form.value_dim);
       Context one(1, isa), three(3, isa);
@@ -109,9 +126,9 @@ TEST(Attention, AQueryHasTheSameBitsAloneInAnyChunkAndOnAnyNumberOfThreads) {
 
 TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
   constexpr int64_t kTokens = 100;
-  for (const Form& form : kForms) {
+  for (const auto& [form, dtype] : all_cases()) {
     for (const Isa isa : instruction_sets()) {
-      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      {
         for (const int64_t bad : {70, 71}) {  // either of a pair
           Context ctx(1, isa);
           const PaddedRows q(kTokens, form.width(), 4);
@@ -133,8 +150,8 @@ TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
 
 TEST(Attention, Avx2AndAvx512GiveTheSameBits) {
   if (instruction_sets().back() != Isa::kAvx512) GTEST_SKIP() << "no AVX-512";
-  for (const Form& form : kForms) {
-    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+  for (const auto& [form, dtype] : all_cases()) {
+    {
       for (const float size : {4.0f, 1e-38f}) {  // the second is subnormal
         const Cache cache(form, dtype, 333);
         const PaddedRows q(33, form.width(), size);
@@ -153,9 +170,9 @@ TEST(Attention, ManySequencesInOneCallHaveTheBitsOfEachAlone) {
     int64_t position, rows;
   };
   const std::vector<Sequence> parts = {{300, 1}, {0, 1}, {1000, 3}, {700, 0}, {37, 150}, {255, 1}};
-  for (const Form& form : kForms) {
+  for (const auto& [form, dtype] : all_cases()) {
     for (const Isa isa : instruction_sets()) {
-      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      {
         SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)));
         const Cache cache(form, dtype, 1003);
         // Each sequence begins at a block of its own.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/cached_rows.h"
 #include "kernels/rope.h"
 #include "kernels/router.h"
 #include "tensor/view.h"

@@ -2,15 +2,14 @@
 // (Qwen2-1.5B), MLA expanded prefill and the gradients of training, on all cores. FLOPs for each
 // head and visible (query, key) pair: forward 2 (d + value dim), backward 2 (3 d + 2 value dim) =
 // S, dQ, dK and dP, dV, with d = d1 + d2;
-// bytes: each visible row of the cache once. of_f32_roof compares with the larger of two probes,
-// before and after the run: other tenants slow both. of_f32_roof_cpu divides by the processor time
-// of all threads instead: what other tenants took does not count.
+// bytes: each visible row of the cache once. of_roof compares with the roof of the products' type,
+// the larger of two probes, before and after the run: other tenants slow both. of_roof_cpu divides
+// by the processor time of all threads instead: what other tenants took does not count.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <ctime>
 #include <string>
 #include <vector>
@@ -18,6 +17,7 @@
 #include "base/random.h"
 #include "kernels/attention.h"
 #include "kernels/attention_backward.h"
+#include "kernels/cached_rows.h"
 #include "kernels/roofline.h"
 
 namespace fathom {
@@ -33,6 +33,11 @@ struct Shape {
 
 const Shape kAbsorbed16{"absorbed decode, 16 heads", 16, 1, 576, 0, 512, true, DType::kBF16, 1};
 const Shape kAbsorbed128{"absorbed decode, 128 heads", 128, 1, 576, 0, 512, true, DType::kBF16, 1};
+const Shape kAbsorbed16Int8{
+    "absorbed decode, int8, 16 heads", 16, 1, 576, 0, 512, true, DType::kI8, 1};
+const Shape kAbsorbed128Int8{
+    "absorbed decode, int8, 128 heads", 128, 1, 576, 0, 512, true, DType::kI8, 1};
+const Shape kGqaInt8{"GQA decode, int8, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kI8, 1};
 const Shape kGqa{"GQA decode, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 1};
 const Shape kExpanded{"MLA expanded, 16 heads", 16, 16, 128, 64, 128, false, DType::kF32, 512};
 const Shape kGqaPrefill{"GQA prefill, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 512};
@@ -48,15 +53,14 @@ std::vector<float> random_floats(int64_t n, uint64_t stream) {
 }
 
 struct Part {
-  Part(DType dtype, int64_t rows, int64_t heads, int64_t dim, uint64_t stream)
-      : memory(random_floats(rows * heads * dim, stream)) {
-    if (dtype == DType::kBF16) {
-      std::vector<bf16> half(memory.size());
-      std::transform(memory.begin(), memory.end(), half.begin(), f32_to_bf16);
-      std::memcpy(memory.data(), half.data(), half.size() * sizeof(bf16));
-    }
-    view = {dtype, reinterpret_cast<const std::byte*>(memory.data()), heads * dim,
-            heads > 1 ? dim : 0, dim};
+  Part(DType dtype, int64_t rows, int64_t heads, int64_t dim, uint64_t stream) {
+    const int64_t width = heads * dim, bytes = cached_row_bytes(dtype, width);
+    memory.resize(static_cast<size_t>(rows * bytes / 4));
+    const std::vector<float> values = random_floats(rows * width, stream);
+    auto* base = reinterpret_cast<std::byte*>(memory.data());
+    for (int64_t r = 0; r < rows; ++r)
+      store_cached_row(detect_isa(), dtype, values.data() + r * width, width, base + r * bytes);
+    view = cached_part(dtype, base, width, 0, heads > 1 ? dim : 0, dim);
   }
   std::vector<float> memory;
   CachedPart view;
@@ -69,9 +73,14 @@ std::vector<int64_t> consecutive_blocks(int64_t keys) {
 }
 
 template <class Body>
-void measure(benchmark::State& state, Context& ctx, int64_t flops, Body body) {
+void measure(benchmark::State& state, Context& ctx, DType dtype, int64_t flops, Body body) {
   RoofProbe probe(ctx);
-  double roof = probe.f32_flops();
+  const auto measure_roof = [&] {
+    return dtype == DType::kI8     ? probe.int8_ops()
+           : dtype == DType::kBF16 ? probe.bf16_flops()
+                                   : probe.f32_flops();
+  };
+  double roof = measure_roof();
   body();  // the arenas grow
   const std::clock_t begin = std::clock();
   for (auto _ : state) {
@@ -80,13 +89,13 @@ void measure(benchmark::State& state, Context& ctx, int64_t flops, Body body) {
   }
   const double cpu_seconds =
       static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC / ctx.pool().threads();
-  roof = std::max(roof, probe.f32_flops());
+  roof = std::max(roof, measure_roof());
   const auto count = static_cast<double>(flops);
   state.counters["FLOPs"] =
       benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["of_f32_roof"] =
+  state.counters["of_roof"] =
       benchmark::Counter(count / roof, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["of_f32_roof_cpu"] =
+  state.counters["of_roof_cpu"] =
       count * static_cast<double>(state.iterations()) / cpu_seconds / roof;
 }
 
@@ -104,14 +113,14 @@ void run(benchmark::State& state, Context& ctx, const Shape& shape, int64_t keys
   const float scale = 1 / std::sqrt(static_cast<float>(d));
 
   const int64_t first = keys - shape.tokens + 1, pairs = (first + keys) * shape.tokens / 2;
-  measure(state, ctx, pairs * shape.heads * 2 * (d + shape.value_dim), [&] {
+  measure(state, ctx, shape.dtype, pairs * shape.heads * 2 * (d + shape.value_dim), [&] {
     attention(ctx, {q.data(), shape.tokens, q_cols, q_cols}, keys - shape.tokens, shape.heads,
               shape.kv_heads, scale, cache, {out.data(), shape.tokens, out_cols, out_cols});
   });
   const int64_t cached_dims =
       shape.kv_heads * (shape.key_dim + (shape.absorbed ? 0 : shape.value_dim)) + shape.rope_dim;
   state.counters["bytes"] =
-      benchmark::Counter(static_cast<double>(row_bytes(shape.dtype, keys * cached_dims)),
+      benchmark::Counter(static_cast<double>(keys * cached_row_bytes(shape.dtype, cached_dims)),
                          benchmark::Counter::kIsIterationInvariantRate);
 }
 
@@ -132,7 +141,7 @@ void run_backward(benchmark::State& state, Context& ctx, const Shape& shape, int
                                      {dvalue.data(), value.view.row_stride, shape.value_dim}};
 
   const int64_t pairs = (1 + tokens) * tokens / 2;
-  measure(state, ctx, pairs * shape.heads * 2 * (3 * d + 2 * shape.value_dim), [&] {
+  measure(state, ctx, DType::kF32, pairs * shape.heads * 2 * (3 * d + 2 * shape.value_dim), [&] {
     attention_backward(ctx, {q.data(), tokens, q_cols, q_cols}, shape.heads, shape.kv_heads,
                        1 / std::sqrt(static_cast<float>(d)), keys,
                        {dout.data(), tokens, out_cols, out_cols},
@@ -156,7 +165,8 @@ int main(int argc, char** argv) {
         [&ctx, shape, keys](benchmark::State& s) { run(s, ctx, shape, keys); })
         ->UseRealTime();
   };
-  for (const Shape& decode : {kAbsorbed16, kAbsorbed128, kGqa}) {
+  for (const Shape& decode :
+       {kAbsorbed16, kAbsorbed128, kGqa, kAbsorbed16Int8, kAbsorbed128Int8, kGqaInt8}) {
     for (const int64_t keys : {1024, 4096, 16384}) add(decode, keys);
   }
   add(kExpanded, 512);

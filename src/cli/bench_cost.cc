@@ -77,7 +77,9 @@ Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype) {
   cost.add_weight(model.weights().lm_head.weight, shape.logit_rows);
   const auto per_pair =
       static_cast<double>(c.is_mla() ? 2 * c.kv_lora_rank + c.qk_rope_head_dim : 2 * c.head_dim);
-  cost.f32_flops +=
+  (cache_dtype == DType::kI8     ? cost.int8_ops
+   : cache_dtype == DType::kBF16 ? cost.bf16_flops
+                                 : cost.f32_flops) +=
       2 * shape.pairs * per_pair * static_cast<double>(c.num_attention_heads * c.num_hidden_layers);
   cost.bytes += shape.cache_rows *
                 static_cast<double>(KvCache::bytes_per_token(c, c.num_hidden_layers, cache_dtype));

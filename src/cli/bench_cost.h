@@ -35,7 +35,7 @@ StepShape prefill_step(double context, double rows);
 // One new token for each of `sequences`, `context` rows of each in the cache.
 StepShape decode_step(double sequences, double context);
 
-// Active weights once, the cache rows once, attention in f32 in the form that the engine computes
+// Active weights once, the cache rows once, attention in the cache's type in the form that the engine computes
 // by default (MLA absorbed). Tokens choose experts about evenly.
 Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype);
 

@@ -36,6 +36,7 @@ int run_estimate(const EstimateOptions& options) {
   const MemoryNeeds least = memory_needs(checkpoint, config, sizes, contexts.front(), DType::kBF16);
   const MemoryState memory = usable_memory(options.memory_gib);
   const auto wanted = parse_cache_dtype(options.cache);
+  if (wanted) check_cache_dtype(config, *wanted);
   if (!options.json) {
     out("{}\n\n", true_name(checkpoint, config, std::nullopt, sizes));
     out("  weights    {:>10}   (mapped from disk; share of each token read: {:.0f} %)\n",
@@ -52,8 +53,8 @@ int run_estimate(const EstimateOptions& options) {
   }
   double disk_rate = 0;
   for (const int64_t context : contexts) {
-    for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      if (wanted && *wanted != dtype) continue;
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+      if (wanted ? *wanted != dtype : !takes_cache_dtype(config, dtype)) continue;
       const MemoryNeeds needs = memory_needs(checkpoint, config, sizes, context, dtype);
       const bool fits = needs.total <= memory.available;
       auto plan = fits ? std::nullopt : plan_streaming(checkpoint, config, needs, memory.available);
@@ -61,7 +62,9 @@ int run_estimate(const EstimateOptions& options) {
         if (disk_rate == 0) disk_rate = measure_expert_reads(checkpoint, config, kProbeSeconds);
         plan->disk_bytes_per_second = disk_rate;
       }
-      const std::string_view name = dtype == DType::kF32 ? "f32" : "bf16";
+      const std::string_view name = dtype == DType::kF32    ? "f32"
+                                    : dtype == DType::kBF16 ? "bf16"
+                                                            : "int8";
       if (options.json) {
         nlohmann::ordered_json line = {{"context", context},
                                        {"cache", name},

@@ -252,6 +252,8 @@ void print_result(const EvalOptions& options, const Score& score, const Score* r
 int run_eval(const EvalOptions& options) {
   if (options.task.empty() == options.perplexity.empty())
     fail("eval: expected --task NAME or --perplexity FILE, one of the two");
+  if (options.kl.empty() && !options.kl_cache.empty())
+    fail("--kl-cache: expected --kl MODEL with it, the model whose cache it is");
   if (!options.kl.empty() && options.perplexity.empty())
     fail("--kl: expected --perplexity FILE with it, the text to compare on");
   if (!options.task.empty()) return eval_task(options);
@@ -286,7 +288,10 @@ int run_eval(const EvalOptions& options) {
   };
   Side model(opened.model, ctx, cache(opened));
   std::optional<Side> other;
-  if (reference) other.emplace(reference->model, ctx, cache(*reference));
+  if (reference) {
+    other.emplace(reference->model, ctx,
+                  parse_cache_dtype(options.kl_cache).value_or(cache(*reference)));
+  }
   Comparison comparison;
   const double begin = seconds_now();
   {

@@ -31,6 +31,7 @@ struct EvalOptions {
   std::string model;
   std::string perplexity;  // the text file; or
   std::string kl;          // with it: the model to compare with
+  std::string kl_cache;    // that model's type of cache; empty: the same
   std::string task;        // the task, and how it is sampled
   int64_t problems = 200, samples = 0, max_tokens = 256;
   double temperature = 1;

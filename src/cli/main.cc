@@ -101,7 +101,7 @@ Action bind_run(CLI::App& app) {
   app.add_option("--logprobs", o->sampling.logprobs,
                  "log-probabilities of the tokens, with this many alternatives")
       ->check(CLI::Range(0, 20));
-  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32, bf16 or int8");
   app.add_option(
       "--prefix-dir", o->prefix_folder,
       "keep computed prompts in this folder, so that the next start finds them (private: "
@@ -166,6 +166,8 @@ Action bind_eval(CLI::App& app) {
   app.add_option("--kl", o->kl,
                  "a second model, such as the unquantised one: how far the first one's "
                  "probabilities lie from its");
+  app.add_option("--kl-cache", o->kl_cache,
+                 "type of the second model's cache (default: that of --cache)");
   app.add_option("--task", o->task,
                  "solve this task's held-out problems instead, such as countdown");
   app.add_option("--problems", o->problems, "how many of them (default 200)")
@@ -186,7 +188,7 @@ Action bind_eval(CLI::App& app) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
   app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
       ->check(CLI::Range(0, 4096));
-  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32, bf16 or int8");
   app.add_flag("--json", o->json, "one JSON object");
   bind_output(app, o->output);
   app.footer(
@@ -205,7 +207,7 @@ Action bind_estimate(CLI::App& app) {
   bind_model(app, o->model);
   app.add_option("-c,--ctx", o->contexts, "context in tokens; repeatable (default: several)")
       ->allow_extra_args(false);
-  app.add_option("--cache", o->cache, "only this type of cache: f32 or bf16");
+  app.add_option("--cache", o->cache, "only this type of cache: f32, bf16 or int8");
   bind_memory(app, o->memory_gib);
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   bind_output(app, o->output);
@@ -240,7 +242,7 @@ Action bind_bench(CLI::App& app) {
   app.add_option("--repeat", o->repeat, "repetitions of each prompt");
   app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
       ->check(CLI::Range(0, 4096));
-  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32, bf16 or int8");
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   app.add_option("-o,--out", o->page, "also write a picture: a .html page or an .svg");
   bind_output(app, o->output);
@@ -263,7 +265,7 @@ Action bind_logits(CLI::App& app) {
   app.add_option("--precision", o->precision,
                  "input of layers with BF16 weights or GGUF blocks: native (rounded to bf16, to 8 "
                  "bits) or f32");
-  app.add_option("--cache", o->cache, "type of the key-value cache: f32 or bf16");
+  app.add_option("--cache", o->cache, "type of the key-value cache: f32, bf16 or int8");
   app.add_option("--isa", o->isa,
                  "instruction set: portable, avx2 or avx512 (default: the best of this CPU)");
   bind_output(app, o->output);

@@ -463,7 +463,8 @@ std::optional<DType> parse_cache_dtype(const std::string& name) {
   if (name.empty()) return std::nullopt;
   if (name == "f32") return DType::kF32;
   if (name == "bf16") return DType::kBF16;
-  fail("--cache: found {}, expected f32 or bf16", quoted(name));
+  if (name == "int8") return DType::kI8;
+  fail("--cache: found {}, expected f32, bf16 or int8", quoted(name));
 }
 
 std::optional<Isa> parse_isa(const std::string& name) {

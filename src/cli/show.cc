@@ -80,6 +80,8 @@ Json config_json(const Inspected& seen) {
   j["max_position_embeddings"] = c.max_position_embeddings;
   j["cache_bytes_per_token"] = {{"f32", cache_bytes(seen, DType::kF32)},
                                 {"bf16", cache_bytes(seen, DType::kBF16)}};
+  if (takes_cache_dtype(c, DType::kI8))
+    j["cache_bytes_per_token"]["int8"] = cache_bytes(seen, DType::kI8);
   return j;
 }
 

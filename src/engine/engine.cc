@@ -120,9 +120,7 @@ EngineOptions with_defaults(const Model& model, EngineOptions options) {
                " (at least context_tokens)");
   check_option("prefill_chunk", options.prefill_chunk, 1, INT32_MAX, "");
   check_option("max_sequences", options.max_sequences, 1, INT32_MAX, "");
-  if (options.cache_dtype != DType::kF32 && options.cache_dtype != DType::kBF16) {
-    fail("engine: cache_dtype: found {}, expected F32 or BF16", dtype_name(options.cache_dtype));
-  }
+  check_cache_dtype(config, options.cache_dtype);
   if (options.speculation == Speculation::kAuto)
     options.speculation = model.has_mtp() ? Speculation::kMtp : Speculation::kLookup;
   if (options.speculation == Speculation::kMtp && !model.has_mtp())

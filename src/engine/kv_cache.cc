@@ -8,18 +8,30 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/memory.h"
-#include "kernels/attention.h"
+#include "kernels/cached_rows.h"
 
 namespace fathom {
 
 void KvCache::Unmap::operator()(std::byte* memory) const { munmap(memory, bytes); }
 
 int64_t KvCache::bytes_per_token(const ModelConfig& config, int64_t cache_layers, DType dtype) {
-  return cache_layers * row_bytes(dtype, config.cache_width());
+  return cache_layers * cached_row_bytes(dtype, config.cache_width());
+}
+
+bool takes_cache_dtype(const ModelConfig& config, DType dtype) {
+  if (dtype == DType::kI8) return config.is_mla() || config.head_dim % kInt8Block == 0;
+  return dtype == DType::kF32 || dtype == DType::kBF16;
+}
+
+void check_cache_dtype(const ModelConfig& config, DType dtype) {
+  if (takes_cache_dtype(config, dtype)) return;
+  if (dtype != DType::kI8)
+    fail("cache: type: found {}, expected F32, BF16 or I8", dtype_name(dtype));
+  fail("cache: type I8: found head_dim {}, expected a multiple of {}", config.head_dim, kInt8Block);
 }
 
 KvCache::KvCache(const Model& model, DType dtype, int64_t tokens) {
-  FATHOM_CHECK(dtype == DType::kF32 || dtype == DType::kBF16, dtype_name(dtype));
+  check_cache_dtype(model.config(), dtype);
   FATHOM_CHECK(tokens >= 1, tokens);
   const int64_t token_bytes = bytes_per_token(model.config(), model.cache_layers(), dtype);
   const auto rows = Checked(static_cast<uint64_t>(tokens)).align_up(kKeyBlock).value();
@@ -42,7 +54,8 @@ KvCache::KvCache(const Model& model, DType dtype, int64_t tokens) {
 
   view_.dtype = dtype;
   view_.row_width = model.config().cache_width();
-  const int64_t layer_bytes = static_cast<int64_t>(*rows) * row_bytes(dtype, view_.row_width);
+  const int64_t layer_bytes =
+      static_cast<int64_t>(*rows) * cached_row_bytes(dtype, view_.row_width);
   for (int64_t layer = 0; layer < model.cache_layers(); ++layer) {
     view_.layers.push_back(memory_.get() + layer * layer_bytes);
   }
@@ -63,7 +76,7 @@ void KvCache::release(std::vector<int64_t>& block_rows) {
 }
 
 void KvCache::copy_rows(int64_t from_block_row, int64_t to_block_row, int64_t rows) {
-  const int64_t bytes = row_bytes(view_.dtype, view_.row_width);
+  const int64_t bytes = cached_row_bytes(view_.dtype, view_.row_width);
   for (std::byte* layer : view_.layers) {
     std::memcpy(layer + to_block_row * bytes, layer + from_block_row * bytes,
                 static_cast<size_t>(rows * bytes));

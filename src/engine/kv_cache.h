@@ -17,10 +17,15 @@
 
 namespace fathom {
 
+// Types that a cache of the model may have: F32, BF16 and, where no block of kInt8Block values
+// straddles heads, I8.
+bool takes_cache_dtype(const ModelConfig& config, DType dtype);
+void check_cache_dtype(const ModelConfig& config, DType dtype);  // throws (exit code 2)
+
 class KvCache {
  public:
   // Room for `tokens` token rows (rounded up to blocks). Throws (exit code 3) with the figures if
-  // memory does not suffice. dtype: F32 or BF16. REQUIRES: tokens >= 1.
+  // memory does not suffice; check_cache_dtype(). REQUIRES: tokens >= 1.
   KvCache(const Model& model, DType dtype, int64_t tokens);
 
   static int64_t bytes_per_token(const ModelConfig& config, int64_t cache_layers, DType dtype);

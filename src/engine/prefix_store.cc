@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/limits.h"
+#include "kernels/cached_rows.h"
 
 namespace fathom {
 
@@ -132,7 +133,8 @@ PrefixStore::PrefixStore(const PrefixStoreOptions& options, const Context& ctx, 
   common_.row_width = static_cast<uint64_t>(layout.row_width);
   common_.model = options.model;
   common_.program = options.program;
-  layer_bytes_ = static_cast<uint64_t>(kKeyBlock * row_bytes(layout.dtype, layout.row_width));
+  layer_bytes_ =
+      static_cast<uint64_t>(kKeyBlock * cached_row_bytes(layout.dtype, layout.row_width));
   file_bytes_ = sizeof common_ + common_.layers * layer_bytes_ + sizeof(uint64_t);
   const Hash128 computation = hash_chained({}, std::as_bytes(std::span(&common_, 1)));
   own_folder_ = folder_ / hash_text(computation);
@@ -296,7 +298,7 @@ bool PrefixStore::load(const BlockPool::Content& content, const KvCacheView& cac
   }
   const char* from = bytes.data() + sizeof(PrefixFileHeader);
   for (std::byte* layer : cache.layers) {
-    std::memcpy(layer + row * row_bytes(cache.dtype, cache.row_width), from, layer_bytes_);
+    std::memcpy(layer + row * cached_row_bytes(cache.dtype, cache.row_width), from, layer_bytes_);
     from += layer_bytes_;
   }
   renew(age);
@@ -325,7 +327,7 @@ void PrefixStore::write(const BlockPool::Content& content, const KvCacheView& ca
   bytes.append(reinterpret_cast<const char*>(&header), sizeof header);
   for (const std::byte* layer : cache.layers) {
     bytes.append(
-        reinterpret_cast<const char*>(layer) + row * row_bytes(cache.dtype, cache.row_width),
+        reinterpret_cast<const char*>(layer) + row * cached_row_bytes(cache.dtype, cache.row_width),
         layer_bytes_);
   }
   const uint64_t sum = hash_bytes(bytes_of(bytes));

@@ -1,7 +1,6 @@
 // What attention.simd.cc and attention_backward.simd.cc share: the micro-kernel of all their matrix
-// products,
-// C[m, n] += A[m, k] · B[k, n] with A broadcast and B, C in vectors, and the loading of cached
-// rows. Every element is one chain of FMAs in increasing k.
+// products, C[m, n] += A[m, k] · B[k, n] with A broadcast and B, C in vectors, and the loading of
+// cached rows. Every element is one chain of Op in increasing k.
 #pragma once
 
 #include "kernels/attention_tile.h"
@@ -23,6 +22,36 @@ constexpr int kAccumulators = 6, kVectors = 1;
 constexpr int kAccumulators = 2, kVectors = 1;
 #endif
 
+// One step of k: elements are f32, or pairs of bf16.
+struct Fma {
+  static constexpr bool kFetch = false;
+  static F32x16 add(F32x16 a, F32x16 b, F32x16 c) { return fma(a, b, c); }
+};
+#if defined(FATHOM_SIMD_IS_avx512)
+struct DotBf16 {
+  static constexpr bool kFetch = false;
+  static F32x16 add(F32x16 a, F32x16 b, F32x16 c) {
+    return {
+        _mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+  }
+};
+struct DotBf16Fetch : DotBf16 {  // a_step 1, b_step kLanes
+  static constexpr bool kFetch = true;
+};
+#endif
+
+// Without it the compiler makes an address for each element.
+template <class T>
+inline void keep_in_register(const T*& p) {
+#if defined(__x86_64__)
+  asm("" : "+r"(p));
+#endif
+}
+
+inline int64_t distance(const void* from, const void* to) {
+  return static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
+}
+
 // C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further
 // than vector v - 1.
 struct Product {
@@ -34,10 +63,15 @@ struct Product {
   int64_t c_row, c_column;
   int64_t k;
   bool accumulate;
+  // Where A is read in place (Op::kFetch): behind its rows begin `next_a`; `values`, unless null,
+  // lie in rows like A's. Both are fetched meanwhile.
+  int64_t rows = 0;
+  const float* next_a = nullptr;
+  const float* values = nullptr;
 };
 
-template <int M, int N>
-void multiply_tile(const Product& p, int64_t row, int64_t column) {
+template <class Op, int M, int N>
+[[gnu::noinline]] void multiply_tile(const Product& p, int64_t row, int64_t column) {
   const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step, b_column = p.b_column;
   const int64_t c_row = p.c_row, c_column = p.c_column;
   const float* a = p.a + row * a_row;
@@ -51,16 +85,43 @@ void multiply_tile(const Product& p, int64_t row, int64_t column) {
     for (int n = 0; n < N; ++n)
       c[m][n] = accumulate ? load(out + m * c_row + n * c_column) : zero();
   }
-  for (int64_t k = p.k; k > 0; --k, a += a_step, b += b_step) {
+  // A[m, k + at] from row m at `rows`.
+  const auto step = [&](const float* const(&rows)[M], int64_t at) __attribute__((always_inline)) {
     F32x16 b_row[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) b_row[n] = load(b + n * b_column);
+    for (int n = 0; n < N; ++n) b_row[n] = load(b + at * kLanes + n * b_column);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const F32x16 x = set(a[m * a_row]);
+      const F32x16 x = set(rows[m][at]);
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) c[m][n] = fma(x, b_row[n], c[m][n]);
+      for (int n = 0; n < N; ++n) c[m][n] = Op::add(x, b_row[n], c[m][n]);
     }
+  };
+  const float* rows[M];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) rows[m] = a + m * a_row;
+  int64_t k = p.k;
+  if constexpr (Op::kFetch) {
+    const int64_t to_next = distance(a, row + M < p.rows ? a + M * a_row : p.next_a),
+                  to_values = distance(a, p.values != nullptr ? p.values + row * a_row : a);
+    for (; k >= 16; k -= 16, b += 16 * kLanes) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        keep_in_register(rows[m]);
+        const char* line = reinterpret_cast<const char*>(rows[m]);
+        __builtin_prefetch(line + to_next, 0, 2);
+        __builtin_prefetch(line + to_values, 0, 2);
+      }
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) step(rows, i);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) rows[m] += 16;
+    }
+  }
+  for (; k > 0; --k, b += b_step) {
+    step(rows, 0);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) rows[m] += a_step;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -70,20 +131,20 @@ void multiply_tile(const Product& p, int64_t row, int64_t column) {
 }
 
 // Rows from `row` on, M at a time, then the remainder.
-template <int M, int N>
+template <class Op, int M, int N>
 void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) {
-  for (; rows >= M; rows -= M, row += M) multiply_tile<M, N>(p, row, column);
+  for (; rows >= M; rows -= M, row += M) multiply_tile<Op, M, N>(p, row, column);
   if constexpr (M > 1) {
-    if (rows > 0) multiply_rows<M / 2, N>(p, row, rows, column);
+    if (rows > 0) multiply_rows<Op, M / 2, N>(p, row, rows, column);
   }
 }
 
-template <int N = kVectors>
+template <class Op = Fma, int N = kVectors>
 void multiply(const Product& p, int64_t rows, int64_t vectors, int64_t column = 0) {
   for (; vectors >= N; vectors -= N, column += N)
-    multiply_rows<kAccumulators / N, N>(p, 0, rows, column);
+    multiply_rows<Op, Op::kFetch && N == 1 ? 8 : kAccumulators / N, N>(p, 0, rows, column);
   if constexpr (N > 1) {
-    if (vectors > 0) multiply<N / 2>(p, rows, vectors, column);
+    if (vectors > 0) multiply<Op, N / 2>(p, rows, vectors, column);
   }
 }
 
@@ -96,30 +157,33 @@ inline F32x16 widen_n(const uint16_t* x, int64_t n) {
   return load_bf16(lanes);
 }
 
-// V whole vectors and `rest` elements of each row.
-template <int V, class T>
-void load_rows(const T* x, int64_t stride, int64_t count, int64_t rest, float* out) {
-  for (int64_t j = 0; j < count; ++j, x += stride, out += kChunk) {
+// V whole vectors and `rest` elements of each row, each vector passed through `order`.
+template <int V, class T, class Order>
+void load_rows(const T* x, int64_t stride, int64_t count, int64_t rest, float* out,
+               int64_t out_stride, Order order) {
+  for (int64_t j = 0; j < count; ++j, x += stride, out += out_stride) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(widen(x + v * kLanes), out + v * kLanes);
-    if (rest > 0) store(widen_n(x + V * kLanes, rest), out + V * kLanes);
+    for (int v = 0; v < V; ++v) store(order(widen(x + v * kLanes)), out + v * kLanes);
+    if (rest > 0) store(order(widen_n(x + V * kLanes, rest)), out + V * kLanes);
   }
 }
 
-template <class T>
-void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float* out) {
+template <class T, class Order>
+void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float* out,
+                  int64_t out_stride, Order order) {
   static_assert(kChunk == 4 * kLanes);
+  const int64_t rest = dims % kLanes;
   switch (dims / kLanes) {
     case 4:
-      return load_rows<4>(x, stride, count, 0, out);
+      return load_rows<4>(x, stride, count, rest, out, out_stride, order);
     case 3:
-      return load_rows<3>(x, stride, count, dims % kLanes, out);
+      return load_rows<3>(x, stride, count, rest, out, out_stride, order);
     case 2:
-      return load_rows<2>(x, stride, count, dims % kLanes, out);
+      return load_rows<2>(x, stride, count, rest, out, out_stride, order);
     case 1:
-      return load_rows<1>(x, stride, count, dims % kLanes, out);
+      return load_rows<1>(x, stride, count, rest, out, out_stride, order);
     default:
-      return load_rows<0>(x, stride, count, dims, out);
+      return load_rows<0>(x, stride, count, rest, out, out_stride, order);
   }
 }
 
@@ -127,11 +191,14 @@ void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float
 // to a whole vector.
 void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t begin, int64_t dims,
                 float* out) {
-  const int64_t at = row * part.row_stride + begin;
+  const auto as_it_is = [](F32x16 a) { return a; };
+  const int64_t at = row * part.row_stride + begin, stride = part.row_stride;
   if (part.is_bf16) {
-    load_rows_of(static_cast<const uint16_t*>(part.data) + at, part.row_stride, count, dims, out);
+    load_rows_of(static_cast<const uint16_t*>(part.data) + at, stride, count, dims, out, kChunk,
+                 as_it_is);
   } else {
-    load_rows_of(static_cast<const float*>(part.data) + at, part.row_stride, count, dims, out);
+    load_rows_of(static_cast<const float*>(part.data) + at, stride, count, dims, out, kChunk,
+                 as_it_is);
   }
 }
 

@@ -5,141 +5,227 @@
 #include "base/check.h"
 #include "kernels/attention_documents.h"
 #include "kernels/attention_tile.h"
+#include "kernels/cached_rows.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_blocks.h"
 
 namespace fathom {
 
+FATHOM_SIMD_DECLARE(void attention_queries(const QueryTile& tile))
 FATHOM_SIMD_DECLARE(void attention_tile(const AttentionTile& tile))
+FATHOM_SIMD_DECLARE(void attention_int8_queries(const QueryTile& tile))
+FATHOM_SIMD_DECLARE(void attention_int8_tile(const AttentionTile& tile))
 FATHOM_SIMD_DECLARE(void attention_merge(const float* out_next, float max_next, float sum_next,
                                          int64_t n, float* out, float* row_max, float* row_sum))
 FATHOM_SIMD_DECLARE(void attention_finish(const float* sums, float sum, int64_t n, float* out))
 
 namespace {
 
-static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment);
+static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment && kInt8Block == kTileBlock);
 
 constexpr int64_t kSlotBudget = 4 << 20;  // floats of partial results kept between two merges
 constexpr int64_t kMergeRows = 4;
 
-// How the query rows are cut. All heads of a kv head go into one tile as far as they fit, so that a
-// block of keys is read and converted once for them; then several tokens.
-struct Tiling {
-  int64_t tokens, group, kv_heads;
-  int64_t heads_per_tile = std::min(group, kTileQueries);
-  int64_t tokens_per_tile = std::min(tokens, kTileQueries / heads_per_tile);
-  int64_t head_tiles = ceil_div(group, heads_per_tile);
-  int64_t tiles = ceil_div(tokens, tokens_per_tile) * kv_heads * head_tiles;
-  int64_t lanes = ceil_div(heads_per_tile * tokens_per_tile, 16) * 16;
+// Query rows that are computed together. All heads of a kv head go into one tile as far as they
+// fit, so that a block of keys is read and converted once for them; then several tokens.
+struct Tile {
+  int64_t row, tokens;  // of q and out
+  int64_t kv_head, head, heads;
+  int64_t position;  // of the first token
+  const int64_t* block_rows;
+  float* slots;  // one for each segment of a round, behind one for all that is merged
 
-  struct Tile {
-    int64_t token, tokens, kv_head, head, heads;
-    int64_t rows() const { return tokens * heads; }
-  };
-  Tile tile(int64_t i) const {
-    const int64_t token = i / (kv_heads * head_tiles) * tokens_per_tile;
-    const int64_t kv_head = i / head_tiles % kv_heads, first = i % head_tiles * heads_per_tile;
-    return {token, std::min(tokens_per_tile, tokens - token), kv_head, kv_head * group + first,
-            std::min(heads_per_tile, group - first)};
-  }
+  int64_t rows() const { return tokens * heads; }
+  int64_t lanes() const { return ceil_div(rows(), 16) * 16; }
+  int64_t segments() const { return ceil_div(position + tokens, kKeySegment); }
 };
+
+// f(tile) for all of them, without slots.
+template <class F>
+void for_each_tile(std::span<const SequenceRows> sequences, int64_t kv_heads, int64_t group, F f) {
+  const int64_t heads_per_tile = std::min(group, kTileQueries),
+                tokens_per_tile = kTileQueries / heads_per_tile;
+  int64_t row = 0;
+  for (const SequenceRows& s : sequences) {
+    for (int64_t t = 0; t < s.rows; t += tokens_per_tile) {
+      for (int64_t kv_head = 0; kv_head < kv_heads; ++kv_head) {
+        for (int64_t head = 0; head < group; head += heads_per_tile) {
+          f(Tile{row + t, std::min(tokens_per_tile, s.rows - t), kv_head, kv_head * group + head,
+                 std::min(heads_per_tile, group - head), s.position + t, s.block_rows.data(),
+                 nullptr});
+        }
+      }
+    }
+    row += s.rows;
+  }
+}
 
 // Results of one tile over some segments: unnormalised output, maximum and sum of each row.
 struct Slot {
   float *out, *max, *sum;
 };
 
-// [lanes / 16, d, 16] from q's rows of the tile; lanes without a row are 0.
-void transpose_queries(ConstRows q, const Tiling::Tile& tile, int64_t d, int64_t lanes,
-                       float* out) {
-  std::fill_n(out + tile.rows() / 16 * 16 * d, (lanes - tile.rows() / 16 * 16) * d, 0.0f);
-  for (int64_t r = 0; r < tile.rows(); ++r) {
-    const float* x = q.row(tile.token + r / tile.heads) + (tile.head + r % tile.heads) * d;
-    float* lane = out + r / 16 * 16 * d + r % 16;
-    for (int64_t i = 0; i < d; ++i) lane[i * 16] = x[i];
+struct Shape {
+  AttentionForm form;
+  int64_t key_dim, rope_dim, value_dim;
+  int64_t out_stride = ceil_div(value_dim, 16) * 16;
+  int64_t query_floats(const Tile& t) const {
+    if (form == AttentionForm::kInt8) {
+      return int8_query_floats(t.lanes(),
+                               ceil_div(key_dim, kInt8Block) + ceil_div(rope_dim, kInt8Block));
+    }
+    return t.lanes() * (key_dim + rope_dim + 2);  // each part may be filled up to pairs
   }
+  int64_t weight_floats(const Tile& t) const {
+    return form == AttentionForm::kInt8
+               ? int8_scratch_floats(t.lanes(), ceil_div(value_dim, kInt8Block))
+               : 0;
+  }
+  int64_t slot_floats(const Tile& t) const { return t.lanes() * (out_stride + 2); }
+  Slot slot(const Tile& t, float* data) const {
+    return {data, data + t.lanes() * out_stride, data + t.lanes() * (out_stride + 1)};
+  }
+};
+
+AttentionForm choose_form(const Context& ctx, const AttentionKeys& keys) {
+  const auto all_are = [&](DType dtype) {
+    return keys.key.dtype == dtype && keys.value.dtype == dtype &&
+           (keys.key_rope.dim == 0 || keys.key_rope.dtype == dtype);
+  };
+  if (all_are(DType::kI8)) return AttentionForm::kInt8;
+  if (!all_are(DType::kBF16) || ctx.precision() == Precision::kF32) return AttentionForm::kF32;
+  return native_bf16(ctx.isa()) ? AttentionForm::kNativeBf16 : AttentionForm::kSplitBf16;
 }
 
 }  // namespace
 
 AttentionPart attention_part(const CachedPart& part, int64_t kv_head) {
-  FATHOM_CHECK(part.dtype == DType::kF32 || part.dtype == DType::kBF16, dtype_name(part.dtype));
+  FATHOM_CHECK(part.dtype == DType::kF32 || part.dtype == DType::kBF16 || part.dtype == DType::kI8,
+               dtype_name(part.dtype));
   const int64_t offset = row_bytes(part.dtype, kv_head * part.head_stride);
-  return {part.data + offset, part.dtype == DType::kBF16, part.row_stride, part.dim};
+  const std::byte* scales =
+      part.scales == nullptr ? nullptr : part.scales + offset / kInt8Block * 4;
+  return {part.data + offset, part.dtype == DType::kBF16, part.row_stride, part.dim, scales};
 }
 
-void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attention_heads,
-               int64_t num_key_value_heads, float scale, const AttentionKeys& keys, Rows out) {
-  const int64_t d = keys.key.dim + keys.key_rope.dim, value_dim = keys.value.dim;
+void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequences,
+               int64_t num_attention_heads, int64_t num_key_value_heads, float scale,
+               const AttentionKeys& keys, Rows out) {
+  const Shape shape{choose_form(ctx, keys), keys.key.dim, keys.key_rope.dim, keys.value.dim};
+  const int64_t d = shape.key_dim + shape.rope_dim, value_dim = shape.value_dim;
   FATHOM_CHECK(num_key_value_heads > 0 && num_attention_heads % num_key_value_heads == 0,
                num_attention_heads, num_key_value_heads);
   FATHOM_CHECK(q.cols == num_attention_heads * d && out.cols == num_attention_heads * value_dim,
                q.cols, d, out.cols);
-  FATHOM_CHECK(q.rows == out.rows && position >= 0, q.rows, out.rows, position);
-  FATHOM_CHECK(static_cast<int64_t>(keys.block_rows.size()) * kKeyBlock >= position + q.rows,
-               keys.block_rows.size(), position, q.rows);
+  int64_t rows = 0;
+  for (const SequenceRows& s : sequences) {
+    FATHOM_CHECK(s.rows >= 0 && s.position >= 0, s.rows, s.position);
+    FATHOM_CHECK(std::ssize(s.block_rows) * kKeyBlock >= s.position + s.rows, s.block_rows.size(),
+                 s.position, s.rows);
+    rows += s.rows;
+  }
+  FATHOM_CHECK(q.rows == rows && out.rows == rows, q.rows, out.rows, rows);
   if (q.rows == 0 || q.cols == 0) return;
 
-  const Tiling tiling{q.rows, num_attention_heads / num_key_value_heads, num_key_value_heads};
-  const int64_t lanes = tiling.lanes, out_stride = ceil_div(value_dim, 16) * 16;
-  const int64_t segments = ceil_div(position + q.rows, kKeySegment);
-  const int64_t slot_floats = lanes * (out_stride + 2);
-  const int64_t at_once = std::clamp<int64_t>(kSlotBudget / (tiling.tiles * slot_floats), 1,
-                                              std::max<int64_t>(1, segments - 1));
-
   ArenaScope scope(ctx.scratch());
-  float* queries = scope.array<float>(tiling.tiles * d * lanes);
-  float* slots =
-      scope.array<float>((std::min(at_once, segments - 1) + 1) * tiling.tiles * slot_floats);
-  const auto slot = [&](int64_t s, int64_t tile) {
-    float* data = slots + (s * tiling.tiles + tile) * slot_floats;
-    return Slot{data, data + lanes * out_stride, data + lanes * (out_stride + 1)};
-  };
-  ctx.pool().run(tiling.tiles, [&](int64_t i, int) {
-    transpose_queries(q, tiling.tile(i), d, lanes, queries + i * d * lanes);
+  const int64_t group = num_attention_heads / num_key_value_heads;
+  int64_t count = 0, most_segments = 0, most_rows = 0, query_floats = 0, slot_floats = 0;
+  for_each_tile(sequences, num_key_value_heads, group, [&](const Tile& t) {
+    ++count;
+    most_segments = std::max(most_segments, t.segments());
+    most_rows = std::max(most_rows, t.rows());
+    query_floats = std::max(query_floats, shape.query_floats(t));
+    if (t.segments() > 1) slot_floats += shape.slot_floats(t);
   });
+  const int64_t at_once = std::clamp<int64_t>(kSlotBudget / std::max<int64_t>(1, slot_floats), 1,
+                                              std::max<int64_t>(1, most_segments - 1));
+  Tile* const tiles = scope.array<Tile>(count);
+  Tile* next_tile = tiles;
+  for_each_tile(sequences, num_key_value_heads, group, [&](Tile t) {
+    // A tile of one segment finishes on its own.
+    if (t.segments() > 1) {
+      t.slots =
+          scope.array<float>((1 + std::min(at_once, t.segments() - 1)) * shape.slot_floats(t));
+    }
+    *next_tile++ = t;
+  });
+  // Each thread keeps the queries of its last tile.
+  float* const queries = scope.array<float>(ctx.pool().threads() * query_floats);
+  int64_t* const tile_of_queries = scope.array<int64_t>(ctx.pool().threads());
+  std::fill_n(tile_of_queries, ctx.pool().threads(), -1);
+  int64_t* const first_item = scope.array<int64_t>(count + 1);
 
-  const auto compute = FATHOM_SIMD_CALL(ctx.isa(), attention_tile);
-  const auto merge = FATHOM_SIMD_CALL(ctx.isa(), attention_merge);
-  const auto finish = FATHOM_SIMD_CALL(ctx.isa(), attention_finish);
+  const Isa isa = ctx.isa();
+  const bool int8 = shape.form == AttentionForm::kInt8;
+  const auto transpose = int8 ? FATHOM_SIMD_CALL(isa, attention_int8_queries)
+                              : FATHOM_SIMD_CALL(isa, attention_queries);
+  const auto compute =
+      int8 ? FATHOM_SIMD_CALL(isa, attention_int8_tile) : FATHOM_SIMD_CALL(isa, attention_tile);
+  const auto finish_row = [&](const Tile& t, int64_t r, const Slot& total) {
+    FATHOM_SIMD_CALL(isa, attention_finish)
+    (total.out + r * shape.out_stride, total.sum[r], value_dim,
+     out.row(t.row + r / t.heads) + (t.head + r % t.heads) * value_dim);
+  };
   // Rounds of `at_once` segments. Slot 0 holds what is merged so far and begins as segment 0;
   // segment base + s goes to slot s.
-  for (int64_t base = 0; base == 0 || base < segments - 1; base += at_once) {
-    const int64_t first = base == 0 ? 0 : 1, last = std::min(at_once, segments - 1 - base);
-    ctx.pool().run((last - first + 1) * tiling.tiles, [&](int64_t item, int worker) {
-      const int64_t i = item % tiling.tiles, s = first + item / tiling.tiles, segment = base + s;
-      const Tiling::Tile tile = tiling.tile(i);
-      const int64_t visible = position + tile.token + 1 - segment * kKeySegment;
-      if (visible + tile.tokens - 1 <= 0) return;
+  for (int64_t base = 0; base == 0 || base < most_segments - 1; base += at_once) {
+    const int64_t first = base == 0 ? 0 : 1;
+    const auto last_slot = [&](const Tile& t) {
+      return std::min(at_once, t.segments() - 1 - base);
+    };
+    first_item[0] = 0;
+    for (int64_t i = 0; i < count; ++i)
+      first_item[i + 1] = first_item[i] + std::max<int64_t>(0, last_slot(tiles[i]) - first + 1);
+    ctx.pool().run(first_item[count], [&](int64_t item, int worker) {
+      const int64_t i = std::upper_bound(first_item, first_item + count, item) - first_item - 1;
+      const Tile& t = tiles[i];
+      const int64_t s = first + item - first_item[i], segment = base + s;
+      float* const q_tile = queries + worker * query_floats;
+      if (tile_of_queries[worker] != i) {
+        transpose({shape.form, q.row(t.row) + t.head * d, q.stride, t.rows(), t.heads,
+                   shape.key_dim, shape.rope_dim, q_tile});
+        tile_of_queries[worker] = i;
+      }
       ArenaScope local(ctx.worker_scratch(worker));
-      const Slot result = slot(s, i);
-      compute({attention_part(keys.key, tile.kv_head), attention_part(keys.key_rope, tile.kv_head),
-               attention_part(keys.value, tile.kv_head),
-               keys.block_rows.data() + segment * (kKeySegment / kKeyBlock), tile.rows(),
-               tile.heads, visible, lanes, queries + i * d * lanes, scale,
-               local.array<float>(kTileBlock * kTileBlock), local.array<float>(kKeySegment * lanes),
-               out_stride, result.out, result.max, result.sum});
+      const bool alone = t.segments() == 1;
+      const Slot result = shape.slot(
+          t, alone ? local.array<float>(shape.slot_floats(t)) : t.slots + s * shape.slot_floats(t));
+      compute({shape.form, attention_part(keys.key, t.kv_head),
+               attention_part(keys.key_rope, t.kv_head), attention_part(keys.value, t.kv_head),
+               t.block_rows + segment * (kKeySegment / kKeyBlock), t.rows(), t.heads,
+               t.position + 1 - segment * kKeySegment, t.lanes(), q_tile, scale,
+               local.array<float>(kTileBlock * kTileBlock),
+               local.array<float>(kKeySegment * t.lanes()),
+               local.array<float>(shape.weight_floats(t)), shape.out_stride, result.out, result.max,
+               result.sum});
+      for (int64_t r = 0; alone && r < t.rows(); ++r) finish_row(t, r, result);
     });
-    const int64_t row_groups = ceil_div(lanes, kMergeRows);
-    ctx.pool().run(tiling.tiles * row_groups, [&](int64_t item, int) {
-      const int64_t i = item / row_groups, begin = item % row_groups * kMergeRows;
-      const Tiling::Tile tile = tiling.tile(i);
-      const Slot total = slot(0, i);
-      for (int64_t r = begin; r < std::min(tile.rows(), begin + kMergeRows); ++r) {
-        const int64_t token = tile.token + r / tile.heads;
-        float* sums = total.out + r * out_stride;
-        for (int64_t s = 1; s <= last && (base + s) * kKeySegment <= position + token; ++s) {
-          const Slot next = slot(s, i);
-          merge(next.out + r * out_stride, next.max[r], next.sum[r], out_stride, sums,
-                &total.max[r], &total.sum[r]);
+    if (most_segments == 1) return;
+    const int64_t row_groups = ceil_div(most_rows, kMergeRows);
+    ctx.pool().run(count * row_groups, [&](int64_t item, int) {
+      const Tile& t = tiles[item / row_groups];
+      const int64_t begin = item % row_groups * kMergeRows, last = last_slot(t);
+      if (last < 1) return;
+      const Slot total = shape.slot(t, t.slots);
+      for (int64_t r = begin; r < std::min(t.rows(), begin + kMergeRows); ++r) {
+        float* const sums = total.out + r * shape.out_stride;
+        for (int64_t s = 1; s <= last && (base + s) * kKeySegment <= t.position + r / t.heads;
+             ++s) {
+          const Slot next = shape.slot(t, t.slots + s * shape.slot_floats(t));
+          FATHOM_SIMD_CALL(isa, attention_merge)
+          (next.out + r * shape.out_stride, next.max[r], next.sum[r], shape.out_stride, sums,
+           &total.max[r], &total.sum[r]);
         }
-        if (base + last == segments - 1) {
-          finish(sums, total.sum[r], value_dim,
-                 out.row(token) + (tile.head + r % tile.heads) * value_dim);
-        }
+        if (base + last == t.segments() - 1) finish_row(t, r, total);
       }
     });
   }
+}
+
+void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attention_heads,
+               int64_t num_key_value_heads, float scale, const AttentionKeys& keys, Rows out) {
+  const SequenceRows sequence{q.rows, position, keys.block_rows};
+  attention(ctx, q, {&sequence, 1}, num_attention_heads, num_key_value_heads, scale, keys, out);
 }
 
 void attention_documents(Context& ctx, ConstRows q, std::span<const int64_t> document_lengths,

@@ -1,114 +1,164 @@
 // Two small matrix products (attention-inl.h) around a softmax: scores[key, row] = K · Qᵀ, so that
-// a lane is
-// a query row and the softmax needs no work across lanes; then out[row, dim] = Pᵀ · V. Every
-// element is one chain, over dims or over keys.
-#include "kernels/attention-inl.h"
+// a lane is a query row and the softmax needs no work across lanes; then out[row, dim] = Pᵀ · V.
+// Every element is one chain, over dims or over keys.
+#include "kernels/attention_forms-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-// Keys of the segment that row r may read; rows behind the last count as the last.
-inline int64_t visible_keys(const AttentionTile& t, int64_t r) {
-  return clamp(t.visible + (r < t.rows ? r : t.rows - 1) / t.heads, 0, kTileSegment);
+template <class Form>
+int64_t q_steps(const AttentionTile& t) {
+  return Form::steps(t.key.dim) + Form::steps(t.key_rope.dim);
 }
 
-// Scores of one part, whose first dim is q's dim `q_begin`. Lanes that see none of a block are left
-// out.
+// Scores of one part, whose first dim is q's element `q_begin`. Lanes that see none of a block are
+// left out.
+template <class Form>
 void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_begin, int64_t keys) {
-  const int64_t q_dims = t.key.dim + t.key_rope.dim;
+  const bool in_place = Form::reads_in_place(part);
+  const int64_t chunk = in_place ? part.dim : kChunk, column = q_steps<Form>(t) * kLanes;
   for (int64_t j = 0; j < keys; j += kBlock) {
-    const int64_t count = clamp(keys - j, 0, kBlock);
+    const int64_t count = clamp(keys - j, 0, kBlock), row = t.block_rows[j / kBlock];
     const int64_t first_group = clamp((j + 1 - t.visible) * t.heads, 0, t.rows) / kLanes;
-    for (int64_t begin = 0; begin < part.dim; begin += kChunk) {
-      const int64_t dims = clamp(part.dim - begin, 0, kChunk);
-      load_block(part, t.block_rows[j / kBlock], count, begin, dims, t.block);
-      multiply({.a = t.block,
-                .a_row = kChunk,
-                .a_step = 1,
-                .b = t.q + (first_group * q_dims + q_begin + begin) * kLanes,
-                .b_step = kLanes,
-                .b_column = q_dims * kLanes,
-                .c = t.scores + (first_group * kTileSegment + j) * kLanes,
-                .c_row = kLanes,
-                .c_column = kTileSegment * kLanes,
-                .k = dims,
-                .accumulate = q_begin + begin > 0},
-               count, t.lanes / kLanes - first_group);
+    for (int64_t begin = 0; begin < part.dim; begin += chunk) {
+      const int64_t dims = clamp(part.dim - begin, 0, chunk), from = q_begin + Form::steps(begin);
+      if (!in_place) Form::load_keys(part, row, count, begin, dims, t.block);
+      const auto stored = [](const AttentionPart& p, int64_t r) {
+        return static_cast<const float*>(p.data) + r * p.row_stride / 2;
+      };
+      const int64_t next = j + kBlock < keys ? t.block_rows[j / kBlock + 1] : row;
+      const bool with_values =
+          t.value.data != part.data && t.value.row_stride == part.row_stride && in_place;
+      multiply<typename Form::KeyOp>({.a = in_place ? stored(part, row) : t.block,
+                                      .a_row = in_place ? part.row_stride / 2 : Form::kKeyStride,
+                                      .a_step = 1,
+                                      .b = t.q + first_group * column + from * kLanes,
+                                      .b_step = kLanes,
+                                      .b_column = column,
+                                      .c = t.scores + (first_group * kTileSegment + j) * kLanes,
+                                      .c_row = kLanes,
+                                      .c_column = kTileSegment * kLanes,
+                                      .k = Form::steps(dims),
+                                      .accumulate = from > 0,
+                                      .rows = count,
+                                      .next_a = stored(part, next),
+                                      .values = with_values ? stored(t.value, row) : nullptr},
+                                     count, t.lanes / kLanes - first_group);
     }
-  }
-}
-
-// scores -> e^(scale * score - max); keys a row must not see become -inf first and so exactly 0.
-// The sum runs in four chains (key mod 4), which zeros behind a row's last key do not change.
-void softmax_scores(const AttentionTile& t) {
-  const F32x16 scale = set(t.scale);
-  for (int64_t r = 0; r < t.lanes; r += kLanes) {
-    float* scores = t.scores + r * kTileSegment;
-    const int64_t keys = visible_keys(t, r + kLanes - 1);
-    for (int64_t i = 0; i < kLanes; ++i) {
-      for (int64_t j = visible_keys(t, r + i); j < keys; ++j) scores[j * kLanes + i] = -kInf;
-    }
-    F32x16 m = set(-kInf);
-    for (int64_t j = 0; j < keys; ++j) {
-      const F32x16 scaled = load(scores + j * kLanes) * scale;
-      store(scaled, scores + j * kLanes);
-      m = max(m, scaled);
-    }
-    F32x16 sum[4] = {zero(), zero(), zero(), zero()};
-    for (int64_t j = 0; j < keys; ++j) {
-      const F32x16 p = exp(load(scores + j * kLanes) - m);
-      store(p, scores + j * kLanes);
-      sum[j % 4] = sum[j % 4] + p;
-    }
-    store(m, t.max + r);
-    store((sum[0] + sum[1]) + (sum[2] + sum[3]), t.sum + r);
   }
 }
 
 // out = Pᵀ · V. Eight rows go together over the keys that the first of them sees, the others then
 // add theirs alone: a row touches no value it must not see, not even with weight 0 (0 * NaN is
 // NaN).
+template <class Form>
 void add_values(const AttentionTile& t, int64_t keys) {
   constexpr int64_t kGroup = 8;
-  for (int64_t j = 0; j < keys; j += kBlock) {
-    const int64_t count = clamp(keys - j, 0, kBlock);
+  for (int64_t j = 0; j < keys; j += Form::kValueKeys) {
+    const int64_t count = clamp(keys - j, 0, Form::kValueKeys);
     for (int64_t begin = 0; begin < t.value.dim; begin += kChunk) {
       const int64_t dims = clamp(t.value.dim - begin, 0, kChunk);
-      load_block(t.value, t.block_rows[j / kBlock], count, begin, dims, t.block);
+      for (int64_t i = 0; i < count; i += kBlock) {
+        Form::load_values(t.value, t.block_rows[(j + i) / kBlock], clamp(count - i, 0, kBlock),
+                          begin, dims, t.block + Form::steps(i) * kChunk);
+      }
+      // `from` is even where keys go in pairs.
+      const auto product = [&](int64_t row, int64_t from, int64_t steps) {
+        return Product{.a = t.scores +
+                            (row / kLanes * kTileSegment + Form::steps(j + from)) * kLanes +
+                            row % kLanes,
+                       .a_row = 1,
+                       .a_step = kLanes,
+                       .b = t.block + Form::steps(from) * kChunk,
+                       .b_step = kChunk,
+                       .b_column = kLanes,
+                       .c = t.out + row * t.out_stride + begin,
+                       .c_row = t.out_stride,
+                       .c_column = kLanes,
+                       .k = steps,
+                       .accumulate = j + from > 0};
+      };
+      const int64_t vectors = (dims + kLanes - 1) / kLanes;
       const auto add = [&](int64_t row, int64_t rows, int64_t from, int64_t to) {
-        if (from >= to) return;
-        multiply({.a = t.scores + (row / kLanes * kTileSegment + j + from) * kLanes + row % kLanes,
-                  .a_row = 1,
-                  .a_step = kLanes,
-                  .b = t.block + from * kChunk,
-                  .b_step = kChunk,
-                  .b_column = kLanes,
-                  .c = t.out + row * t.out_stride + begin,
-                  .c_row = t.out_stride,
-                  .c_column = kLanes,
-                  .k = to - from,
-                  .accumulate = j + from > 0},
-                 rows, (dims + kLanes - 1) / kLanes);
+        // The pair of a block's last key is filled up with zeros.
+        const int64_t whole = Form::kPairs && to < count ? to & -2 : to;
+        if (from < whole)
+          multiply<typename Form::Op>(product(row, from, Form::steps(whole - from)), rows, vectors);
+        if constexpr (Form::kPairs) {
+          if (whole < to) Form::multiply_last(product(row, whole, 1), rows, vectors);
+        }
       };
       for (int64_t row = 0; row < t.rows; row += kGroup) {
         const int64_t rows = clamp(t.rows - row, 0, kGroup);
-        const int64_t common = clamp(visible_keys(t, row) - j, 0, count);
+        const int64_t first = clamp(visible_keys(t, row) - j, 0, count),
+                      last = clamp(visible_keys(t, row + rows - 1) - j, 0, count);
+        const int64_t common = Form::kPairs && first < last ? first & -2 : first;
         add(row, rows, 0, common);
-        for (int64_t r = row + 1; r < row + rows; ++r)
+        if (common == last) continue;
+        for (int64_t r = row; r < row + rows; ++r)
           add(r, 1, common, clamp(visible_keys(t, r) - j, 0, count));
       }
     }
   }
 }
 
+template <class Form>
+void compute(const AttentionTile& t) {
+  const int64_t keys = visible_keys(t, t.rows - 1);
+  add_scores<Form>(t, t.key, 0, keys);
+  add_scores<Form>(t, t.key_rope, Form::steps(t.key.dim), keys);
+  softmax_scores<Form>(t);
+  add_values<Form>(t, keys);
+}
+
+// [dims as elements, 16] from up to 16 rows.
+template <class Form>
+void transpose_part(const float* const* rows, int64_t count, int64_t dims, float* out) {
+  for (int64_t begin = 0; begin < dims; begin += kLanes) {
+    const int64_t n = clamp(dims - begin, 0, kLanes);
+    F32x16 a[kLanes];
+    for (int64_t r = 0; r < kLanes; ++r)
+      a[r] = r < count ? Form::rounded(load_n(rows[r] + begin, n)) : zero();
+    transpose_16(a);
+    if (n == kLanes || Form::kPairs) {
+      for (int64_t i = 0; i < n; i += 2)
+        Form::put(a[i], a[i + 1], out + Form::steps(begin + i) * kLanes);
+    } else {
+      for (int64_t i = 0; i < n; ++i) store(a[i], out + (begin + i) * kLanes);
+    }
+  }
+}
+
+template <class Form>
+void transpose_queries(const QueryTile& t) {
+  const int64_t key = Form::steps(t.key_dim), rope = Form::steps(t.rope_dim);
+  for_each_16_queries(t, [&](const float* const* rows, const float* const* rope_rows, int64_t group,
+                             int64_t count) {
+    float* out = t.out + group * (key + rope) * kLanes;
+    transpose_part<Form>(rows, count, t.key_dim, out);
+    transpose_part<Form>(rope_rows, count, t.rope_dim, out + key * kLanes);
+  });
+}
+
+// f(a form) for the tile's form.
+template <class F>
+void with_form(AttentionForm form, F f) {
+  if (form == AttentionForm::kF32) return f(F32Form{});
+  FlushSubnormals flush;
+#if defined(FATHOM_SIMD_IS_avx512)
+  if (form == AttentionForm::kNativeBf16) return f(NativeForm{});
+#endif
+  f(SplitForm{});
+}
+
 }  // namespace
 
+void attention_queries(const QueryTile& t) {
+  with_form(t.form, [&](auto form) { transpose_queries<decltype(form)>(t); });
+}
+
 void attention_tile(const AttentionTile& t) {
-  const int64_t keys = visible_keys(t, t.rows - 1);
-  add_scores(t, t.key, 0, keys);
-  add_scores(t, t.key_rope, t.key.dim, keys);
-  softmax_scores(t);
-  add_values(t, keys);
+  with_form(t.form, [&](auto form) { compute<decltype(form)>(t); });
 }
 
 // (max, sum, out) of a row merged with those of its next segment.

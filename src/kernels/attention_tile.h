@@ -17,26 +17,51 @@ struct AttentionPart {
   bool is_bf16;
   int64_t row_stride;
   int64_t dim;
+  const void* scales = nullptr;  // of an int8 cache, rows row_stride bytes apart
 };
 
 struct CachedPart;  // attention.h
 AttentionPart attention_part(const CachedPart& part, int64_t kv_head);
 
+// How the two products are computed. An element is an f32; in split form a bf16 widened, the two of
+// a pair having changed places; in native form a pair of bf16.
+// kInt8: attention_int8.simd.cc.
+enum class AttentionForm { kF32, kSplitBf16, kNativeBf16, kInt8 };
+
 struct AttentionTile {
+  AttentionForm form;
   AttentionPart key, key_rope, value;
   const int64_t* block_rows;  // of the segment's blocks
   // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment
   // (none if negative).
   int64_t rows, heads, visible;
   int64_t lanes;   // rows rounded up to 16
-  const float* q;  // [lanes / 16, key.dim + key_rope.dim, 16]
+  const float* q;  // [lanes / 16, elements of key.dim, then of key_rope.dim, 16]
   float scale;
   float* block;        // [kTileBlock, kTileBlock] scratch
   float* scores;       // [lanes / 16, kTileSegment, 16] scratch
+  float* weights;      // kInt8: scratch, int8_scratch_floats()
   int64_t out_stride;  // value.dim rounded up to 16
   float* out;          // [rows, out_stride]: sum of e^(s - max) * value
   float* max;          // [lanes]
   float* sum;          // [lanes]
+};
+
+// What kInt8 takes, in blocks of kTileBlock dims: queries and scratch.
+inline int64_t int8_query_floats(int64_t lanes, int64_t blocks) {
+  return lanes * blocks * (kTileBlock + 2);
+}
+inline int64_t int8_scratch_floats(int64_t lanes, int64_t value_blocks) {
+  return lanes * (kTileBlock + 2) + value_blocks * kTileBlock;
+}
+
+// q of a tile's rows as AttentionTile has it; lanes without a row are 0. Row r begins at
+// q + r / heads * token_stride + r % heads * (key_dim + rope_dim).
+struct QueryTile {
+  AttentionForm form;
+  const float* q;
+  int64_t token_stride, rows, heads, key_dim, rope_dim;
+  float* out;
 };
 
 }  // namespace fathom

@@ -34,7 +34,8 @@ void packed_native_bf16(const PackedBlock& b);
 bool native_bf16(Isa isa) {
 #if defined(__x86_64__)
   // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
-  return isa == Isa::kAvx512 && has_bf16_dot() && __builtin_cpu_is("amd");
+  static const bool native = has_bf16_dot() && __builtin_cpu_is("amd");  // CPUID is slow in a guest
+  return isa == Isa::kAvx512 && native;
 #else
   static_cast<void>(isa);
   return false;

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "tensor/dtype.h"
 
 namespace fathom {
@@ -17,16 +18,8 @@ namespace fathom {
 // docs/numerics.md. GQA models have one form.
 enum class MlaForm { kExpanded, kAbsorbed };
 
-// Consecutive new tokens of one sequence.
-struct SequenceRows {
-  int64_t rows = 0;
-  int64_t position = 0;  // of the first row; all earlier positions are already in the cache
-  std::span<const int64_t>
-      block_rows;  // position p lives in cache row block_rows[p / kKeyBlock] + p % kKeyBlock
-};
-
 struct KvCacheView {
-  DType dtype = DType::kF32;  // F32 or BF16
+  DType dtype = DType::kF32;  // F32, BF16 or I8 (kernels/cached_rows.h)
   int64_t row_width = 0;      // ModelConfig::cache_width()
   std::vector<std::byte*>
       layers;  // base of each layer's rows; the MTP layer, if any, is the last one

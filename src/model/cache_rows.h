@@ -7,9 +7,8 @@
 
 namespace fathom {
 
-// Stores x[t, :] at columns [column, column + x.cols) of the cache row of batch row t.
-void store_cache_rows(Context& ctx, const InferBatch& batch, int64_t layer, int64_t column,
-                      ConstRows x);
+// Stores x[t, :], row_width values, as the cache row of batch row t.
+void store_cache_rows(Context& ctx, const InferBatch& batch, int64_t layer, ConstRows x);
 
 // out[j, :] = columns [column, column + out.cols) of the cache rows of positions j = 0 .. out.rows
 // - 1 of one sequence.

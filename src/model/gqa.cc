@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/attention_backward.h"
+#include "kernels/cached_rows.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm_backward.h"
 #include "kernels/rope.h"
@@ -13,16 +14,17 @@
 namespace fathom {
 namespace {
 
-// Keys and values in rows of width `stride` elements, [k of all kv heads | v of all kv heads].
-AttentionKeys keys_in(const ModelConfig& c, DType dtype, const std::byte* k, int64_t stride,
-                      std::span<const int64_t> block_rows) {
+// Keys and values in rows of `width` values [k of all kv heads | v of all kv heads].
+AttentionKeys keys_in(const ModelConfig& c, DType dtype, const std::byte* rows, int64_t width) {
   const int64_t dim = c.head_dim;
-  const std::byte* v = k + c.num_key_value_heads * dim * dtype_info(dtype).block_bytes;
-  return {{dtype, k, stride, dim, dim}, {}, {dtype, v, stride, dim, dim}, block_rows};
+  return {cached_part(dtype, rows, width, 0, dim, dim),
+          {},
+          cached_part(dtype, rows, width, c.num_key_value_heads * dim, dim, dim),
+          {}};
 }
 
 AttentionKeys packed_keys(const ModelConfig& c, const GqaActivations& a) {
-  return keys_in(c, DType::kF32, reinterpret_cast<const std::byte*>(a.kv.data), a.kv.stride, {});
+  return keys_in(c, DType::kF32, reinterpret_cast<const std::byte*>(a.kv.data), a.kv.stride);
 }
 
 }  // namespace
@@ -45,15 +47,11 @@ void gqa_forward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const 
   } else {
     const InferBatch& batch = *keys.infer;
     const KvCacheView& cache = *batch.cache;
-    store_cache_rows(ctx, batch, keys.layer, 0, a.kv);
-    int64_t first = 0;
-    for (const SequenceRows& sequence : batch.sequences) {
-      attention(ctx, a.q.slice(first, sequence.rows), sequence.position, heads, kv_heads, scale,
-                keys_in(c, cache.dtype, cache.layers[static_cast<size_t>(keys.layer)],
-                        cache.row_width, sequence.block_rows),
-                a.o.slice(first, sequence.rows));
-      first += sequence.rows;
-    }
+    store_cache_rows(ctx, batch, keys.layer, a.kv);
+    attention(
+        ctx, a.q, batch.sequences, heads, kv_heads, scale,
+        keys_in(c, cache.dtype, cache.layers[static_cast<size_t>(keys.layer)], cache.row_width),
+        a.o);
   }
   linear_forward(ctx, a.o, w.o_proj, nullptr, out);
 }

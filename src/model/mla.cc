@@ -11,6 +11,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/attention_backward.h"
+#include "kernels/cached_rows.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/rms_norm.h"
@@ -109,16 +110,12 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   const KvCacheView& cache = *batch.cache;
   const std::byte* base = cache.layers[static_cast<size_t>(layer)];
   const Rows u = scope.rows(tokens, heads * rank);
-  int64_t first = 0;
-  for (const SequenceRows& sequence : batch.sequences) {
-    const AttentionKeys parts{{cache.dtype, base, cache.row_width, 0, rank + turned},
-                              {},
-                              {cache.dtype, base, cache.row_width, 0, rank},
-                              sequence.block_rows};
-    attention(ctx, q_absorbed.slice(first, sequence.rows), sequence.position, heads, 1,
-              static_cast<float>(softmax_scale(c)), parts, u.slice(first, sequence.rows));
-    first += sequence.rows;
-  }
+  const AttentionKeys parts{cached_part(cache.dtype, base, cache.row_width, 0, 0, rank + turned),
+                            {},
+                            cached_part(cache.dtype, base, cache.row_width, 0, 0, rank),
+                            {}};
+  attention(ctx, q_absorbed, batch.sequences, heads, 1, static_cast<float>(softmax_scale(c)), parts,
+            u);
 
   const Rows u_heads = scope.rows(heads * tokens, rank);
   for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
@@ -167,7 +164,7 @@ void mla_forward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const 
                         static_cast<float>(softmax_scale(c)), packed_keys(c, a), a.o);
   } else {
     const InferBatch& batch = *keys.infer;
-    store_cache_rows(ctx, batch, keys.layer, 0, a.kv_a);  // without `keep` it holds the latent
+    store_cache_rows(ctx, batch, keys.layer, a.kv_a);  // without `keep` it holds the latent
     if (batch.form == MlaForm::kAbsorbed) {
       attend_absorbed(ctx, c, w, batch, keys.layer, a.q, a.o);
     } else {

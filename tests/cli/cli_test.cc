@@ -226,7 +226,8 @@ TEST(Cli, SamplingOutOfRangeIsRefused) {
   expect_error(run_fathom({"run", kTinyModel, "x", "--logit-bias", "12", "--quiet"}), 2, "ID=BIAS");
   expect_error(run_fathom({"run", kTinyModel, "x", "--logit-bias", "99999=1", "--quiet"}), 2,
                "99999");
-  expect_error(run_fathom({"run", kTinyModel, "x", "--cache", "f16", "--quiet"}), 2, "f32 or bf16");
+  expect_error(run_fathom({"run", kTinyModel, "x", "--cache", "f16", "--quiet"}), 2,
+               "f32, bf16 or int8");
   expect_error(run_fathom({"run", kTinyModel, "x", "--template", "nosuch", "--quiet"}), 2,
                "chatml");
   expect_error(run_fathom({"run", kTinyModel, "x", "--think=maybe", "--quiet"}), 2, "maybe");

@@ -356,6 +356,12 @@ TEST(Cli, EstimateAddsUp) {
   }
   EXPECT_EQ(objects[2]["cache_bytes"].get<uint64_t>(),
             2 * objects[0]["cache_bytes"].get<uint64_t>());
+  expect_error(run_fathom({"estimate", kTinyModel, "--cache", "int8"}), 2, "head_dim");
+  const auto bundled = json_lines(run_fathom({"estimate", kBundled, "-c", "100", "--json"}).out);
+  ASSERT_EQ(bundled.size(), 3u);  // f32, bf16, int8
+  // A latent of 64 and 8 rotated: two scales.
+  EXPECT_EQ(bundled[0]["cache_bytes"].get<uint64_t>() * (72 + 2 * 4),
+            bundled[2]["cache_bytes"].get<uint64_t>() * (72 * 4));
   expect_error(run_fathom({"estimate", kTinyModel, "-c", "513"}), 2, "512");
 }
 

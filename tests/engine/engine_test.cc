@@ -175,7 +175,7 @@ TEST(Engine, RefusesOptionsOutOfRange) {
   EXPECT_EQ(message({.max_sequences = 0}),
             fmt::format("engine: max_sequences: found 0, expected 1 to {}", INT32_MAX));
   EXPECT_EQ(message({.cache_dtype = DType::kF16}),
-            "engine: cache_dtype: found F16, expected F32 or BF16");
+            "cache: type: found F16, expected F32, BF16 or I8");
   const Engine engine(model, ctx, {});
   EXPECT_EQ(engine.options().context_tokens, 512);
   EXPECT_EQ(engine.options().cache_tokens, 512);

@@ -27,7 +27,8 @@ TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
     Context alone(1, isa);
     std::vector<Kind> kinds;
     for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
-      for (const DType cache_dtype : {DType::kF32, DType::kBF16}) {
+      for (const DType cache_dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+        if (!takes_cache_dtype(model.config(), cache_dtype)) continue;
         Kind& kind = kinds.emplace_back(Kind{{kContext, 0, 512, 8, cache_dtype, form}, {}, {}});
         for (uint64_t g = 0; g < 8; ++g) {
           kind.guests.push_back({some_request(8 * kinds.size() + g)});

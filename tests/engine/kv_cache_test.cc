@@ -17,6 +17,7 @@ TEST(KvCache, HoldsTheWidthsOfTheModel) {
   const Model v3 = load_tiny("v3");  // latent 32 + rope 8, three layers and MTP
   EXPECT_EQ(KvCache::bytes_per_token(v3.config(), v3.cache_layers(), DType::kF32), 40 * 4 * 4);
   EXPECT_EQ(KvCache::bytes_per_token(v3.config(), v3.cache_layers(), DType::kBF16), 40 * 2 * 4);
+  EXPECT_EQ(KvCache::bytes_per_token(v3.config(), v3.cache_layers(), DType::kI8), (40 + 4) * 4);
   const KvCache cache(v3, DType::kBF16, 65);
   EXPECT_EQ(cache.view().row_width, 40);
   EXPECT_EQ(cache.view().dtype, DType::kBF16);
@@ -28,6 +29,18 @@ TEST(KvCache, HoldsTheWidthsOfTheModel) {
   }
   for (std::byte* layer : cache.view().layers)
     std::fill_n(layer, 2 * kKeyBlock * 40 * 2, std::byte{0xff});  // all of it is ours
+}
+
+TEST(KvCache, AnInt8BlockMustNotStraddleHeads) {
+  const Model model = load_tiny("qwen2");  // head_dim 16
+  EXPECT_FALSE(takes_cache_dtype(model.config(), DType::kI8));
+  EXPECT_TRUE(takes_cache_dtype(load_tiny("v3").config(), DType::kI8));
+  try {
+    KvCache cache(model, DType::kI8, 1);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "cache: type I8: found head_dim 16, expected a multiple of 64");
+  }
 }
 
 TEST(KvCache, HandsEachBlockOutOnceAndTakesAllBack) {

@@ -79,7 +79,8 @@ TEST_P(EveryModel, AnAnswerFromTheCacheHasTheBitsOfOneWithout) {
   const std::vector<Isa> sets = instruction_sets();
   size_t round = std::string_view(GetParam()).size();  // the instruction sets take turns
   for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
-    for (const DType cache_dtype : {DType::kF32, DType::kBF16}) {
+    for (const DType cache_dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+      if (!takes_cache_dtype(model.config(), cache_dtype)) continue;
       Context ctx(1, sets[round++ % sets.size()]);
       expect_bits_without_cache(model, ctx, {kContext, 4 * kContext, 50, 4, cache_dtype, form});
       if (HasFailure())

@@ -214,9 +214,12 @@ TEST_F(DamagedFile, OfAnotherComputationIsNotEvenLookedAt) {
   other = store_;
   other.model = {9, 9};
   EXPECT_EQ(live(model_, ctx_, options_, other, request_).reuse.cached_tokens, 0);
-  EngineOptions bf16 = options_;
-  bf16.cache_dtype = DType::kBF16;
-  EXPECT_EQ(live(model_, ctx_, bf16, store_, request_).reuse.cached_tokens, 0);
+  EngineOptions other_dtype = options_;
+  for (const DType dtype : {DType::kBF16, DType::kI8}) {
+    if (!takes_cache_dtype(model_.config(), dtype)) continue;
+    other_dtype.cache_dtype = dtype;
+    EXPECT_EQ(live(model_, ctx_, other_dtype, store_, request_).reuse.cached_tokens, 0);
+  }
   EXPECT_EQ(block_files(dir_.path()).size(), 4u);
 }
 

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "kernels/cached_rows.h"
 #include "tests/base/test_name.h"
 #include "tests/engine/drafters.h"
 #include "tests/engine/failing_allocations.h"
@@ -306,7 +307,7 @@ TEST(Mtp, PublishedRowsAreThoseOfOnePassOverTheText) {
       const std::vector<int32_t> text = text_of(request, run_alone(engine, request));
       OnePass pass(model, ctx, text);
       const KvCacheView& view = engine.cache().view();
-      const int64_t bytes = kKeyBlock * row_bytes(view.dtype, view.row_width);
+      const int64_t bytes = kKeyBlock * cached_row_bytes(view.dtype, view.row_width);
       int64_t blocks = 0;
       engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
         ++blocks;

@@ -28,12 +28,25 @@ std::vector<int> largest(const std::vector<double>& x, int count) {
   return ids;
 }
 
+float int8_scale(const CachedPart& part, int64_t row, int64_t kv_head, int64_t i) {
+  float scale;
+  std::memcpy(&scale,
+              part.scales + row * part.row_stride +
+                  (kv_head * part.head_stride / kInt8Block + i / kInt8Block) * 4,
+              4);
+  return scale;
+}
+
 double element(const CachedPart& part, int64_t row, int64_t kv_head, int64_t i) {
   const int64_t index = row * part.row_stride + kv_head * part.head_stride + i;
   if (part.dtype == DType::kBF16) {
     bf16 x;
     std::memcpy(&x, part.data + index * 2, 2);
     return bf16_to_f32(x);
+  }
+  if (part.dtype == DType::kI8) {
+    return (std::to_integer<int>(part.data[index]) - 128) *
+           static_cast<double>(int8_scale(part, row, kv_head, i));
   }
   float x;
   std::memcpy(&x, part.data + index * 4, 4);
@@ -185,8 +198,12 @@ std::vector<double> scatter_add_weighted_ref(ConstRows y, std::span<const int64_
   return result;
 }
 
+// What rounding to bf16 twice, once in the sum over values and once in that of weights, adds.
+constexpr double kBf16Unit = 0x1p-8;
+
 AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_heads,
-                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys) {
+                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys,
+                           Precision precision) {
   AttentionRef result;
   const int64_t d1 = keys.key.dim, d2 = keys.key_rope.dim;
   for (int64_t t = 0; t < q.rows; ++t) {
@@ -194,26 +211,38 @@ AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_
       const int64_t kv_head = h / (num_attention_heads / num_key_value_heads), n = position + t + 1;
       const float* x = q.row(t) + h * (d1 + d2);
       std::vector<double> p;
-      double largest_abs = 0;
+      double largest_abs = 0, largest_rounding = 0;
+      std::vector<double> q_scale(at(d1 + d2));  // in I8, block by block of each part
+      for (int64_t i = 0; i < d1 + d2; ++i) {
+        const int64_t begin = i < d1 ? i / kInt8Block * kInt8Block : i - (i - d1) % kInt8Block,
+                      end = std::min(begin + kInt8Block, i < d1 ? d1 : d1 + d2);
+        for (int64_t k = begin; k < end; ++k)
+          q_scale[at(i)] = std::max(q_scale[at(i)], std::abs(double{x[k]}) / 127);
+      }
       for (int64_t j = 0; j < n; ++j) {
         const int64_t row = keys.block_rows[at(j / kKeyBlock)] + j % kKeyBlock;
-        double dot = 0, abs = 0;
+        double dot = 0, abs = 0, rounding = 0;
         for (int64_t i = 0; i < d1 + d2; ++i) {
           const double k = i < d1 ? element(keys.key, row, kv_head, i)
                                   : element(keys.key_rope, row, kv_head, i - d1);
           dot += x[i] * k;
           abs += std::abs(x[i] * k);
+          if (keys.key.dtype == DType::kI8) rounding += q_scale[at(i)] * std::abs(k);
         }
         p.push_back(scale * dot);
         largest_abs = std::max(largest_abs, abs);
+        largest_rounding = std::max(largest_rounding, rounding);
       }
       const double max = *std::max_element(p.begin(), p.end());
       double sum = 0;
       for (double& v : p) sum += v = std::exp(v - max);
       const auto segments = static_cast<double>((n + kKeySegment - 1) / kKeySegment);
-      const double e = (2 * scale * static_cast<double>(d1 + d2 + 6) * largest_abs +
-                        2 * kKeySegment + 8 * segments) *
-                       kUnit;
+      double e = (2 * scale * static_cast<double>(d1 + d2 + 6) * largest_abs + 2 * kKeySegment +
+                  8 * segments) *
+                 kUnit;
+      if (keys.key.dtype == DType::kBF16 && precision == Precision::kNative)
+        e += kBf16Unit + std::expm1(kBf16Unit * scale * largest_abs);
+      e += std::expm1((1 + 0x1p-12) * scale * largest_rounding);
       for (int64_t i = 0; i < keys.value.dim; ++i) {
         double out = 0, abs = 0;
         for (int64_t j = 0; j < n; ++j) {
@@ -222,8 +251,20 @@ AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_
           out += v;
           abs += std::abs(v);
         }
+        double weights = 0;
+        for (int64_t b = 0; keys.value.dtype == DType::kI8 && b < n; b += kKeyBlock) {
+          double weight = 0, largest_scale = 0, codes = 0;
+          for (int64_t j = b; j < std::min(n, b + kKeyBlock); ++j) {
+            const int64_t row = keys.block_rows[at(j / kKeyBlock)] + j % kKeyBlock;
+            const double s = int8_scale(keys.value, row, kv_head, i);
+            weight = std::max(weight, p[at(j)] / sum);
+            largest_scale = std::max(largest_scale, s);
+            codes += std::abs(element(keys.value, row, kv_head, i)) / s;
+          }
+          weights += weight * largest_scale * codes;
+        }
         result.out.push_back(out);
-        result.bounds.push_back(e * abs);
+        result.bounds.push_back(e * abs + (1 + 0x1p-12) / 510 * weights);
       }
     }
   }

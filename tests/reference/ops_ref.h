@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/cached_rows.h"
 #include "kernels/rope.h"
 #include "kernels/router.h"
 #include "tensor/view.h"
@@ -39,9 +40,10 @@ std::vector<double> scatter_add_weighted_ref(ConstRows y, std::span<const int64_
 
 struct AttentionRef {
   std::vector<double> out;     // [T, num_attention_heads * value.dim]
-  std::vector<double> bounds;  // of attention.h
+  std::vector<double> bounds;  // of attention.h, for that precision
 };
 AttentionRef attention_ref(ConstRows q, int64_t position, int64_t num_attention_heads,
-                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys);
+                           int64_t num_key_value_heads, double scale, const AttentionKeys& keys,
+                           Precision precision = Precision::kNative);
 
 }  // namespace fathom::reference

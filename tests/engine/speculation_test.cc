@@ -290,40 +290,58 @@ MtpModel load_mtp(bool bundled) {
   return {Model::load(FATHOM_SOURCE_DIR "/bundled/countdown-12m.gguf"), 90};
 }
 
-// The cache, pauses and chains of drafts included: in the blocks that others may find, the MTP
-// layer's rows are those of one pass.
-TEST(Mtp, PublishedRowsAreThoseOfOnePassOverTheText) {
+// How many rows of this text others may find; the bits of all of them, the MTP layer's too, are those
+// of one pass.
+int64_t rows_of_one_pass(const Model& model, Context& ctx, Engine& engine,
+                         const std::vector<int32_t>& text) {
+  OnePass pass(model, ctx, text);
+  const KvCacheView& view = engine.cache().view();
+  const int64_t bytes = row_bytes(view.dtype, view.row_width);
+  int64_t rows = 0;
+  engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
+    const auto at =
+        std::search(text.begin(), text.end(), content.tokens.begin(), content.tokens.end());
+    if (at == text.end()) return;  // of another text
+    const int64_t size = std::ssize(content.tokens);
+    rows += size;
+    const auto index = static_cast<size_t>((at - text.begin()) / kKeyBlock);
+    ASSERT_LT(index, pass.block_rows.size());
+    for (size_t layer = 0; layer < view.layers.size(); ++layer) {
+      EXPECT_EQ(std::memcmp(view.layers[layer] + block * kKeyBlock * bytes,
+                            pass.cache.view().layers[layer] + pass.block_rows[index] * bytes,
+                            static_cast<size_t>(size * bytes)),
+                0)
+          << "layer " << layer << ", block " << index;
+    }
+  });
+  return rows;
+}
+
+// The cache, pauses and chains of drafts, rows copied from another text included.
+TEST(Mtp, RowsThatOthersMayFindAreThoseOfOnePassOverTheText) {
   const Model model = load_tiny("v3");
   Context ctx(1);
   for (const int64_t drafts : {1, 3}) {
     for (const bool pause : {false, true}) {
-      const Request request{some_tokens(3, 90), 200, {}, {.temperature = 1}};
-      EngineOptions options{.context_tokens = kContext, .prefill_chunk = 40};
+      const Request first{some_tokens(3, 90), 200, {}, {.temperature = 1}};
+      EngineOptions options{.context_tokens = kContext, .cache_tokens = 2 * kContext};
+      options.prefill_chunk = 40;
       options.speculation = Speculation::kMtp;
       options.draft_tokens = drafts;
       options.pause_drafts = pause;
       Engine engine(model, ctx, options);
-      const std::vector<int32_t> text = text_of(request, run_alone(engine, request));
-      OnePass pass(model, ctx, text);
-      const KvCacheView& view = engine.cache().view();
-      const int64_t bytes = kKeyBlock * row_bytes(view.dtype, view.row_width);
-      int64_t blocks = 0;
-      engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
-        ++blocks;
-        const auto at =
-            std::search(text.begin(), text.end(), content.tokens.begin(), content.tokens.end());
-        const auto index = static_cast<size_t>((at - text.begin()) / kKeyBlock);
-        ASSERT_LT(index, pass.block_rows.size());
-        for (size_t layer = 0; layer < view.layers.size(); ++layer) {
-          EXPECT_EQ(std::memcmp(view.layers[layer] + block * bytes,
-                                pass.cache.view().layers[layer] +
-                                    pass.block_rows[index] / kKeyBlock * bytes,
-                                static_cast<size_t>(bytes)),
-                    0)
-              << "layer " << layer << ", block " << index << ", pauses " << pause;
-        }
-      });
-      EXPECT_EQ(blocks, 4);  // 289 rows
+      const std::vector<int32_t> text = text_of(first, run_alone(engine, first));
+      EXPECT_EQ(rows_of_one_pass(model, ctx, engine, text), 289) << "pauses " << pause;
+      for (const ptrdiff_t common : {100, 280}) {  // in a full block and in the tail
+        Request second = first;
+        second.prompt = {text.begin(), text.begin() + common};
+        second.prompt.push_back(text[static_cast<size_t>(common)] ^ 1);
+        second.max_tokens = 10;
+        const Outcome outcome = run_alone(engine, second);
+        EXPECT_EQ(rows_of_one_pass(model, ctx, engine, text_of(second, outcome)), common + 10)
+            << "pauses " << pause;
+      }
+      EXPECT_EQ(engine.stats().cached_tokens, 99 + 279);
     }
   }
 }

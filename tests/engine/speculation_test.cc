@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "model/expert_cache.h"
 #include "tests/base/test_name.h"
 #include "tests/engine/drafters.h"
 #include "tests/engine/failing_allocations.h"
@@ -315,6 +316,41 @@ int64_t rows_of_one_pass(const Model& model, Context& ctx, Engine& engine,
     }
   });
   return rows;
+}
+
+// The smallest cache of experts, so that those of the MTP layer push out the others' and come back:
+// the same texts, drafts and cache rows as in memory.
+TEST(Mtp, DraftsAreTheSameWhereExpertsComeFromDisk) {
+  Context ctx(2);
+  for (const bool bundled : {false, true}) {
+    const MtpModel loaded = load_mtp(bundled);
+    const Model& whole = loaded.model;
+    const ExpertLayout layout = expert_layout(whole.checkpoint(), whole.config()).value();
+    MtpModel streamed = load_mtp(bundled);
+    streamed.model.stream_experts(static_cast<uint64_t>(layout.least_slots) * layout.slot_bytes);
+    ASSERT_EQ(streamed.model.expert_cache()->slots(), layout.least_slots);
+    for (const int64_t drafts : {1, 3}) {
+      EngineOptions options{.context_tokens = kContext, .prefill_chunk = 40};
+      Request request{some_tokens(3, 50), 60, {}, {.temperature = bundled ? 0.0 : 1.0}};
+      for (int32_t& id : request.prompt) id %= loaded.vocabulary;
+      Engine plain(whole, ctx, options);
+      const Outcome expected = run_alone(plain, request);
+      options.speculation = Speculation::kMtp;
+      options.draft_tokens = drafts;
+      options.pause_drafts = false;
+      Engine in_memory(whole, ctx, options), from_disk(streamed.model, ctx, options);
+      EXPECT_EQ(run_alone(in_memory, request), expected);
+      EXPECT_EQ(run_alone(from_disk, request), expected);
+      EXPECT_EQ(from_disk.stats().drafted, in_memory.stats().drafted);
+      EXPECT_EQ(from_disk.stats().accepted, in_memory.stats().accepted);
+      EXPECT_GT(from_disk.stats().drafted, 30);
+      const auto rows = [&](const Model& model, Engine& engine) {
+        return rows_of_one_pass(model, ctx, engine, text_of(request, expected));
+      };
+      EXPECT_EQ(rows(whole, in_memory), rows(whole, from_disk));
+    }
+    EXPECT_GT(streamed.model.expert_cache()->stats().misses, layout.experts) << "they came again";
+  }
 }
 
 // The cache, pauses and chains of drafts, rows copied from another text included.

@@ -59,7 +59,9 @@ std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, in
   std::byte* const data =
       memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
   std::vector<WeightView> weights;
-  for (int64_t i = 0; i < count; ++i) weights.push_back({dtype, rows, cols, data + i * bytes});
+  static const std::vector<float> scales(1 << 20, 0.01f);
+  for (int64_t i = 0; i < count; ++i)
+    weights.push_back({dtype, rows, cols, data + i * bytes, scales.data(), (cols + 127) / 128});
   return weights;
 }
 
@@ -188,8 +190,9 @@ int bench(int threads, const std::string& filter) {
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }
   for (DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ5_0, DType::kIQ4_NL, DType::kQ4_K,
-                      DType::kQ5_K, DType::kQ6_K, DType::kF16}) {
-    for (int64_t m : {1, 8, 512}) linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
+                      DType::kQ5_K, DType::kQ6_K, DType::kF16, DType::kF8E4M3}) {
+    for (int64_t m : {1, 2, 4, 6, 8, 16, 512})
+      linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }
   return 0;

@@ -1,12 +1,14 @@
 #include "base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <memory>
@@ -27,6 +29,7 @@ class FileDescriptor {
   FileDescriptor(const FileDescriptor&) = delete;
   FileDescriptor& operator=(const FileDescriptor&) = delete;
   int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -138,6 +141,29 @@ FileDigest write_file_atomically(const std::filesystem::path& path, std::string_
   file.write(contents);
   return file.commit();
 }
+
+FolderLock::FolderLock(const std::filesystem::path& folder, std::string_view expected) {
+  std::error_code ignored;  // without the folder the file cannot be made either
+  std::filesystem::create_directories(folder, ignored);
+  const std::string path = (folder / kFile).string();
+  FileDescriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, kPublicFile));
+  if (file.get() < 0) fail_errno(path, "open");
+  if (::flock(file.get(), LOCK_EX | LOCK_NB) == 0) {
+    const std::string owner = fmt::format("{}\n", ::getpid());  // only for the message
+    if (::ftruncate(file.get(), 0) == 0) (void)!::write(file.get(), owner.data(), owner.size());
+  } else if (errno == EWOULDBLOCK) {
+    char owner[16] = {};
+    (void)!::read(file.get(), owner, sizeof owner - 1);
+    const long process = std::strtol(owner, nullptr, 10);
+    fail("{}: found in use by {}, expected {}", folder.string(),
+         process > 0 ? fmt::format("process {}", process) : "another process", expected);
+  } else if (errno != ENOLCK && errno != EOPNOTSUPP && errno != ENOSYS) {
+    fail_errno(path, "lock");
+  }
+  fd_ = file.release();
+}
+
+FolderLock::~FolderLock() { ::close(fd_); }
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path.string()) {
   FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));

@@ -57,6 +57,22 @@ FileDigest write_file_atomically(const std::filesystem::path& path, std::string_
 // Entries of a folder (renames, new files) reach the disk.
 void sync_folder(const std::filesystem::path& folder);
 
+// While it lives no other has the same folder, in this process or another: flock() on a file "lock"
+// there, which the kernel lets go when its process ends, however that dies. The folder and the file
+// are made if need be; the file stays. On file systems without such locks nobody is kept out.
+class FolderLock {
+ public:
+  static constexpr std::string_view kFile = "lock";
+  // Throws "in use by process N, expected ..." if another has it.
+  FolderLock(const std::filesystem::path& folder, std::string_view expected);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
 // A read-only mapping that unmaps itself. The file may shrink under us: check_unchanged() compares
 // size and time with those at open. A read past the new end is a SIGBUS, which the program turns
 // into a message (cli/interrupt.h).

@@ -26,7 +26,7 @@ Json roofs_json(const Roofs& roofs) {
 void print_line_json(const BenchLine& line) {
   Json object = {{"group", bench_group_name(line.group)}, {"work", line.work}};
   if (line.group == BenchGroup::kLoad) {
-    object["share_in_page_cache_before"] = line.in_page_cache;
+    object["share_in_page_cache_before"] = line.in_page_cache ? Json(*line.in_page_cache) : Json();
   } else {
     if (line.group != BenchGroup::kKernels) {
       object["context"] = line.context;
@@ -52,10 +52,12 @@ void print_line_json(const BenchLine& line) {
 void print_line_text(const BenchLine& line) {
   const Spread& s = line.seconds;
   if (line.group == BenchGroup::kLoad) {
-    out("  load, {:<6}  {:.3f} s to the first token; {:.2f} GB at {:.1f} GB/s; {:.0f} % of the "
-        "files were in memory before   {:3.0f} %\n",
+    out("  load, {:<6}  {:.3f} s to the first token; {:.2f} GB at {:.1f} GB/s; {} of the files "
+        "were in memory before   {:3.0f} %\n",
         line.work, s.median, line.cost.bytes / 1e9, line.cost.bytes / s.median / 1e9,
-        100 * line.in_page_cache, 100 * line.share());
+        line.in_page_cache ? fmt::format("{:.0f} %", 100 * *line.in_page_cache)
+                           : "an unknown share",
+        100 * line.share());
     return;
   }
   const std::string where = line.group == BenchGroup::kKernels ? "" : std::to_string(line.context);

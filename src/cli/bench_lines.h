@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,7 +32,8 @@ struct BenchLine {
   double tokens = 1;  // of one run; load: runs to the first token
   Cost cost = {};     // of one run
   std::vector<double> run_seconds = {};
-  double in_page_cache = 0;  // load only: share of the file before the first run
+  // load only: share of the file before the first run, where that is known
+  std::optional<double> in_page_cache = {};
 
   // Filled by BenchLog.
   Spread seconds = {};

@@ -1,6 +1,7 @@
 // A model timed through the engine: load, prefill, generation of one sequence and of several.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <set>
 
 #include "base/check.h"
+#include "base/checked.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -16,6 +18,7 @@
 #include "cli/bench_parts.h"
 #include "cli/models.h"
 #include "cli/progress.h"
+#include "cli/streaming.h"
 #include "engine/engine.h"
 
 namespace fathom {
@@ -25,20 +28,11 @@ constexpr int64_t kLadder[] = {0, 256, 1024, 4096, 16384, 32768};
 constexpr double kFillSeconds = 60;  // the longest prefill that nobody asked for
 const int64_t kChunk = EngineOptions{}.prefill_chunk;
 
-// Share of a model's files that the system holds in memory, as far as it says.
-double share_in_page_cache(const Checkpoint& checkpoint) {
-  std::set<const MappedFile*> files;
-  for (const TensorInfo* tensor : checkpoint.tensors()) files.insert(&checkpoint.file(*tensor));
-  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  size_t pages = 0, resident = 0;
-  for (const MappedFile* file : files) {
-    const std::span<const std::byte> bytes = file->bytes();
-    std::vector<unsigned char> present((bytes.size() + page - 1) / page);
-    if (mincore(const_cast<std::byte*>(bytes.data()), bytes.size(), present.data()) != 0) continue;
-    pages += present.size();
-    for (const unsigned char p : present) resident += p & 1;
-  }
-  return pages == 0 ? 0 : static_cast<double>(resident) / static_cast<double>(pages);
+// As the kernel does it: it tells only those who could also write.
+bool tells_residency(const MappedFile& file) {
+  struct stat info {};
+  return ::faccessat(AT_FDCWD, file.path().c_str(), W_OK, AT_EACCESS) == 0 ||
+         (::stat(file.path().c_str(), &info) == 0 && info.st_uid == ::geteuid());
 }
 
 class ModelBench {
@@ -154,6 +148,9 @@ class ModelBench {
     }
     engine_options_.context_tokens = needed;
     engine_options_.cache_tokens = std::max(needed, rows);
+    expect_room(memory_needs(model().checkpoint(), model().config(), opened_->sizes,
+                             engine_options_.cache_tokens, engine_options_.cache_dtype),
+                engine_options_.cache_tokens, usable_memory(0));
     engine_.emplace(model(), ctx_, engine_options_);
   }
   // Of each sequence: those that start first go on while the others' prompts are computed.
@@ -337,6 +334,36 @@ class ModelBench {
 };
 
 }  // namespace
+
+std::optional<double> share_in_page_cache(const Checkpoint& checkpoint) {
+  std::set<const MappedFile*> files;
+  for (const TensorInfo* tensor : checkpoint.tensors()) files.insert(&checkpoint.file(*tensor));
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  size_t pages = 0, resident = 0;
+  for (const MappedFile* file : files) {
+    const std::span<const std::byte> bytes = file->bytes();
+    std::vector<unsigned char> present((bytes.size() + page - 1) / page);
+    if (!tells_residency(*file) ||
+        mincore(const_cast<std::byte*>(bytes.data()), bytes.size(), present.data()) != 0)
+      return std::nullopt;
+    pages += present.size();
+    for (const unsigned char p : present) resident += p & 1;
+  }
+  if (pages == 0) return std::nullopt;
+  return static_cast<double>(resident) / static_cast<double>(pages);
+}
+
+void expect_room(const MemoryNeeds& needs, int64_t rows, const MemoryState& memory) {
+  const auto sum = (Checked(needs.weights) + Checked(needs.cache) + Checked(needs.work)).value();
+  if (memory.available == 0 || (sum && *sum <= memory.available)) return;
+  fail_resource(
+      "bench: found {} of memory available{}, expected {}: weights {}, cache for {} tokens {}, "
+      "work "
+      "{} (use smaller --at, --batch or --generate, or --cache bf16)",
+      bytes_text(memory.available), memory_limit_text(memory, 0),
+      sum ? bytes_text(*sum) : "more than 64 bits count", bytes_text(needs.weights), rows,
+      bytes_text(needs.cache), bytes_text(needs.work));
+}
 
 BenchedModel bench_model(const BenchOptions& options, const std::filesystem::path& path,
                          Context& ctx, BenchLog& log) {

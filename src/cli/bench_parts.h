@@ -2,10 +2,13 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 
+#include "base/memory.h"
 #include "cli/bench.h"
 #include "cli/bench_lines.h"
 #include "cli/interrupt.h"
+#include "cli/models.h"
 
 namespace fathom {
 
@@ -22,6 +25,14 @@ struct BenchedModel {
 };
 BenchedModel bench_model(const BenchOptions& options, const std::filesystem::path& path,
                          Context& ctx, BenchLog& log);
+
+// Share of a model's files that the system holds in memory. Absent where it does not say: of files
+// that are another user's and read-only to this one, the kernel calls every page present.
+std::optional<double> share_in_page_cache(const Checkpoint& checkpoint);
+
+// Throws (exit code 3) if weights, a cache of `rows` and a step do not fit into what is available
+// together. What loading has rebuilt is no longer available anyway.
+void expect_room(const MemoryNeeds& needs, int64_t rows, const MemoryState& memory);
 
 // One page that loads nothing: bars of each line's share, tokens per second against context and
 // against the number of sequences beside their limits, and the table. `model` may be null.

@@ -17,19 +17,14 @@ BlockPool::BlockPool(int64_t blocks)
   for (int64_t block = blocks; block-- > 0;) free_.push_back(block);
 }
 
-int32_t* BlockPool::tokens(int64_t block) { return tokens_.data() + block * kKeyBlock; }
-
 std::span<const int32_t> BlockPool::tokens(int64_t block) const {
-  return {tokens_.data() + block * kKeyBlock, static_cast<size_t>(kKeyBlock)};
+  return {tokens_.data() + block * kKeyBlock, static_cast<size_t>(at(block).size)};
 }
 
 int64_t BlockPool::take() {
   if (free_.empty()) {
     if (oldest_ == kNone) return kNone;
-    const int64_t block = oldest_;
-    remove_cached(block);
-    evict(block);
-    free_.push_back(block);
+    evict(oldest_);
   }
   const int64_t block = free_.back();
   free_.pop_back();
@@ -39,7 +34,7 @@ int64_t BlockPool::take() {
 }
 
 void BlockPool::share(int64_t block) {
-  FATHOM_CHECK(at(block).published, block);
+  FATHOM_CHECK(at(block).size > 0, block);
   if (at(block).owners++ > 0) return;
   remove_cached(block);
   ++in_use_;
@@ -49,7 +44,7 @@ void BlockPool::release(int64_t block) {
   FATHOM_CHECK(at(block).owners > 0, block);
   if (--at(block).owners > 0) return;
   --in_use_;
-  if (at(block).published) {
+  if (at(block).size > 0) {
     append_cached(block);
   } else {
     free_.push_back(block);
@@ -70,29 +65,54 @@ int64_t BlockPool::find(const Content& content) const {
 }
 
 int64_t BlockPool::publish(int64_t block, const Content& content) {
-  FATHOM_CHECK(at(block).owners == 1 && !at(block).published, block);
-  FATHOM_CHECK(std::ssize(content.tokens) == kKeyBlock, content.tokens.size());
-  FATHOM_CHECK(
-      content.parent == kNone || (at(content.parent).published && at(content.parent).owners > 0),
-      content.parent);
+  const int64_t size = std::ssize(content.tokens);
+  FATHOM_CHECK(at(block).owners == 1 && at(block).size == 0, block);
+  FATHOM_CHECK(size > 0 && size <= kKeyBlock, size);
+  FATHOM_CHECK(content.parent == kNone ||
+                   (at(content.parent).size == kKeyBlock && at(content.parent).owners > 0),
+               content.parent);
   if (const int64_t same = find(content); same != kNone) {
     share(same);
     release(block);
     return same;
   }
   Block& b = at(block);
-  b.published = true;
+  b.size = static_cast<int32_t>(size);
   b.parent = content.parent;
   b.parent_hash = content.parent_hash;
   b.hash = content.hash;
-  std::copy(content.tokens.begin(), content.tokens.end(), tokens(block));
+  std::copy(content.tokens.begin(), content.tokens.end(), tokens_.data() + block * kKeyBlock);
   b.next_in_bucket = bucket(b.hash);
   bucket(b.hash) = block;
   int64_t& first = children(b.parent);
   b.next_sibling = first;
   if (first != kNone) at(first).previous_sibling = block;
   first = block;
+  drop_beginnings(block);
   return block;
+}
+
+// Its older siblings that hold nothing which it does not hold as well.
+void BlockPool::drop_beginnings(int64_t block) {
+  const std::span<const int32_t> has = tokens(block);
+  int64_t sibling = at(block).next_sibling;
+  for (int i = 1; i < kLookedAt && sibling != kNone; ++i) {
+    const int64_t next = at(sibling).next_sibling;
+    const std::span<const int32_t> old = tokens(sibling);
+    if (at(sibling).owners == 0 && old.size() < has.size() &&
+        at(sibling).parent_hash == at(block).parent_hash &&
+        std::equal(old.begin(), old.end(), has.begin()))
+      evict(sibling);
+    sibling = next;
+  }
+}
+
+void BlockPool::renew(int64_t block) {
+  const Block& b = at(block);
+  FATHOM_CHECK(b.size > 0 && (b.parent == kNone || at(b.parent).owners > 0), block);
+  if (b.owners > 0) return;
+  remove_cached(block);
+  append_cached(block);
 }
 
 bool BlockPool::was_evicted(const Hash128& hash) const {
@@ -108,19 +128,15 @@ BlockPool::Alike BlockPool::most_alike(int64_t parent, const Hash128& parent_has
     const std::span<const int32_t> has = tokens(child);
     const auto differs = std::mismatch(has.begin(), has.end(), wanted.begin(), wanted.end()).first;
     const int64_t agree = differs - has.begin();
-    if (best.block == kNone || agree > best.tokens) best = {child, agree};
+    if (best.block == kNone || agree > best.tokens)
+      best = {child, agree, agree < std::min(std::ssize(has), std::ssize(wanted))};
   }
   return best;
 }
 
 void BlockPool::forget() {
   FATHOM_CHECK(in_use_ == 0, in_use_);
-  while (oldest_ != kNone) {
-    const int64_t block = oldest_;
-    remove_cached(block);
-    evict(block);
-    free_.push_back(block);
-  }
+  while (oldest_ != kNone) evict(oldest_);
 }
 
 void BlockPool::append_cached(int64_t block) {
@@ -136,18 +152,20 @@ void BlockPool::remove_cached(int64_t block) {
   (b.newer == kNone ? newest_ : at(b.newer).older) = b.older;
 }
 
-// Its content can no longer be found.
+// A cached block becomes free: its content can no longer be found.
 void BlockPool::evict(int64_t block) {
   Block& b = at(block);
   FATHOM_CHECK(b.owners == 0 && b.first_child == kNone, block, b.owners, b.first_child);
+  remove_cached(block);
   int64_t* link = &bucket(b.hash);
   while (*link != block) link = &at(*link).next_in_bucket;
   *link = b.next_in_bucket;
   (b.previous_sibling == kNone ? children(b.parent) : at(b.previous_sibling).next_sibling) =
       b.next_sibling;
   if (b.next_sibling != kNone) at(b.next_sibling).previous_sibling = b.previous_sibling;
-  evicted_[b.hash.low & (evicted_.size() - 1)] = b.hash;
+  if (b.size == kKeyBlock) evicted_[b.hash.low & (evicted_.size() - 1)] = b.hash;
   b = {};
+  free_.push_back(block);
 }
 
 void BlockPool::check(std::span<const int64_t> owned) const {
@@ -167,13 +185,14 @@ void BlockPool::check(std::span<const int64_t> owned) const {
     const Block& b = at(block);
     const bool listed = place[static_cast<size_t>(block)] != kNone;
     FATHOM_CHECK(b.owners == owners[static_cast<size_t>(block)], block, b.owners);
-    FATHOM_CHECK(listed == (b.owners == 0 && b.published), block, listed);
+    FATHOM_CHECK(listed == (b.owners == 0 && b.size > 0), block, listed);
     used += b.owners > 0;
-    if (!b.published) continue;
+    if (b.size == 0) continue;
+    FATHOM_CHECK(b.size == kKeyBlock || b.owners == 0, block);
     FATHOM_CHECK(find({b.parent, b.parent_hash, b.hash, tokens(block)}) == block, block);
     if (b.parent == kNone) continue;
     const Block& parent = at(b.parent);
-    FATHOM_CHECK(parent.published && parent.hash == b.parent_hash, block, b.parent);
+    FATHOM_CHECK(parent.size == kKeyBlock && parent.hash == b.parent_hash, block, b.parent);
     owned_children[static_cast<size_t>(b.parent)] += b.owners;
     FATHOM_CHECK(b.owners > 0 || parent.owners > 0 ||
                      place[static_cast<size_t>(block)] < place[static_cast<size_t>(b.parent)],
@@ -185,7 +204,7 @@ void BlockPool::check(std::span<const int64_t> owned) const {
   }
   std::vector<bool> seen(blocks_.size(), false);
   for (const int64_t block : free_) {
-    FATHOM_CHECK(!seen[static_cast<size_t>(block)] && at(block).owners == 0 && !at(block).published,
+    FATHOM_CHECK(!seen[static_cast<size_t>(block)] && at(block).owners == 0 && at(block).size == 0,
                  block);
     seen[static_cast<size_t>(block)] = true;
   }

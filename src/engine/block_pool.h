@@ -1,10 +1,11 @@
-// Who owns which block of the cache, and what the full ones hold. Numbers only: the rows themselves
-// are the KvCache's.
+// Who owns which block of the cache, and what it holds. Numbers only: the rows themselves are the
+// KvCache's.
 //
 // A block is free (nobody's, content unknown), in use (one or more owners) or cached (no owner, its
-// content can be found). A full block that was published is known by its content: its tokens and
-// the block before it, the parent. So published blocks form trees, and a path from a root is the
-// beginning of a text. No content has two blocks.
+// content can be found). A block that was published is known by its content: its tokens and the
+// block before it, the parent. So published blocks form trees, and a path from a root is the
+// beginning of a text. No content has two blocks. One that is not full, a tail, is published when
+// its owner gives it back; nothing follows it and nobody shares it: who wants its rows copies them.
 //
 // Invariants (check() proves them):
 //   1. whoever owns a published block owns its parent, so the parent of a block in use is in use;
@@ -28,15 +29,15 @@ class BlockPool {
  public:
   static constexpr int64_t kNone = -1;
 
-  // Content of one full block. hash names the whole beginning up to its end, parent_hash that up to
+  // Content of one block. hash names the whole beginning up to its end, parent_hash that up to
   // its begin (of a root: whatever keeps texts apart that must not share). A block is found if its
   // tokens, compared one by one, and its parent are the wanted ones, so all before it are too; only
   // the scope, and what comes before a block that a PrefixStore loads, are compared by a 128-bit
   // hash that is not made to resist an adversary.
   struct Content {
-    int64_t parent = kNone;  // a published block, or kNone for the first of a text
+    int64_t parent = kNone;  // a published full block, or kNone for the first of a text
     Hash128 parent_hash, hash;
-    std::span<const int32_t> tokens;  // [kKeyBlock]
+    std::span<const int32_t> tokens;  // [1 to kKeyBlock]
   };
 
   explicit BlockPool(int64_t blocks);
@@ -57,21 +58,25 @@ class BlockPool {
 
   // The block that holds this content, or kNone.
   int64_t find(const Content& content) const;
-  // The caller's block is full and holds this content. Returns the block to go on with: the same
-  // one, or the one that held this content already; the caller then owns that one instead.
-  // REQUIRES: one owner, not published, the caller owns the parent.
+  // The caller's block holds this content. Returns the block to go on with: the same one, or the
+  // one that held this content already; the caller then owns that one instead. Cached tails that
+  // it begins with are free from then on (as far as most_alike() looks). REQUIRES: one owner, not
+  // published, the caller owns the parent; of a tail, that the caller releases it next.
   int64_t publish(int64_t block, const Content& content);
+  // Makes a cached block the most recently used. REQUIRES: the caller owns its parent.
+  void renew(int64_t block);
 
-  // The content of this hash was evicted lately (remembered in as many places as there are blocks,
+  // The full block of this hash was evicted lately (remembered in as many places as there are blocks,
   // so an old or a colliding one may be overwritten and forgotten).
   bool was_evicted(const Hash128& hash) const;
 
   // The child of `parent` whose tokens begin most like `tokens`, among the kLookedAt published
-  // last, and how many agree. {kNone, 0} if there is no child; of roots, only those under
-  // parent_hash.
+  // last, how many agree, and whether both go on, differently. {kNone, 0}
+  // if there is no child; of roots, only those under parent_hash.
   struct Alike {
     int64_t block = kNone;
     int64_t tokens = 0;
+    bool differs = false;
   };
   static constexpr int kLookedAt = 16;
   Alike most_alike(int64_t parent, const Hash128& parent_hash,
@@ -97,7 +102,7 @@ class BlockPool {
  private:
   struct Block {
     int32_t owners = 0;
-    bool published = false;
+    int32_t size = 0;  // tokens of its content; 0: not published
     int64_t parent = kNone;
     Hash128 parent_hash, hash;
     int64_t next_in_bucket = kNone;
@@ -108,8 +113,7 @@ class BlockPool {
   Block& at(int64_t block) { return blocks_[static_cast<size_t>(block)]; }
   const Block& at(int64_t block) const { return blocks_[static_cast<size_t>(block)]; }
   int64_t& bucket(const Hash128& hash) { return buckets_[hash.low & (buckets_.size() - 1)]; }
-  int32_t* tokens(int64_t block);
-  std::span<const int32_t> tokens(int64_t block) const;
+  std::span<const int32_t> tokens(int64_t block) const;  // of its content
   // Head of the list of `parent`'s children.
   int64_t& children(int64_t parent) {
     return parent == kNone ? first_root_ : at(parent).first_child;
@@ -117,6 +121,7 @@ class BlockPool {
   void append_cached(int64_t block);
   void remove_cached(int64_t block);
   void evict(int64_t block);
+  void drop_beginnings(int64_t block);
 
   std::vector<Block> blocks_;
   std::vector<int32_t> tokens_;   // [blocks, kKeyBlock]

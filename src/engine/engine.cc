@@ -243,7 +243,7 @@ void Engine::drop_cancelled(std::vector<TokenEvent>& events) {
                         std::count_if(waiting_.begin(), waiting_.end(), cancelled));
   const auto drop = [&](std::unique_ptr<Sequence>& s) {
     if (!s->cancelled) return false;
-    cache_.release(s->block_rows);
+    give_back(*s);
     events.push_back({s->id, -1, 0, {}, FinishReason::kCancelled, s->reuse});
     return true;
   };
@@ -291,23 +291,26 @@ bool Engine::start(Sequence& s) {
   const int64_t growing = std::count_if(running_.begin(), running_.end(),
                                         [](const auto& other) { return other->still_grows(); });
   int64_t found = 0;
+  ReuseEnd end = ReuseEnd::kDisabled;
+  Copied copied;
   try {
     if (options_.prefix_cache) found = share_found(s, growing);
+    if ((options_.prefix_cache && better_wait(s, found)) || !has_room(s, growing)) {
+      cache_.release(s.block_rows);
+      return false;
+    }
+    if (options_.prefix_cache) renew_alike(s, found);
+    FATHOM_CHECK(cache_.reserve(s.block_rows, s.size()), s.size());
+    if (options_.prefix_cache) {
+      copied = copy_alike(s, found);
+      end = reuse_end(s, found, copied);
+    }
   } catch (...) {
     cache_.release(s.block_rows);
     throw;
   }
-  if ((options_.prefix_cache && better_wait(s, found)) || !has_room(s, growing)) {
-    cache_.release(s.block_rows);
-    return false;
-  }
-  ReuseEnd end = ReuseEnd::kDisabled;
-  Copied copied;
-  FATHOM_CHECK(cache_.reserve(s.block_rows, s.size()), s.size());
-  if (options_.prefix_cache) {
-    copied = copy_alike(s, found);
-    end = reuse_end(s, found, copied);
-  }
+  // The MTP layer's last copied row may be of another next token.
+  if (mtp_) copied.rows = std::max<int64_t>(0, copied.rows - 1);
   s.published = found;
   s.computed = s.complete = found * kKeyBlock + copied.rows;
   s.prefill_end = s.size();
@@ -378,14 +381,20 @@ bool Engine::better_wait(const Sequence& s, int64_t found) const {
   });
 }
 
+// So that the room for its blocks is not made of what it is about to copy, if there is any else.
+void Engine::renew_alike(const Sequence& s, int64_t found) {
+  const BlockPool::Alike alike = cache_.pool().most_alike(
+      s.block_before(found), s.hash_before(found), s.findable_tokens(found));
+  if (alike.tokens > 0) cache_.pool().renew(alike.block);
+}
+
 // Copies rows of the block behind the shared ones from whoever has the most equal tokens there: a
-// cached block or a running sequence.
+// cached block, a running sequence or the store.
 Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
   const std::span<const int32_t> wanted = s.findable_tokens(found);
   const int64_t parent = s.block_before(found);
   const BlockPool::Alike alike = cache_.pool().most_alike(parent, s.hash_before(found), wanted);
-  Copied copied{alike.tokens, alike.block != BlockPool::kNone &&
-                                  alike.tokens < std::min(kKeyBlock, std::ssize(wanted))};
+  Copied copied{alike.tokens, alike.differs};
   int64_t from = alike.block * kKeyBlock;
   for (const auto& other : running_) {
     const Sequence& o = *other;
@@ -403,8 +412,15 @@ Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
     copied = {equal, differs};
     from = o.block_rows[static_cast<size_t>(found)];
   }
-  if (copied.rows > 0)
-    cache_.copy_rows(from, s.block_rows[static_cast<size_t>(found)], copied.rows);
+  if (wanted.empty()) return copied;
+  const int64_t to = s.block_rows[static_cast<size_t>(found)];
+  if (store_ != nullptr && copied.rows < std::min(kKeyBlock, std::ssize(wanted))) {
+    const int64_t stored =
+        store_->load_alike(s.hash_before(found), wanted, copied.rows, cache_.view(), to);
+    if (stored > 0) return {stored, false};
+  }
+  if (copied.rows == 0) return copied;
+  cache_.copy_rows(from, to, copied.rows);
   return copied;
 }
 
@@ -493,7 +509,7 @@ void Engine::preempt_youngest() {
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
   Sequence& s = *waiting_.front();
-  cache_.release(s.block_rows);
+  give_back(s);
   s.computed = s.complete = s.published = s.prefill_end = 0;
   s.drafts.clear();
   s.states.clear();
@@ -581,8 +597,9 @@ void Engine::draft() {
 void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
   const int64_t end = s.computed_then();
   const bool block_full = end / kKeyBlock > s.complete / kKeyBlock;
+  const bool kept = options_.prefix_cache && s.finish != FinishReason::kNone;
   // of the last row of a numerical error nobody knows the next token
-  s.completes = (end < s.prefill_end || most > 0 || block_full) && s.size() > end;
+  s.completes = (end < s.prefill_end || most > 0 || block_full || kept) && s.size() > end;
   if (!s.completes) return;
   const auto next = std::span(s.tokens)
                         .first(static_cast<size_t>(end + 1))
@@ -638,7 +655,7 @@ void Engine::finish_step(std::vector<TokenEvent>& events) {
     }
     if (s.finish == FinishReason::kNumericalError)
       events.push_back({s.id, -1, 0, {}, s.finish, s.reuse});
-    if (s.finish != FinishReason::kNone) cache_.release(s.block_rows);
+    if (s.finish != FinishReason::kNone) give_back(s);
   }
   std::erase_if(running_, [](const auto& s) { return s->finish != FinishReason::kNone; });
 }
@@ -652,6 +669,27 @@ void Engine::publish(Sequence& s) {
     int64_t& row = s.block_rows[static_cast<size_t>(s.published)];
     row = cache_.pool().publish(row / kKeyBlock, content(s, s.published)) * kKeyBlock;
   }
+}
+
+// All its blocks; the last rows, of a block that never became full, can be found from now on too.
+void Engine::give_back(Sequence& s) {
+  const int64_t begin = s.published * kKeyBlock, rows = s.complete - begin;
+  if (options_.prefix_cache && rows > 0) {
+    const int64_t parent = s.block_before(s.published);
+    const Hash128& before = s.hash_before(s.published);
+    const std::span<const int32_t> tokens =
+        std::span(s.tokens).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
+    BlockPool& pool = cache_.pool();
+    const BlockPool::Alike alike = pool.most_alike(parent, before, tokens);
+    int64_t& row = s.block_rows[static_cast<size_t>(s.published)];
+    if (alike.tokens == rows) {
+      pool.renew(alike.block);
+    } else {
+      const Hash128 hash = hash_chained(before, std::as_bytes(tokens));
+      row = pool.publish(row / kKeyBlock, {parent, before, hash, tokens}) * kKeyBlock;
+    }
+  }
+  cache_.release(s.block_rows);
 }
 
 void Engine::check() const {

@@ -20,9 +20,10 @@
 //     goes on in every step until it ends, then the next is the oldest. Nothing starves or blocks.
 //
 // Prefix cache. Blocks of kKeyBlock rows can be found by their tokens and all before them
-// (block_pool.h) as soon as they are full, generated tokens included, and stay until their room is
-// needed. A request starts behind the blocks it finds and behind the rows that a partly equal block
-// or an equal sequence under way has for it (copied); at least its last token is computed. While a
+// (block_pool.h) as soon as they are full, or else when their request ends or is preempted, generated
+// tokens included, and stay until their room is needed. A request starts behind the full blocks it
+// finds and behind the rows that a partly equal block or an equal sequence under way has for it
+// (copied); at least its last token is computed. While a
 // running request is about to compute what the next one would have in common with it, that one
 // waits instead of computing it as well.
 //
@@ -33,9 +34,9 @@
 // are not made beside more than kMostDraftingRows decode rows.
 // The MTP layer's cache row of a position depends on the next token too. Rows are filled in at the
 // end of the step that learns it, or, while drafts are paused, at the latest when their block
-// becomes full, and before it can be found. The last row of a found block, or the last of copied
-// ones, may belong to another next token than the finder's: that row is left as it is and makes
-// drafts after it a little worse. So do blocks out of a store that an engine without MTP wrote.
+// becomes full or the answer ends, and before it can be found. Of copied rows the last is computed again, as it may
+// belong to another next token than the finder's. So may the last row of a full block that is
+// shared: it is left as it is and makes drafts after it a little worse.
 #pragma once
 
 #include <cstdint>
@@ -139,7 +140,9 @@ class Engine {
     int64_t rows = 0;
     bool token_differs = false;  // the one behind them; else whoever had them has no more
   };
+  void renew_alike(const Sequence& s, int64_t found);
   Copied copy_alike(Sequence& s, int64_t found);
+  void give_back(Sequence& s);
   ReuseEnd reuse_end(const Sequence& s, int64_t found, Copied copied) const;
   int64_t plan();
   bool grow(Sequence& s);

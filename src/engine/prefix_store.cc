@@ -10,6 +10,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <optional>
 
@@ -133,9 +134,7 @@ PrefixStore::PrefixStore(const PrefixStoreOptions& options, const Context& ctx, 
   common_.row_width = static_cast<uint64_t>(layout.row_width);
   common_.model = options.model;
   common_.program = options.program;
-  layer_bytes_ =
-      static_cast<uint64_t>(kKeyBlock * cached_row_bytes(layout.dtype, layout.row_width));
-  file_bytes_ = sizeof common_ + common_.layers * layer_bytes_ + sizeof(uint64_t);
+  row_bytes_ = static_cast<uint64_t>(cached_row_bytes(layout.dtype, layout.row_width));
   const Hash128 computation = hash_chained({}, std::as_bytes(std::span(&common_, 1)));
   own_folder_ = folder_ / hash_text(computation);
   std::error_code ignored;  // without its parent the folder cannot be made either
@@ -150,8 +149,14 @@ PrefixStore::PrefixStore(const PrefixStoreOptions& options, const Context& ctx, 
   }
 }
 
-fs::path PrefixStore::path_of(const Hash128& hash) const {
-  return own_folder_ / (hash_text(hash) + std::string(kSuffix));
+fs::path PrefixStore::path_of(const BlockPool::Content& content) const {
+  return own_folder_ /
+         fmt::format("{}-{}{}", hash_text(content.hash), hash_text(content.parent_hash), kSuffix);
+}
+
+uint64_t PrefixStore::file_bytes(int64_t tokens) const {
+  return sizeof common_ + common_.layers * static_cast<uint64_t>(tokens) * row_bytes_ +
+         sizeof(uint64_t);
 }
 
 // What another user or another computation has left there and we cannot read is none of our
@@ -167,19 +172,26 @@ void PrefixStore::list_files() {
               for_each_entry(folder, [&](const fs::path& file) { list_file(file, ours); });
           if (ours) check(folder, error);
         }));
+  for (const auto& [age, file] : files_) {
+    if (file.ours) followers_[file.before].push_back(file.hash);
+  }
 }
 
 // Files that bear other names are none of ours: neither counted nor removed. What a killed process
-// has begun to write is removed once it is too old for anybody to be at it still.
+// has begun to write is removed once it is too old for anybody to be at it still. Version 1 named
+// files by CONTENT alone.
 void PrefixStore::list_file(const fs::path& path, bool ours) {
   const std::string name = path.filename().string();
   const auto hash = parse_hash(std::string_view(name).substr(0, 32));
   struct stat info {};
   if (!hash || ::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return;
   const int64_t modified = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
-  const std::string_view rest = std::string_view(name).substr(32);
+  std::string_view rest = std::string_view(name).substr(32);
+  const auto before = rest.starts_with('-') ? parse_hash(rest.substr(1, 32)) : Hash128{};
+  if (!before) return;
+  if (rest.starts_with('-')) rest.remove_prefix(33);
   if (rest == kSuffix) {
-    add({path, static_cast<uint64_t>(info.st_size), *hash, ours}, modified);
+    add({path, static_cast<uint64_t>(info.st_size), *hash, *before, ours}, modified);
   } else if (rest.starts_with(".kv.tmp") && modified < now_ns() - kAbandonedNs) {
     std::error_code ignored;
     fs::remove(path, ignored);
@@ -196,7 +208,13 @@ void PrefixStore::add(File file, int64_t modified_ns) {
 void PrefixStore::drop(Age age) {
   const auto entry = files_.find(age);
   total_bytes_ -= entry->second.bytes;
-  if (entry->second.ours) known_.erase(entry->second.hash);
+  if (entry->second.ours) {
+    known_.erase(entry->second.hash);
+    if (const auto found = followers_.find(entry->second.before); found != followers_.end()) {
+      std::erase(found->second, entry->second.hash);
+      if (found->second.empty()) followers_.erase(found);
+    }
+  }
   files_.erase(entry);
 }
 
@@ -231,19 +249,34 @@ void PrefixStore::make_room(uint64_t bytes) {
   }
 }
 
+// Tails that say nothing which `content` does not say as well.
+void PrefixStore::remove_beginnings(const BlockPool::Content& content) {
+  if (followers_.at(content.parent_hash).size() == 1) return;
+  for (size_t count = 1; count < content.tokens.size(); ++count) {
+    const auto known =
+        known_.find(hash_chained(content.parent_hash, std::as_bytes(content.tokens.first(count))));
+    if (known == known_.end()) continue;
+    std::error_code ignored;
+    fs::remove(files_.at(known->second).path, ignored);
+    drop(known->second);
+  }
+}
+
 PrefixFileHeader PrefixStore::header_of(const BlockPool::Content& content) const {
   PrefixFileHeader header = common_;
   header.before = content.parent_hash;
   header.content = content.hash;
-  std::copy(content.tokens.begin(), content.tokens.end(), header.tokens);
+  const auto end = std::copy(content.tokens.begin(), content.tokens.end(), header.tokens);
+  std::fill(end, std::end(header.tokens), -1);
   return header;
 }
 
 // Throws what is wrong with the contents of a file.
 void PrefixStore::check_file(const std::string& bytes, const PrefixFileHeader& expected,
                              const std::string& place) const {
-  if (bytes.size() != file_bytes_)
-    fail("{}: {} bytes, expected {}", place, bytes.size(), file_bytes_);
+  const auto* end = std::find(expected.tokens, std::end(expected.tokens), -1);
+  if (const uint64_t wanted = file_bytes(end - expected.tokens); bytes.size() != wanted)
+    fail("{}: {} bytes, expected {}", place, bytes.size(), wanted);
   PrefixFileHeader found;
   std::memcpy(&found, bytes.data(), sizeof found);
   const auto same = [&](std::string_view field, const auto& has, const auto& wants) {
@@ -271,17 +304,15 @@ void PrefixStore::check_file(const std::string& bytes, const PrefixFileHeader& e
   same("checksum", hash_text(sum), hash_text(hash_bytes(bytes_of(bytes).first(body))));
 }
 
-bool PrefixStore::load(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
-  const auto known = known_.find(content.hash);
-  if (known == known_.end()) return false;
-  const Age age = known->second;
+// Whether one of our files can be used: read(path, was_read) throws what is wrong with it. If so,
+// that is remembered, and the file forgotten.
+template <class Read>
+bool PrefixStore::trusted(Age age, Read read) {
   const fs::path path = files_.at(age).path;
-  std::string bytes;
   bool was_read = false;
   try {
-    bytes = read_file(path, file_bytes_);
-    was_read = true;
-    check_file(bytes, header_of(content), path.string());
+    read(path, was_read);
+    return true;
   } catch (const Error& error) {
     std::error_code failed;
     if (fs::symlink_status(path, failed).type() == fs::file_type::not_found) {
@@ -290,29 +321,101 @@ bool PrefixStore::load(const BlockPool::Content& content, const KvCacheView& cac
     }
     last_problem_ = error.what();
     ++stats_.ignored;
-    const bool too_long = fs::file_size(path, failed) > file_bytes_ && !failed;
+    const bool too_long = fs::file_size(path, failed) > file_bytes() && !failed;
     // Else the next start would meet it again. One that cannot be read now may be good.
     if (was_read || too_long) fs::remove(path, failed);
     drop(age);
     return false;
   }
+}
+
+bool PrefixStore::read_rows(const BlockPool::Content& content, int64_t rows,
+                            const KvCacheView& cache, int64_t row) {
+  const Age age = known_.at(content.hash);
+  std::string bytes;
+  if (!trusted(age, [&](const fs::path& path, bool& was_read) {
+        bytes = read_file(path, file_bytes());
+        was_read = true;
+        check_file(bytes, header_of(content), path.string());
+      }))
+    return false;
   const char* from = bytes.data() + sizeof(PrefixFileHeader);
   for (std::byte* layer : cache.layers) {
-    std::memcpy(layer + row * cached_row_bytes(cache.dtype, cache.row_width), from, layer_bytes_);
-    from += layer_bytes_;
+    std::memcpy(layer + static_cast<uint64_t>(row) * row_bytes_, from,
+                static_cast<uint64_t>(rows) * row_bytes_);
+    from += content.tokens.size() * row_bytes_;
   }
   renew(age);
   ++stats_.loaded;
   return true;
 }
 
+bool PrefixStore::load(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
+  return has(content.hash) && read_rows(content, std::ssize(content.tokens), cache, row);
+}
+
+// Of one of our files, from its header alone; none if that is not what the name promises.
+std::vector<int32_t> PrefixStore::tokens_of(const Hash128& hash) {
+  const Age age = known_.at(hash);
+  const Hash128 before = files_.at(age).before;
+  std::vector<int32_t> tokens;
+  const auto read = [&](const fs::path& path, bool& was_read) {
+    PrefixFileHeader header;
+    std::ifstream file(path, std::ios::binary);
+    if (!file.read(reinterpret_cast<char*>(&header), sizeof header) && !file.eof())
+      fail("{}: cannot read", path.string());
+    was_read = true;
+    if (file.gcount() < std::streamsize{sizeof header})
+      fail("{}: {} bytes, expected at least {}", path.string(), file.gcount(), sizeof header);
+    tokens.assign(header.tokens, std::find(header.tokens, std::end(header.tokens), -1));
+    if (const Hash128 found = hash_chained(before, std::as_bytes(std::span(tokens))); found != hash)
+      fail("{}: hash of the tokens: found {}, expected {}", path.string(), hash_text(found),
+           hash_text(hash));
+  };
+  if (!trusted(age, read)) tokens.clear();
+  return tokens;
+}
+
+PrefixStore::Alike PrefixStore::most_alike(const Hash128& before, std::span<const int32_t> wanted) {
+  Alike best;
+  const auto found = followers_.find(before);
+  if (found == followers_.end()) return best;
+  const std::vector<Hash128> followers = found->second;  // looking at them may forget some
+  const size_t looked_at = std::min<size_t>(followers.size(), BlockPool::kLookedAt);
+  for (size_t i = 1; i <= looked_at; ++i) {
+    const Hash128& hash = followers[followers.size() - i];
+    std::vector<int32_t> tokens = tokens_of(hash);
+    const int64_t equal =
+        std::mismatch(tokens.begin(), tokens.end(), wanted.begin(), wanted.end()).first -
+        tokens.begin();
+    if (equal > best.equal) best = {hash, std::move(tokens), equal};
+  }
+  return best;
+}
+
+int64_t PrefixStore::load_alike(const Hash128& before, std::span<const int32_t> wanted,
+                                int64_t more_than, const KvCacheView& cache, int64_t row) {
+  const Alike alike = most_alike(before, wanted);
+  if (alike.equal <= more_than) return 0;
+  const BlockPool::Content content{BlockPool::kNone, before, alike.hash, alike.tokens};
+  if (!read_rows(content, alike.equal, cache, row)) return 0;
+  ++stats_.alike;
+  return alike.equal;
+}
+
 void PrefixStore::save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
-  if (stats_.failed || file_bytes_ > max_bytes_) return;
+  if (stats_.failed || file_bytes() > max_bytes_) return;
   const auto known = known_.find(content.hash);
   if (known != known_.end() && renew(known->second)) return;
   try {
+    const int64_t size = std::ssize(content.tokens);
+    if (size < kKeyBlock) {
+      const Alike alike = most_alike(content.parent_hash, content.tokens);
+      if (alike.equal == size && renew(known_.at(alike.hash))) return;
+    }
     write(content, cache, row);
     ++stats_.saved;
+    remove_beginnings(content);
   } catch (const Error& error) {
     stop_writing(error.what());
   } catch (const std::bad_alloc&) {
@@ -323,21 +426,21 @@ void PrefixStore::save(const BlockPool::Content& content, const KvCacheView& cac
 void PrefixStore::write(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
   const PrefixFileHeader header = header_of(content);
   std::string bytes;
-  bytes.reserve(file_bytes_);
+  bytes.reserve(file_bytes());
   bytes.append(reinterpret_cast<const char*>(&header), sizeof header);
   for (const std::byte* layer : cache.layers) {
-    bytes.append(
-        reinterpret_cast<const char*>(layer) + row * cached_row_bytes(cache.dtype, cache.row_width),
-        layer_bytes_);
+    bytes.append(reinterpret_cast<const char*>(layer) + static_cast<uint64_t>(row) * row_bytes_,
+                 content.tokens.size() * row_bytes_);
   }
   const uint64_t sum = hash_bytes(bytes_of(bytes));
   bytes.append(reinterpret_cast<const char*>(&sum), sizeof sum);
   make_room(bytes.size());
-  const fs::path path = path_of(content.hash);
+  const fs::path path = path_of(content);
   write_file_atomically(path, bytes, kPrivateFile);
   const int64_t time = next_time();
   touch(path, time);
-  add({path, bytes.size(), content.hash, true}, time);
+  add({path, bytes.size(), content.hash, content.parent_hash, true}, time);
+  followers_[content.parent_hash].push_back(content.hash);
 }
 
 void PrefixStore::stop_writing(const char* why) {

@@ -1,9 +1,9 @@
 // The prefix cache on disk: computed blocks that survive a restart. One file per block, named by
-// the hash of its tokens and all before them; a folder per computation, so that blocks of another
-// model, form or program never meet. It is a cache: whatever is wrong with a file, it is not used,
+// the hash of its tokens and all before them, then that of all before; a folder per computation, so
+// that blocks of another model, form or program never meet. It is a cache: whatever is wrong with a file, it is not used,
 // the reason is kept for whoever asks, and the block is computed again.
 //
-// A file: PrefixFileHeader, then the rows [layers, kKeyBlock, row_width], then the XXH3 of both;
+// A file: PrefixFileHeader, then the rows [layers, tokens, row_width], then the XXH3 of both;
 // little-endian. Everything is compared before use: the header with what is expected, the tokens of
 // the block one by one, the size, the checksum. The tokens before it, and the scope, are compared
 // by a 128-bit hash that is not made to resist an adversary. The checksum finds damage, not
@@ -24,6 +24,7 @@
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "engine/block_pool.h"
 #include "kernels/attention.h"
@@ -40,13 +41,13 @@ Hash128 model_fingerprint(const Model& model);
 
 struct PrefixFileHeader {
   char magic[8] = {'f', 'a', 't', 'h', 'o', 'm', 'k', 'v'};
-  uint32_t version = 1;
+  uint32_t version = 2;
   // What the rows depend on, beside their tokens. Enumerators, as this program numbers them.
   uint32_t dtype = 0, form = 0, isa = 0, bf16_dot = 0, precision = 0;
   uint32_t layers = 0, block_tokens = kKeyBlock;
   uint64_t row_width = 0;
   Hash128 model, program;
-  // Of this block: the hash of all before it, that of all up to its end, its tokens.
+  // Of this block: the hash of all before it, that of all up to its end, its tokens, then -1.
   Hash128 before, content;
   int32_t tokens[kKeyBlock] = {};
 };
@@ -66,22 +67,29 @@ class PrefixStore {
   PrefixStore(const PrefixStoreOptions& options, const Context& ctx, MlaForm form,
               const KvCacheView& layout);
 
-  // A file of this name was there at the start, or was saved since. O(1).
+  // A block of this name was there at the start, or was saved since. O(1).
   bool has(const Hash128& hash) const { return known_.contains(hash); }
   // Reads the block into cache row `row` and those after it. False if there is no such file, or,
   // with the reason in last_problem(), if it is not to be trusted (then it is removed); the rows
   // are as before. Throws std::bad_alloc only.
   bool load(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
+  // Of the kLookedAt blocks after `before` that were saved last, reads as many rows as there are
+  // equal tokens of the one that begins most like `tokens`, and returns how many; 0 if none has
+  // more than `more_than`, or as in load().
+  int64_t load_alike(const Hash128& before, std::span<const int32_t> tokens, int64_t more_than,
+                     const KvCacheView& cache, int64_t row);
   // Writes the block at cache row `row`; if it is there, renews its age: so save children before
   // their parents, and a beginning outlives what follows it. Throws nothing: a failure is counted;
-  // after it nothing more is written (the disk is full or gone), loads go on.
+  // after it nothing more is written (the disk is full or gone), loads go on. A tail that another
+  // block begins with is not written or, being there, removed.
   void save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
 
-  // Blocks that fit into max_bytes.
-  int64_t most_blocks() const { return static_cast<int64_t>(max_bytes_ / file_bytes_); }
+  // Full blocks that fit into max_bytes.
+  int64_t most_blocks() const { return static_cast<int64_t>(max_bytes_ / file_bytes()); }
 
   struct Stats {
     int64_t loaded = 0, saved = 0;
+    int64_t alike = 0;    // of the loaded: those that load_alike() found
     int64_t ignored = 0;  // files not to be trusted
     int64_t evicted = 0;
     bool failed = false;  // writing has stopped
@@ -98,14 +106,15 @@ class PrefixStore {
   struct File {
     std::filesystem::path path;
     uint64_t bytes = 0;
-    Hash128 hash;
+    Hash128 hash, before;
     bool ours = false;
   };
   // Oldest first: modification time, then a counter that keeps equal times apart.
   using Age = std::pair<int64_t, uint64_t>;
 
   PrefixFileHeader header_of(const BlockPool::Content& content) const;
-  std::filesystem::path path_of(const Hash128& hash) const;
+  std::filesystem::path path_of(const BlockPool::Content& content) const;
+  uint64_t file_bytes(int64_t tokens = kKeyBlock) const;
   void list_files();
   void list_file(const std::filesystem::path& path, bool ours);
   void add(File file, int64_t modified_ns);
@@ -113,6 +122,18 @@ class PrefixStore {
   int64_t next_time();
   bool renew(Age age);
   void make_room(uint64_t bytes);
+  void remove_beginnings(const BlockPool::Content& content);
+  struct Alike {
+    Hash128 hash;
+    std::vector<int32_t> tokens;  // its own
+    int64_t equal = 0;
+  };
+  Alike most_alike(const Hash128& before, std::span<const int32_t> tokens);
+  template <class Read>
+  bool trusted(Age age, Read read);
+  std::vector<int32_t> tokens_of(const Hash128& hash);
+  bool read_rows(const BlockPool::Content& content, int64_t rows, const KvCacheView& cache,
+                 int64_t row);
   void write(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
   void stop_writing(const char* why);
   void check_file(const std::string& bytes, const PrefixFileHeader& expected,
@@ -120,9 +141,11 @@ class PrefixStore {
 
   std::filesystem::path folder_, own_folder_;
   PrefixFileHeader common_;  // without a block
-  uint64_t max_bytes_, layer_bytes_, file_bytes_, total_bytes_ = 0;
+  uint64_t max_bytes_, row_bytes_, total_bytes_ = 0;
   std::map<Age, File> files_;
   std::unordered_map<Hash128, Age, HashOfHash> known_;  // ours
+  // Those after the same beginning, the one saved last is last.
+  std::unordered_map<Hash128, std::vector<Hash128>, HashOfHash> followers_;
   uint64_t next_ = 0;
   int64_t last_time_ = 0;
   Stats stats_;

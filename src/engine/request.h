@@ -39,12 +39,13 @@ struct Request {
 
 // Why a request's reuse of cached rows ended where it did.
 enum class ReuseEnd {
-  kNotStarted,     // cancelled before it ran
-  kDisabled,       // the engine keeps no prefixes
-  kPromptEnd,      // all full blocks were found, at least one; or all but the last token
-  kTokenDiffers,   // the token at position cached_tokens is another than in what is cached
-  kEvicted,        // the next block was cached once; its room was needed
-  kNothingCached,  // nobody has computed what follows, or not as a full block
+  kNotStarted,    // cancelled before it ran
+  kDisabled,      // the engine keeps no prefixes
+  kPromptEnd,     // all full blocks were found, at least one; or all but the last token
+  kTokenDiffers,  // the token at position cached_tokens (with MTP, or the one behind it) is another
+                  // than in what is cached
+  kEvicted,       // the next block was cached once; its room was needed
+  kNothingCached,  // nobody has computed what follows
 };
 
 // What a request found in the cache when it started.

@@ -13,6 +13,7 @@ namespace fathom {
 // Few rows of x: both operands are read row by row.
 inline constexpr int64_t kPanelRows = 8;  // rows of w that are multiplied together
 inline constexpr int64_t kTileRows = 3;   // rows of x in one register tile
+inline constexpr int64_t kScaleColumns = 128;
 
 // y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]. Strides in elements of the operand as stored.
 // Meanwhile the rows of w are fetched that lie `ahead` bytes behind these (0:
@@ -22,7 +23,8 @@ struct GemmBlock {
   const void* w = nullptr;
   int64_t x_stride = 0, w_stride = 0, ahead = 0;
   int64_t m = 0, n = 0, k = 0;
-  const float* bias = nullptr;  // [n] or null
+  const float* scales = nullptr;  // FP8: 2^8 times those of w, one for each kScaleColumns of k
+  const float* bias = nullptr;    // [n] or null
   float* y = nullptr;
   int64_t y_stride = 0;
 };

@@ -1,10 +1,11 @@
 // Linear layers: operands, blocks and threads. GGUF blocks go to gemm_int8.cc, unless x must stay
-// exact. Up to kFewRows rows of x meet w row by row, F32 and BF16 where they lie, others widened
-// eight rows at a time. More rows pay for packing: x once, w
+// exact. Up to kFewRows rows of x meet w row by row, F32, BF16, F16 and FP8 where they lie (the
+// last two not in the portable target), others widened eight rows at a time. More rows pay for packing: x once, w
 // panel by panel, each panel for up to kBlockRows rows.
 #include "kernels/gemm.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/check.h"
@@ -25,7 +26,13 @@ FATHOM_SIMD_DECLARE(void pack_lanes(const float* in, int64_t in_stride, int64_t 
 FATHOM_SIMD_DECLARE(void split_bf16(const uint16_t* in, int64_t n, float* out))
 FATHOM_SIMD_DECLARE(void round_to_bf16(const float* in, int64_t n, uint16_t* out))
 #if defined(__x86_64__)
+namespace avx2 {
+void gemm_f16(const GemmBlock& b);
+void gemm_f8(const GemmBlock& b);
+}  // namespace avx2
 namespace avx512 {
+void gemm_f16(const GemmBlock& b);
+void gemm_f8(const GemmBlock& b);
 void gemm_native_bf16(const GemmBlock& b);
 void packed_native_bf16(const PackedBlock& b);
 }  // namespace avx512
@@ -167,12 +174,40 @@ void convert_unit(const Problem& p, int64_t row, int64_t rows, float* out) {
   }
 }
 
-void run_block(Isa isa, Form form, const GemmBlock& b) {
+// w of the block is stored as dtype; F32 means widened, too.
+void run_block(Isa isa, Form form, DType dtype, const GemmBlock& b) {
+#if defined(__x86_64__)
+  if (dtype == DType::kF16) return isa == Isa::kAvx2 ? avx2::gemm_f16(b) : avx512::gemm_f16(b);
+  if (dtype == DType::kF8E4M3) return isa == Isa::kAvx2 ? avx2::gemm_f8(b) : avx512::gemm_f8(b);
+#endif
   if (form == Form::kF32) return FATHOM_SIMD_CALL(isa, gemm_f32)(b);
   if (form == Form::kSplitBf16) return FATHOM_SIMD_CALL(isa, gemm_split_bf16)(b);
 #if defined(__x86_64__)
   avx512::gemm_native_bf16(b);
 #endif
+}
+
+// Whether few rows read w where it lies.
+bool reads_in_place(Isa isa, Form form, DType dtype) {
+  if (form != Form::kF32 || dtype == DType::kF32) return true;
+#if defined(__x86_64__)
+  return isa != Isa::kPortable && (dtype == DType::kF16 || dtype == DType::kF8E4M3);
+#else
+  static_cast<void>(isa);
+  return false;
+#endif
+}
+
+// out = 2^8 times the scales of row r (what makes up for them, gemm.simd.cc). False if one
+// overflows that did not.
+bool scales_of(const WeightView& w, int64_t r, float* out) {
+  const float* const scales = w.block_scales + r / kScaleColumns * w.scale_cols;
+  bool fits = true;
+  for (int64_t i = 0; i < ceil_div(w.cols, kScaleColumns); ++i) {
+    out[i] = scales[i] * 256.0f;
+    fits &= !std::isinf(out[i]) || std::isinf(scales[i]);
+  }
+  return fits;
 }
 
 void run_block(Isa isa, Form form, const PackedBlock& b) {
@@ -186,7 +221,8 @@ void run_block(Isa isa, Form form, const PackedBlock& b) {
 // Rows [m0, m0 + m), m <= kFewRows, times rows [n0, n0 + n) of w.
 void multiply_few(const Problem& p, const WeightView& w, const float* unit, int64_t m0, int64_t m,
                   int64_t n0, int64_t n, int worker) {
-  const bool in_place = w.dtype == DType::kF32 || p.form != Form::kF32;
+  const bool in_place = reads_in_place(p.ctx.isa(), p.form, w.dtype);
+  const bool scaled = w.dtype == DType::kF8E4M3;
   ArenaScope scope(p.ctx.worker_scratch(worker));
   GemmBlock b;
   b.m = m;
@@ -195,10 +231,11 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
   b.x_stride = p.form == Form::kF32
                    ? p.x.stride
                    : steps_of(p.form, p.cols) * (p.form == Form::kNativeBf16 ? 32 : 16);
-  // rows fall into different sets of L1
-  b.w_stride = in_place ? w.cols : ceil_div(w.cols, 16) * 16 + 16;
   b.y_stride = p.y.stride;
-  float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * b.w_stride);
+  // rows fall into different sets of L1
+  const int64_t panel_stride = ceil_div(w.cols, 16) * 16 + 16;
+  float* const panel = scope.array<float>(in_place && !scaled ? 0 : kPanelRows * panel_stride);
+  float* const scales = scope.array<float>(scaled ? ceil_div(w.cols, kScaleColumns) : 0);
   const int64_t ahead = in_place ? kPanelRows * row_bytes(w.dtype, w.cols) : 0;
   for (int64_t i = 0; i < std::min(ahead, n * row_bytes(w.dtype, w.cols)); i += 64)
     __builtin_prefetch(w.row(n0) + i, 0, 2);
@@ -206,14 +243,19 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
     b.n = std::min(kPanelRows, n0 + n - r0);
     b.ahead = r0 + 2 * kPanelRows <= n0 + n ? ahead : 0;
     b.w = w.row(r0);
-    if (!in_place) {
-      for (int64_t r = 0; r < b.n; ++r)
-        dequantize_weight(p.ctx.isa(), w, r0 + r, 0, w.cols, panel + r * b.w_stride);
+    b.w_stride = w.cols;
+    b.scales = scaled ? scales : nullptr;
+    const bool here = in_place && (!scaled || scales_of(w, r0, scales));
+    if (!here) {
       b.w = panel;
+      b.w_stride = panel_stride;
+      b.scales = nullptr;
+      for (int64_t r = 0; r < b.n; ++r)
+        dequantize_weight(p.ctx.isa(), w, r0 + r, 0, w.cols, panel + r * panel_stride);
     }
     b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
     b.y = p.y.row(m0) + r0;
-    run_block(p.ctx.isa(), p.form, b);
+    run_block(p.ctx.isa(), p.form, here ? w.dtype : DType::kF32, b);
   }
 }
 

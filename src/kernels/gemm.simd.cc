@@ -28,16 +28,61 @@ inline Part odd_bf16(Part a) {
 }
 inline Part even_bf16(Part a) { return reinterpret_cast<Part>(reinterpret_cast<Bits>(a) << 16); }
 
-// How one step of k is read and multiplied; p = first lane of the part.
+#if defined(FATHOM_SIMD_IS_avx512)
+inline Part widen_f16(const uint16_t* w) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
+}
+// As load_f8e4m3() of quantize.simd.cc, but 2^8 too small: the scale makes up for it.
+inline Part widen_f8(const uint8_t* w) {
+  const __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+  const __m256i size = _mm256_and_si256(_mm256_slli_epi16(code, 7), _mm256_set1_epi16(0x3f80));
+  const __m256i sign = _mm256_and_si256(code, _mm256_set1_epi16(int16_t{-0x8000}));
+  const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x3f80)),
+                                       _mm256_set1_epi16(0x7c00));
+  return _mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(size, sign), nan));
+}
+#elif defined(FATHOM_SIMD_IS_avx2)
+inline Part widen_f16(const uint16_t* w) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+}
+inline Part widen_f8(const uint8_t* w) {
+  const __m128i code = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w)));
+  const __m128i size = _mm_and_si128(_mm_slli_epi16(code, 7), _mm_set1_epi16(0x3f80));
+  const __m128i sign = _mm_and_si128(code, _mm_set1_epi16(int16_t{-0x8000}));
+  const __m128i nan =
+      _mm_and_si128(_mm_cmpeq_epi16(size, _mm_set1_epi16(0x3f80)), _mm_set1_epi16(0x7c00));
+  return _mm256_cvtph_ps(_mm_or_si128(_mm_or_si128(size, sign), nan));
+}
+#endif
+
+// How one step of k is read and multiplied; p = first lane of the part, scale = that of w here.
 struct F32 {
   using X = float;
   using W = float;
   using XPart = Part;
   static constexpr int64_t kStep = 16;
   static XPart load_x(const float* x, int64_t p) { return load_part(x + p); }
-  static Part load_w(const float* w, int64_t p) { return load_part(w + p); }
+  static Part load_w(const float* w, int64_t p, Part) { return load_part(w + p); }
   static Part dot(XPart x, Part w, Part sum) { return fma_part(x, w, sum); }
 };
+
+#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
+// Widened in registers, to the bits that dequantize_weight() gives.
+struct F16 {
+  using X = float;
+  using W = uint16_t;
+  using XPart = Part;
+  static constexpr int64_t kStep = 16;
+  static XPart load_x(const float* x, int64_t p) { return load_part(x + p); }
+  static Part load_w(const uint16_t* w, int64_t p, Part) { return widen_f16(w + p); }
+  static Part dot(XPart x, Part w, Part sum) { return fma_part(x, w, sum); }
+};
+
+struct F8 : F16 {
+  using W = uint8_t;
+  static Part load_w(const uint8_t* w, int64_t p, Part scale) { return widen_f8(w + p) * scale; }
+};
+#endif
 
 struct SplitBf16 {  // x in split form, w as stored
   using X = float;
@@ -49,7 +94,7 @@ struct SplitBf16 {  // x in split form, w as stored
   static XPart load_x(const float* x, int64_t p) {
     return {load_part(x + p), load_part(x + 16 + p)};
   }
-  static Part load_w(const uint16_t* w, int64_t p) { return load_part(w + 2 * p); }
+  static Part load_w(const uint16_t* w, int64_t p, Part) { return load_part(w + 2 * p); }
   static Part dot(XPart x, Part w, Part sum) {
     return fma_part(x.even, even_bf16(w), fma_part(x.odd, odd_bf16(w), sum));
   }
@@ -62,7 +107,7 @@ struct NativeBf16 {
   using XPart = Part;
   static constexpr int64_t kStep = 32;
   static XPart load_x(const uint16_t* x, int64_t) { return load_part(x); }
-  static Part load_w(const uint16_t* w, int64_t) { return load_part(w); }
+  static Part load_w(const uint16_t* w, int64_t, Part) { return load_part(w); }
   static Part dot(XPart x, Part w, Part sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
   }
@@ -124,7 +169,9 @@ inline void keep(Part& a) {
 // count), whole steps.
 template <class Op, int64_t MR>
 inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
-                       int64_t ahead, int64_t count, int64_t part, const float* from, float* to) {
+                       float scale, int64_t ahead, int64_t count, int64_t part, const float* from,
+                       float* to) {
+  const Part scales = set_part(scale);
   Part sum[MR][kTileCols];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
@@ -139,8 +186,8 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
     for (int64_t i = 0; i < MR; ++i) xv[i] = Op::load_x(x + i * x_stride + k, part);
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kTileCols; ++j) {
-      Part wv = Op::load_w(w[j] + k, part);
-      // a step of w is a line
+      Part wv = Op::load_w(w[j] + k, part, scales);
+      // a step of w is a line, or part of one
       if (part == 0) __builtin_prefetch(reinterpret_cast<const char*>(w[j] + k) + ahead, 0, 2);
       if (MR > 1) keep(wv);
 #pragma GCC unroll 8
@@ -158,11 +205,11 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
 // The same for all parts and 8 columns.
 template <class Op, int64_t MR>
 inline void accumulate_all(const typename Op::X* x, int64_t x_stride,
-                           const typename Op::W* const* w, int64_t ahead, int64_t count,
-                           const float* from, float* to) {
+                           const typename Op::W* const* w, float scale, int64_t ahead,
+                           int64_t count, const float* from, float* to) {
   for (int64_t part = 0; part < 16; part += kPartLanes) {
     for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-      accumulate<Op, MR>(x, x_stride, w + j, ahead, count, part,
+      accumulate<Op, MR>(x, x_stride, w + j, scale, ahead, count, part,
                          from != nullptr ? from + j * 16 : nullptr, to + j * 16);
     }
   }
@@ -172,24 +219,24 @@ inline void accumulate_all(const typename Op::X* x, int64_t x_stride,
 // row).
 template <class Op, int64_t MR>
 __attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t x_stride,
-                                               const typename Op::W* const* w, int64_t whole,
-                                               int64_t k, float* sums) {
+                                               const typename Op::W* const* w, float scale,
+                                               int64_t whole, int64_t k, float* sums) {
   using X = typename Op::X;
   using W = typename Op::W;
   const auto rest = static_cast<size_t>(k - whole);
+  constexpr bool kSplit = sizeof(typename Op::XPart) != sizeof(Part);
   X x_rest[MR][Op::kStep] = {};
   W w_rest[kPanelRows][Op::kStep] = {};
   const W* w_rows[kPanelRows];
   for (int64_t i = 0; i < MR; ++i) {
     // Split form is filled up already.
-    __builtin_memcpy(x_rest[i], x + i * x_stride + whole,
-                     (sizeof(X) != sizeof(W) ? Op::kStep : rest) * sizeof(X));
+    __builtin_memcpy(x_rest[i], x + i * x_stride + whole, (kSplit ? Op::kStep : rest) * sizeof(X));
   }
   for (int64_t j = 0; j < kPanelRows; ++j) {
     __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
     w_rows[j] = w_rest[j];
   }
-  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, 0, Op::kStep, sums, sums);
+  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, scale, 0, Op::kStep, sums, sums);
 }
 
 // Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w.
@@ -200,8 +247,20 @@ __attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* co
   alignas(64) float finished[MR][kPanelRows][16];
   float* const sums = finished[0][0];
   const int64_t whole = b.k & -Op::kStep;
-  accumulate_all<Op, MR>(x, b.x_stride, w, m0 == 0 ? b.ahead : 0, whole, nullptr, sums);
-  if (whole < b.k) accumulate_rest<Op, MR>(x, b.x_stride, w, whole, b.k, sums);
+  const int64_t ahead = m0 == 0 ? b.ahead : 0;
+  // of one scale; a multiple of every step
+  const int64_t run = b.scales != nullptr ? kScaleColumns : whole;
+  for (int64_t k = 0; k == 0 || k < whole; k += run) {
+    const typename Op::W* at[kPanelRows];
+    for (int64_t j = 0; j < kPanelRows; ++j) at[j] = w[j] + k;
+    accumulate_all<Op, MR>(x + k, b.x_stride, at, b.scales != nullptr ? b.scales[k / run] : 0,
+                           ahead, whole - k < run ? whole - k : run, k > 0 ? sums : nullptr, sums);
+    if (whole == 0) break;
+  }
+  if (whole < b.k) {
+    const float scale = b.scales != nullptr ? b.scales[whole / kScaleColumns] : 0;
+    accumulate_rest<Op, MR>(x, b.x_stride, w, scale, whole, b.k, sums);
+  }
   float* y = b.y + m0 * b.y_stride + n0;
   for (int64_t i = 0; i < MR; ++i, y += b.y_stride) {
     float totals[kPanelRows];
@@ -230,6 +289,11 @@ __attribute__((noinline)) void gemm(const GemmBlock& b) {
 }  // namespace
 
 void gemm_f32(const GemmBlock& b) { gemm<F32>(b); }
+
+#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
+void gemm_f16(const GemmBlock& b) { gemm<F16>(b); }
+void gemm_f8(const GemmBlock& b) { gemm<F8>(b); }
+#endif
 
 void gemm_split_bf16(const GemmBlock& b) {
   FlushSubnormals flush;

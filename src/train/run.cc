@@ -114,12 +114,24 @@ Data open_data(const Recipe& recipe, const Tokenizer& tokenizer, uint64_t finger
   return {};
 }
 
+// A folder that somebody has, or has had, is asked for before any work; a new one is made once all
+// else is right.
+std::optional<FolderLock> lock_run(const fs::path& folder, bool new_one) {
+  std::error_code ignored;
+  if (!new_one && !fs::exists(folder / FolderLock::kFile, ignored)) return std::nullopt;
+  return std::make_optional<FolderLock>(
+      folder,
+      "a folder that no other run writes to (-o names another; or wait, or stop that run "
+      "and go on with --resume)");
+}
+
 class Run {
  public:
   Run(const Recipe& recipe, const TrainingOptions& options, RunObserver& observer)
       : recipe_(recipe),
         options_(options),
         observer_(observer),
+        lock_(lock_run(options.folder, false)),
         ctx_(recipe.threads > 0 ? recipe.threads : available_cores(), detect_isa(),
              recipe.train.f32 ? Precision::kF32 : Precision::kNative),
         files_(tokenizer_files(recipe)),
@@ -154,9 +166,8 @@ class Run {
   }
 
   RunResult run() {
+    const auto lock = lock_ ? std::nullopt : lock_run(options_.folder, true);
     const int64_t first = start();
-    std::error_code error;
-    fs::create_directories(options_.folder, error);
     MetricsOptions metrics_options;
     metrics_options.folder = options_.folder;
     if (first > 0 || options_.resume) metrics_options.resumed_step = first;
@@ -504,6 +515,7 @@ class Run {
   const Recipe& recipe_;
   const TrainingOptions& options_;
   RunObserver& observer_;
+  std::optional<FolderLock> lock_;
   Context ctx_;
   TokenizerFiles files_;
   Tokenizer tokenizer_;

@@ -197,6 +197,21 @@ TEST(AtomicFile, EveryFailureBeginsWithThePathAndLeavesNothing) {
   EXPECT_EQ(files_in(dir.path()), 1);
 }
 
+TEST(FolderLock, IsOneOwnersUntilItIsGone) {
+  const TempDir dir;
+  const std::filesystem::path folder = dir / "a/b";
+  const auto taken = [&] { return error_of([&] { FolderLock(folder, "nobody"); }); };
+  {
+    const FolderLock lock(folder, "nobody");
+    EXPECT_EQ(taken(), fmt::format("{}: found in use by process {}, expected nobody",
+                                   folder.string(), ::getpid()));
+  }
+  { const FolderLock again(folder, "nobody"); }
+  std::filesystem::remove(folder / "lock");
+  std::filesystem::create_directory(folder / "lock");
+  EXPECT_TRUE(taken().starts_with((folder / "lock").string() + ": cannot open: "));
+}
+
 TEST(AtomicFile, AWriteThatTheSystemRefusesKeepsTheOldFile) {
   const TempDir dir;
   write_file_atomically(dir / "f", "old");

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/memory.h"
 #include "cli/bench_lines.h"
+#include "cli/bench_parts.h"
 #include "cli/chat.h"
 #include "cli/eval.h"
 #include "cli/generation.h"
@@ -21,6 +22,7 @@
 #include "cli/models.h"
 #include "cli/progress.h"
 #include "cli/run.h"
+#include "tests/base/test_files.h"
 
 namespace fathom {
 namespace {
@@ -34,6 +36,32 @@ std::string message_of(const std::function<void()>& action) {
     return error.what();
   }
   return "no error";
+}
+
+TEST(Bench, WeightsAndCacheMustFitTogether) {
+  const MemoryNeeds needs{.weights = 600 << 20, .cache = 500 << 20, .work = 10 << 20};
+  EXPECT_NO_THROW(expect_room(needs, 4096, {}));
+  EXPECT_NO_THROW(expect_room(needs, 4096, {.available = 1110 << 20}));
+  EXPECT_EQ(error_of([&] { expect_room(needs, 4096, {.available = (1110 << 20) - 1}); },
+                     ExitCode::kNoResources),
+            fmt::format("bench: found {} of memory available, expected {}: weights {}, cache for "
+                        "4096 tokens {}, work {} (use smaller --at, --batch or --generate, or "
+                        "--cache bf16)",
+                        bytes_text((1110 << 20) - 1), bytes_text(1110 << 20), bytes_text(600 << 20),
+                        bytes_text(500 << 20), bytes_text(10 << 20)));
+  EXPECT_NE(error_of([&] { expect_room({.weights = 1, .cache = UINT64_MAX}, 1, {.available = 9}); },
+                     ExitCode::kNoResources)
+                .find("expected more than 64 bits count: "),
+            std::string::npos);
+}
+
+TEST(Bench, OfAnotherUsersFileNobodyKnowsHowMuchIsInMemory) {
+  const Checkpoint own = Checkpoint::open(FATHOM_SOURCE_DIR "/bundled/countdown-12m.gguf");
+  EXPECT_TRUE(share_in_page_cache(own));
+  if (::getuid() != 0) return;
+  ASSERT_EQ(::seteuid(65534), 0);
+  EXPECT_FALSE(share_in_page_cache(own));
+  ASSERT_EQ(::seteuid(0), 0);
 }
 
 TEST(EvalWindows, ScoreEveryTokenOnceWithinTheWindow) {

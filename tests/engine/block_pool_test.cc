@@ -30,6 +30,7 @@ class Text {
     }
   }
   int64_t size() const { return std::ssize(tokens_); }
+  const Hash128& end() const { return hashes_.back(); }
   BlockPool::Content content(size_t i, int64_t parent) const {
     return {parent, i == 0 ? scope_ : hashes_[i - 1], hashes_[i], tokens_[i]};
   }
@@ -167,6 +168,37 @@ TEST(BlockPool, KnowsWhichContinuationIsMostAlike) {
   EXPECT_EQ(alike.tokens, 0);
 }
 
+TEST(BlockPool, ATailIsFoundUntilSomethingBeginsWithIt) {
+  BlockPool pool(8);
+  const Text text({1});
+  const int64_t root = text.own(pool)[0];
+  const Hash128 before = text.content(0, kNone).hash;
+  const auto leave = [&](const std::vector<int32_t>& tokens) {
+    const Hash128 hash = hash_chained(before, std::as_bytes(std::span(tokens)));
+    const int64_t block = pool.publish(pool.take(), {root, before, hash, tokens});
+    pool.release(block);
+    return block;
+  };
+  const std::vector<int32_t> wanted = {5, 6, 7, 8};
+  const int64_t a = leave({5, 6}), b = leave({5, 9});
+  EXPECT_EQ(leave({5, 6}), a) << "no content has two blocks";
+  BlockPool::Alike alike = pool.most_alike(root, before, wanted);
+  EXPECT_EQ(alike.block, a);
+  EXPECT_EQ(alike.tokens, 2);
+  EXPECT_FALSE(alike.differs) << "it only ends";
+  alike = pool.most_alike(root, before, std::vector<int32_t>{5, 9});
+  EXPECT_EQ(alike.block, b);
+  EXPECT_EQ(alike.tokens, 2);
+  EXPECT_TRUE(pool.most_alike(root, before, std::vector<int32_t>{5, 1}).differs);
+  const int64_t longer = leave({5, 6, 7});
+  EXPECT_EQ(pool.cached(), 2) << "a has gone";
+  EXPECT_EQ(pool.most_alike(root, before, wanted).block, longer);
+  pool.renew(b);
+  for (int i = 0; i < 6; ++i) pool.take();  // five are free; then the least recently used goes
+  EXPECT_EQ(pool.most_alike(root, before, wanted).block, b);
+  EXPECT_FALSE(pool.was_evicted(hash_chained(before, std::as_bytes(std::span(wanted).first(3)))));
+}
+
 TEST(BlockPool, ForgetsEverythingAtOnce) {
   BlockPool pool(4);
   const Text text({1, 2, 3});
@@ -185,11 +217,19 @@ TEST(BlockPool, KeepsItsInvariantsThroughRandomUse) {
     BlockPool pool(blocks);
     std::vector<std::vector<int64_t>> owners(7);
     std::map<int64_t, std::vector<int32_t>> holds;  // the letters up to each published block
-    int64_t shared = 0, refused = 0;
+    int64_t shared = 0, refused = 0, tails_found = 0;
     for (uint64_t i = 0; i < 20'000; ++i) {
       const uint64_t bits = random_bits({.seed = 21}, i);
       std::vector<int64_t>& owned = owners[bits % owners.size()];
       if (!owned.empty()) {
+        if (const int64_t block = bits >> 40 & 1 ? pool.take() : kNone; block != kNone) {
+          const std::vector<int32_t> tail(1 + (bits >> 41) % 4, 2 + (bits >> 50 & 1));
+          const int64_t parent = owned.back();
+          const Hash128 before = Text(holds[parent]).end();
+          tails_found += pool.most_alike(parent, before, tail).tokens == std::ssize(tail);
+          const Hash128 hash = hash_chained(before, std::as_bytes(std::span(tail)));
+          pool.release(pool.publish(block, {parent, before, hash, tail}));
+        }
         Text::disown(pool, owned);
         owned.clear();
       } else {
@@ -212,6 +252,7 @@ TEST(BlockPool, KeepsItsInvariantsThroughRandomUse) {
       pool.check(all);
     }
     EXPECT_GT(shared, 1000) << blocks;
+    EXPECT_TRUE(tails_found > 100 || blocks < 40) << blocks;
     EXPECT_TRUE(refused > 100 || blocks == 40) << blocks;
     for (auto& o : owners) Text::disown(pool, o);
     pool.check({});

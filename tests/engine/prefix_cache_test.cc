@@ -54,13 +54,13 @@ void expect_bits_without_cache(const Model& model, Context& ctx, EngineOptions o
   EXPECT_EQ(first.reuse.cached_tokens, 0);
   EXPECT_EQ(first.outcome, ask(without, request).outcome);
 
-  // 194 tokens, of which 193 have rows: three full blocks
+  // 194 tokens, of which 193 have rows: three full blocks and a tail of one
   const std::vector<int32_t> talk = joined(prompt, first.outcome.tokens);
   std::vector<int32_t> parted = prompt;
   parted[100] = 1;
   for (const auto& [tokens, cached] :
        {std::pair<std::vector<int32_t>, int64_t>{prompt, 149},
-        {joined(talk, some_tokens(2, 40)), 192},
+        {joined(talk, some_tokens(2, 40)), 193},
         {parted, 100},
         {std::vector<int32_t>(prompt.begin(), prompt.begin() + 64), 63},
         {std::vector<int32_t>(prompt.begin(), prompt.begin() + 65), 64}}) {
@@ -103,7 +103,7 @@ TEST(PrefixCache, SaysWhyReuseEnded) {
   };
   using Pair = std::pair<int64_t, ReuseEnd>;
   EXPECT_EQ(reuse(prompt), Pair(0, ReuseEnd::kNothingCached));
-  EXPECT_EQ(reuse(prompt), Pair(192, ReuseEnd::kPromptEnd));
+  EXPECT_EQ(reuse(prompt), Pair(199, ReuseEnd::kPromptEnd));
   std::vector<int32_t> parted = prompt;
   parted[130] = 1;
   EXPECT_EQ(reuse(parted), Pair(130, ReuseEnd::kTokenDiffers));
@@ -112,14 +112,17 @@ TEST(PrefixCache, SaysWhyReuseEnded) {
   EXPECT_EQ(reuse({prompt.begin(), prompt.begin() + 70}, "another key"),
             Pair(0, ReuseEnd::kNothingCached));
   EXPECT_EQ(reuse({prompt.begin(), prompt.begin() + 70}, "another key"),
-            Pair(64, ReuseEnd::kPromptEnd));
+            Pair(69, ReuseEnd::kPromptEnd));
   reuse(some_tokens(5, 250));
   EXPECT_EQ(reuse(prompt), Pair(0, ReuseEnd::kEvicted));
   EXPECT_EQ(reuse({1, 2, 3}), Pair(0, ReuseEnd::kTokenDiffers));
   EXPECT_EQ(reuse({prompt.begin(), prompt.begin() + 60}), Pair(59, ReuseEnd::kPromptEnd));
   engine.forget_cached();
   EXPECT_EQ(reuse({1, 2, 3}), Pair(0, ReuseEnd::kNothingCached));
-  EXPECT_EQ(reuse({1, 2, 3}), Pair(0, ReuseEnd::kNothingCached)) << "no full block";
+  EXPECT_EQ(reuse({1, 2, 3}), Pair(2, ReuseEnd::kPromptEnd)) << "no full block";
+  EXPECT_EQ(reuse({1, 2, 4, 5}), Pair(2, ReuseEnd::kTokenDiffers));
+  EXPECT_EQ(reuse({1, 2, 3, 5}), Pair(3, ReuseEnd::kPromptEnd));
+  EXPECT_EQ(reuse({1, 2, 3, 5, 6, 7}), Pair(4, ReuseEnd::kNothingCached));
   EXPECT_EQ(reuse({1}), Pair(0, ReuseEnd::kPromptEnd)) << "nothing but the last token";
   EXPECT_EQ(reuse(prompt).first, 0);
   EXPECT_EQ(engine.cache().pool().in_use(), 0);
@@ -150,6 +153,46 @@ TEST(PrefixCache, ANeighbourWithTooFewRowsIsNoDifference) {
     found[event.request] = {event.reuse.cached_tokens, event.reuse.end};
   EXPECT_EQ(found.at(longer), std::pair(int64_t{20}, ReuseEnd::kNothingCached));
   EXPECT_EQ(found.at(other), std::pair(int64_t{7}, ReuseEnd::kTokenDiffers));
+}
+
+// Whoever goes on from it copies it, so it stays; a longer one takes its place; it is the newest
+// when it was used, and goes before the blocks that it follows.
+TEST(PrefixCache, ATailStaysUntilALongerOneOrTheNeedForRoom) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 320});  // five blocks
+  const BlockPool& pool = engine.cache().pool();
+  const auto cached = [&](const std::vector<int32_t>& tokens) {
+    return ask(engine, plain(tokens, 1)).reuse.cached_tokens;
+  };
+  const std::vector<int32_t> begin = some_tokens(1, 80);
+  const std::vector<int32_t> a = joined(begin, some_tokens(2, 10)), b = joined(begin, {1, 2, 3});
+  EXPECT_EQ(cached(begin), 0);
+  EXPECT_EQ(pool.cached(), 2);
+  EXPECT_EQ(cached(a), 80);
+  EXPECT_EQ(pool.cached(), 2) << "in place of its beginning";
+  EXPECT_EQ(cached(b), 80);
+  EXPECT_EQ(pool.cached(), 3);
+  EXPECT_EQ(cached(begin), 79);
+  EXPECT_EQ(pool.cached(), 3) << "others begin with it";
+  EXPECT_EQ(cached(a), 89);
+  EXPECT_EQ(cached(some_tokens(9, 180)), 0);  // three of five: the least recently used goes
+  EXPECT_EQ(cached(a), 89);
+  EXPECT_EQ(cached(b), 80) << "its tail has gone";
+}
+
+// A request that is cancelled, or gives way to others, leaves what it has computed.
+TEST(PrefixCache, ACancelledRequestLeavesItsTail) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 512, .prefill_chunk = 50});
+  const uint64_t id = engine.submit(plain(some_tokens(1, 200)));
+  std::vector<TokenEvent> events;
+  ASSERT_TRUE(engine.step(events) && engine.step(events));
+  engine.cancel(id);
+  engine.step(events);
+  engine.check();
+  EXPECT_EQ(ask(engine, plain(some_tokens(1, 200))).reuse.cached_tokens, 100);
 }
 
 // The prompt is computed once, its full blocks exist once, and only the block that the samples

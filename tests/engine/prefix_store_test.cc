@@ -73,11 +73,11 @@ TEST(PrefixStore, WhatWasComputedBeforeARestartIsFoundAndGivesTheSameBits) {
         const PrefixStoreOptions store = options_for(dir / "cache", model);
         const Life first = live(model, ctx, options, store, request);
         EXPECT_EQ(first.reuse.cached_tokens, 0);
-        EXPECT_EQ(first.stats.saved, 3);
-        EXPECT_EQ(block_files(dir.path()).size(), 3u);
+        EXPECT_EQ(first.stats.saved, 4);
+        EXPECT_EQ(block_files(dir.path()).size(), 4u);
         const Life second = live(model, ctx, options, store, request);
-        EXPECT_EQ(second.reuse.cached_tokens, 192) << second.problem;
-        EXPECT_EQ(second.stats.loaded, 3);
+        EXPECT_EQ(second.reuse.cached_tokens, 199) << second.problem;
+        EXPECT_EQ(second.stats.loaded, 4);
         EXPECT_EQ(second.stats.saved, 0);
         EXPECT_EQ(second.outcome, first.outcome);
         Request longer = request;
@@ -96,15 +96,25 @@ class DamagedFile : public testing::Test {
         store_(options_for(dir_ / "cache", model_)),
         request_{some_tokens(3, 100), 3, {}, {.top_logprobs = 0}, {}} {
     first_ = live(model_, ctx_, options_, store_, request_);
-    file_ = block_files(dir_.path()).at(0);
+    choose(true);
+  }
+  // The full block of the two, or the tail of 38 rows.
+  void choose(bool full) {
+    std::vector<fs::path> files = block_files(dir_.path());
+    ASSERT_EQ(files.size(), 2u);
+    std::sort(files.begin(), files.end(), [](const fs::path& a, const fs::path& b) {
+      return fs::file_size(a) > fs::file_size(b);
+    });
+    file_ = files[full ? 0 : 1];
     good_ = read_file(file_, 1 << 24);
+    found_without_ = full ? 0 : 64;
   }
   // The answer is the same, the file is not used, and the reason says `what`.
   void expect_ignored(const std::string& bytes, const std::string& what) {
     write_whole(file_, bytes);
     const Life life = live(model_, ctx_, options_, store_, request_);
     EXPECT_EQ(life.outcome, first_.outcome) << what;
-    EXPECT_EQ(life.reuse.cached_tokens, 0) << what;
+    EXPECT_EQ(life.reuse.cached_tokens, found_without_) << what;
     EXPECT_EQ(life.stats.ignored, 1) << what;
     EXPECT_EQ(life.stats.saved, 1) << what;  // a good one takes its place
     EXPECT_NE(life.problem.find(what), std::string::npos) << life.problem;
@@ -121,6 +131,7 @@ class DamagedFile : public testing::Test {
   Life first_;
   fs::path file_;
   std::string good_;
+  int64_t found_without_ = 0;
 };
 
 TEST_F(DamagedFile, OfAnotherLengthIsIgnored) {
@@ -129,19 +140,28 @@ TEST_F(DamagedFile, OfAnotherLengthIsIgnored) {
     expect_ignored(good_.substr(0, length),
                    fmt::format("{} bytes, expected {}", length, good_.size()));
   expect_ignored(good_ + "x", fmt::format("{} bytes, expected", good_.size() + 1));
+  choose(false);
+  for (const size_t length : {size_t{0}, size_t{1}, sizeof(PrefixFileHeader) - 1,
+                              sizeof(PrefixFileHeader), good_.size() / 2, good_.size() - 1})
+    expect_ignored(good_.substr(0, length), fmt::format("{} bytes, expected", length));
+  expect_ignored(good_ + "x", fmt::format("{} bytes, expected", good_.size() + 1));
+  expect_ignored(good_ + std::string(size_t{1} << 20, 'x'), " bytes, expected at most");
 }
 
 TEST_F(DamagedFile, WithAnyByteChangedIsIgnored) {
-  const size_t end = good_.size();
-  std::vector<size_t> places;
-  for (size_t i = 0; i < sizeof(PrefixFileHeader); i += 3) places.push_back(i);
-  for (size_t i = sizeof(PrefixFileHeader); i < end; i += end / 50) places.push_back(i);
-  for (size_t i = end - 9; i < end; ++i) places.push_back(i);
-  for (const size_t place : places) {
-    std::string bytes = good_;
-    bytes[place] = static_cast<char>(bytes[place] ^ (1 << place % 8));
-    expect_ignored(bytes, "expected");
-    if (HasFailure()) FAIL() << "byte " << place;
+  for (const bool full : {true, false}) {
+    choose(full);
+    const size_t end = good_.size();
+    std::vector<size_t> places;
+    for (size_t i = 0; i < sizeof(PrefixFileHeader); i += 3) places.push_back(i);
+    for (size_t i = sizeof(PrefixFileHeader); i < end; i += end / 50) places.push_back(i);
+    for (size_t i = end - 9; i < end; ++i) places.push_back(i);
+    for (const size_t place : places) {
+      std::string bytes = good_;
+      bytes[place] = static_cast<char>(bytes[place] ^ (1 << place % 8));
+      expect_ignored(bytes, "expected");
+      if (HasFailure()) FAIL() << "byte " << place << (full ? "" : " of the tail");
+    }
   }
 }
 
@@ -160,7 +180,7 @@ TEST_F(DamagedFile, OfAnotherTextModelOrProgramIsIgnored) {
   };
   using Header = PrefixFileHeader;
   expect_ignored(changed([](Header& h) { h.magic[0] = 'F'; }), "magic: found Fathomkv");
-  expect_ignored(changed([](Header& h) { h.version = 2; }), "version: found 2, expected 1");
+  expect_ignored(changed([](Header& h) { h.version = 3; }), "version: found 3, expected 2");
   expect_ignored(changed([](Header& h) { h.dtype = 99; }), "dtype: found 99");
   expect_ignored(changed([](Header& h) { h.form ^= 1; }), "form: found");
   expect_ignored(changed([](Header& h) { h.isa = 77; }), "instruction set: found 77");
@@ -174,6 +194,12 @@ TEST_F(DamagedFile, OfAnotherTextModelOrProgramIsIgnored) {
   expect_ignored(changed([](Header& h) { h.before.low ^= 1; }), "beginning: found");
   expect_ignored(changed([](Header& h) { h.content.high ^= 1; }), "content: found");
   expect_ignored(changed([](Header& h) { h.tokens[63] ^= 1; }), "token 63: found");
+  choose(false);
+  expect_ignored(changed([](Header& h) { h.program.high ^= 1; }), "program: found");
+  expect_ignored(changed([](Header& h) { h.tokens[63] = 1; }), "token 63: found");
+  expect_ignored(changed([](Header& h) { h.tokens[20] = -1; }), "hash of the tokens: found");
+  expect_ignored(changed([](Header& h) { h.tokens[0] ^= 1; }), "hash of the tokens: found");
+  expect_ignored(changed([](Header& h) { h.tokens[0] = -1; }), "hash of the tokens: found");
 }
 
 TEST_F(DamagedFile, ThatHasGoneOrIsNoFileIsAMiss) {
@@ -220,7 +246,7 @@ TEST_F(DamagedFile, OfAnotherComputationIsNotEvenLookedAt) {
     other_dtype.cache_dtype = dtype;
     EXPECT_EQ(live(model_, ctx_, other_dtype, store_, request_).reuse.cached_tokens, 0);
   }
-  EXPECT_EQ(block_files(dir_.path()).size(), 4u);
+  EXPECT_EQ(block_files(dir_.path()).size(), 8u);
 }
 
 TEST(PrefixStore, StaysWithinItsBoundTheLeastRecentlyUsedGoFirst) {
@@ -229,7 +255,8 @@ TEST(PrefixStore, StaysWithinItsBoundTheLeastRecentlyUsedGoFirst) {
   Context ctx(1);
   const EngineOptions options{.context_tokens = 256, .cache_tokens = 2048};
   PrefixStoreOptions store = options_for(dir / "cache", model);
-  const auto request = [](uint64_t i) { return Request{some_tokens(i, 140), 1, {}, {}, {}}; };
+  // no tails
+  const auto request = [](uint64_t i) { return Request{some_tokens(i, 128), 1, {}, {}, {}}; };
   live(model, ctx, options, store, request(1));
   const uint64_t file_bytes = fs::file_size(block_files(dir.path()).at(0));
   const fs::path stranger = dir.write("cache/notes.txt", "none of ours");
@@ -266,13 +293,42 @@ TEST(PrefixStore, ABeginningOutlivesWhatFollowsItAlsoOnceItWasLoaded) {
   Context ctx(1);
   const EngineOptions options{.context_tokens = kContext};
   PrefixStoreOptions store = options_for(dir / "cache", model);
-  const Request a{some_tokens(1, 64 * 3 + 10), 1, {}, {}, {}};
-  const Request b{some_tokens(2, 64 * 2 + 10), 1, {}, {}, {}};
+  const Request a{some_tokens(1, 64 * 3), 1, {}, {}, {}};
+  const Request b{some_tokens(2, 64 * 2), 1, {}, {}, {}};
   live(model, ctx, options, store, a);
   store.max_bytes = 4 * fs::file_size(block_files(dir.path()).at(0));
   EXPECT_EQ(live(model, ctx, options, store, a).stats.loaded, 3);
   EXPECT_EQ(live(model, ctx, options, store, b).stats.evicted, 1);
   EXPECT_EQ(live(model, ctx, options, store, a).reuse.cached_tokens, 128);
+}
+
+// The longest of what begins alike is kept and found, whole blocks too; another user's is not.
+TEST(PrefixStore, ATailIsFoundUntilSomethingBeginsWithIt) {
+  const TempDir dir;
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  const PrefixStoreOptions store = options_for(dir / "cache", model);
+  const std::vector<int32_t> tokens = some_tokens(1, 140);
+  const auto ask = [&](int64_t count, const char* scope = "") {
+    Request request{{tokens.begin(), tokens.begin() + count}, 1, {}, {}, {}};
+    request.cache_scope = scope;
+    const Life life = live(model, ctx, {.context_tokens = 256}, store, request);
+    EXPECT_EQ(life.problem, "");
+    return std::pair{life.reuse.cached_tokens, life.stats.saved};
+  };
+  using Pair = std::pair<int64_t, int64_t>;
+  EXPECT_EQ(ask(20), Pair(0, 1));
+  EXPECT_EQ(ask(30), Pair(20, 1));
+  EXPECT_EQ(block_files(dir.path()).size(), 1u);
+  EXPECT_EQ(ask(20), Pair(19, 0)) << "is in the longer one";
+  EXPECT_EQ(ask(140), Pair(30, 3));
+  EXPECT_EQ(block_files(dir.path()).size(), 3u);
+  EXPECT_EQ(ask(30), Pair(29, 0)) << "out of a full block";
+  EXPECT_EQ(ask(135), Pair(134, 0));
+  EXPECT_EQ(ask(30, "another"), Pair(0, 1));
+  Request other{tokens, 1, {}, {}, {}};
+  other.prompt[133] ^= 1;
+  EXPECT_EQ(live(model, ctx, {.context_tokens = 256}, store, other).reuse.cached_tokens, 133);
 }
 
 // What a privileged user may do nobody may in this scope.
@@ -357,7 +413,7 @@ TEST_F(Folder, WhatCannotBeRemovedEndsTheWriting) {
   PrefixStore first = open();
   engine_.use_store(&first);
   engine_.save_to_store();
-  ASSERT_EQ(first.stats().saved, 2);
+  ASSERT_EQ(first.stats().saved, 3);
   const fs::path own = block_files(folder_).at(0).parent_path();
   give_away();
   const Unprivileged scope;

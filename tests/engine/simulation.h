@@ -68,7 +68,8 @@ class RequestPool {
 
 struct SimulationCounts {
   int64_t traces = 0, requests = 0, cancelled = 0, preemptions = 0, cached_tokens = 0;
-  int64_t stored_blocks = 0;  // loaded from a store
+  int64_t tails = 0;                           // seen in the cache
+  int64_t stored_blocks = 0, stored_rows = 0;  // loaded from a store, whole and in part
   int64_t drafted = 0, accepted = 0;
 };
 
@@ -85,7 +86,10 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
     counts.cached_tokens += engine->stats().cached_tokens;
     counts.drafted += engine->stats().drafted;
     counts.accepted += engine->stats().accepted;
-    if (store) counts.stored_blocks += store->stats().loaded;
+    if (store) {
+      counts.stored_rows += store->stats().alike;
+      counts.stored_blocks += store->stats().loaded - store->stats().alike;
+    }
     engine.reset();
     store.reset();
   };
@@ -135,6 +139,9 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
     const std::vector<Outcome> found = run_trace(*engine, guests);
     expect_solo_results(guests, found, expected);
     if (testing::Test::HasFailure()) FAIL() << "trace " << trace;
+    engine->cache().pool().for_each_cached([&](int64_t, const BlockPool::Content& content) {
+      counts.tails += std::ssize(content.tokens) < kKeyBlock;
+    });
     if (store) {
       engine->save_to_store();
       ASSERT_EQ(store->last_problem(), "") << "trace " << trace;

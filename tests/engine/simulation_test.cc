@@ -18,7 +18,9 @@ TEST(Simulation, EveryTextIsTheSoloTextAndNoBlockIsLost) {
   EXPECT_GT(counts.cancelled, 50);
   EXPECT_GT(counts.preemptions, 10);
   EXPECT_GT(counts.cached_tokens, 10'000);
+  EXPECT_GT(counts.tails, 500);
   EXPECT_GT(counts.stored_blocks, 20);
+  EXPECT_GT(counts.stored_rows, 20);
   EXPECT_GT(counts.accepted, 1'000);
   EXPECT_GT(counts.drafted, counts.accepted + 1'000);
 }

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "kernels/cached_rows.h"
+#include "model/expert_cache.h"
 #include "tests/base/test_name.h"
 #include "tests/engine/drafters.h"
 #include "tests/engine/failing_allocations.h"
@@ -291,40 +292,93 @@ MtpModel load_mtp(bool bundled) {
   return {Model::load(FATHOM_SOURCE_DIR "/bundled/countdown-12m.gguf"), 90};
 }
 
-// The cache, pauses and chains of drafts included: in the blocks that others may find, the MTP
-// layer's rows are those of one pass.
-TEST(Mtp, PublishedRowsAreThoseOfOnePassOverTheText) {
+// How many rows of this text others may find; the bits of all of them, the MTP layer's too, are those
+// of one pass.
+int64_t rows_of_one_pass(const Model& model, Context& ctx, Engine& engine,
+                         const std::vector<int32_t>& text) {
+  OnePass pass(model, ctx, text);
+  const KvCacheView& view = engine.cache().view();
+  const int64_t bytes = row_bytes(view.dtype, view.row_width);
+  int64_t rows = 0;
+  engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
+    const auto at =
+        std::search(text.begin(), text.end(), content.tokens.begin(), content.tokens.end());
+    if (at == text.end()) return;  // of another text
+    const int64_t size = std::ssize(content.tokens);
+    rows += size;
+    const auto index = static_cast<size_t>((at - text.begin()) / kKeyBlock);
+    ASSERT_LT(index, pass.block_rows.size());
+    for (size_t layer = 0; layer < view.layers.size(); ++layer) {
+      EXPECT_EQ(std::memcmp(view.layers[layer] + block * kKeyBlock * bytes,
+                            pass.cache.view().layers[layer] + pass.block_rows[index] * bytes,
+                            static_cast<size_t>(size * bytes)),
+                0)
+          << "layer " << layer << ", block " << index;
+    }
+  });
+  return rows;
+}
+
+// The smallest cache of experts, so that those of the MTP layer push out the others' and come back:
+// the same texts, drafts and cache rows as in memory.
+TEST(Mtp, DraftsAreTheSameWhereExpertsComeFromDisk) {
+  Context ctx(2);
+  for (const bool bundled : {false, true}) {
+    const MtpModel loaded = load_mtp(bundled);
+    const Model& whole = loaded.model;
+    const ExpertLayout layout = expert_layout(whole.checkpoint(), whole.config()).value();
+    MtpModel streamed = load_mtp(bundled);
+    streamed.model.stream_experts(static_cast<uint64_t>(layout.least_slots) * layout.slot_bytes);
+    ASSERT_EQ(streamed.model.expert_cache()->slots(), layout.least_slots);
+    for (const int64_t drafts : {1, 3}) {
+      EngineOptions options{.context_tokens = kContext, .prefill_chunk = 40};
+      Request request{some_tokens(3, 50), 60, {}, {.temperature = bundled ? 0.0 : 1.0}};
+      for (int32_t& id : request.prompt) id %= loaded.vocabulary;
+      Engine plain(whole, ctx, options);
+      const Outcome expected = run_alone(plain, request);
+      options.speculation = Speculation::kMtp;
+      options.draft_tokens = drafts;
+      options.pause_drafts = false;
+      Engine in_memory(whole, ctx, options), from_disk(streamed.model, ctx, options);
+      EXPECT_EQ(run_alone(in_memory, request), expected);
+      EXPECT_EQ(run_alone(from_disk, request), expected);
+      EXPECT_EQ(from_disk.stats().drafted, in_memory.stats().drafted);
+      EXPECT_EQ(from_disk.stats().accepted, in_memory.stats().accepted);
+      EXPECT_GT(from_disk.stats().drafted, 30);
+      const auto rows = [&](const Model& model, Engine& engine) {
+        return rows_of_one_pass(model, ctx, engine, text_of(request, expected));
+      };
+      EXPECT_EQ(rows(whole, in_memory), rows(whole, from_disk));
+    }
+    EXPECT_GT(streamed.model.expert_cache()->stats().misses, layout.experts) << "they came again";
+  }
+}
+
+// The cache, pauses and chains of drafts, rows copied from another text included.
+TEST(Mtp, RowsThatOthersMayFindAreThoseOfOnePassOverTheText) {
   const Model model = load_tiny("v3");
   Context ctx(1);
   for (const int64_t drafts : {1, 3}) {
     for (const bool pause : {false, true}) {
-      const Request request{some_tokens(3, 90), 200, {}, {.temperature = 1}};
-      EngineOptions options{.context_tokens = kContext, .prefill_chunk = 40};
+      const Request first{some_tokens(3, 90), 200, {}, {.temperature = 1}};
+      EngineOptions options{.context_tokens = kContext, .cache_tokens = 2 * kContext};
+      options.prefill_chunk = 40;
       options.speculation = Speculation::kMtp;
       options.draft_tokens = drafts;
       options.pause_drafts = pause;
       Engine engine(model, ctx, options);
-      const std::vector<int32_t> text = text_of(request, run_alone(engine, request));
-      OnePass pass(model, ctx, text);
-      const KvCacheView& view = engine.cache().view();
-      const int64_t bytes = kKeyBlock * cached_row_bytes(view.dtype, view.row_width);
-      int64_t blocks = 0;
-      engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
-        ++blocks;
-        const auto at =
-            std::search(text.begin(), text.end(), content.tokens.begin(), content.tokens.end());
-        const auto index = static_cast<size_t>((at - text.begin()) / kKeyBlock);
-        ASSERT_LT(index, pass.block_rows.size());
-        for (size_t layer = 0; layer < view.layers.size(); ++layer) {
-          EXPECT_EQ(std::memcmp(view.layers[layer] + block * bytes,
-                                pass.cache.view().layers[layer] +
-                                    pass.block_rows[index] / kKeyBlock * bytes,
-                                static_cast<size_t>(bytes)),
-                    0)
-              << "layer " << layer << ", block " << index << ", pauses " << pause;
-        }
-      });
-      EXPECT_EQ(blocks, 4);  // 289 rows
+      const std::vector<int32_t> text = text_of(first, run_alone(engine, first));
+      EXPECT_EQ(rows_of_one_pass(model, ctx, engine, text), 289) << "pauses " << pause;
+      for (const ptrdiff_t common : {100, 280}) {  // in a full block and in the tail
+        Request second = first;
+        second.prompt = {text.begin(), text.begin() + common};
+        second.prompt.push_back(text[static_cast<size_t>(common)] ^ 1);
+        second.max_tokens = 10;
+        const Outcome outcome = run_alone(engine, second);
+        EXPECT_EQ(rows_of_one_pass(model, ctx, engine, text_of(second, outcome)), common + 10)
+            << "pauses " << pause;
+      }
+      EXPECT_EQ(engine.stats().cached_tokens, 99 + 279);
     }
   }
 }

@@ -1,5 +1,6 @@
 #include "kernels/gemm.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -240,6 +241,47 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
           PaddedRows some(rows, n);
           linear(ctx, x.view.slice(first, rows), w.view, nullptr, some.view);
           expect_same_bits(some.view, all.view.slice(first, rows));
+        }
+      }
+    }
+  }
+}
+
+// Few rows widen F16 and FP8 in registers, many in panels: every code, subnormals and NaN, and every
+// scale, those included that a factor of 2^8 would make infinite; steps and scale blocks not whole.
+TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(1, isa);
+    for (const DType dtype : {DType::kF16, DType::kF8E4M3}) {
+      for (const int64_t k : {1, 15, 16, 17, 127, 128, 129, 144, 400}) {
+        for (const int64_t n : {1, 9, 270}) {
+          SCOPED_TRACE(fmt::format("{} {} N {} K {}", isa_name(isa), dtype_name(dtype), n, k));
+          Weight w(dtype, n, k, 2);
+          const int64_t size = dtype == DType::kF16 ? 2 : 1;
+          auto* const bytes = const_cast<std::byte*>(w.view.data);
+          for (int64_t r = 0; r < n; ++r) {  // one code of the first rows each, in one place
+            const auto code = static_cast<uint16_t>(size == 1 ? r : 0x3ff * r);
+            std::memcpy(bytes + (r * k + r % k) * size, &code, static_cast<size_t>(size));
+          }
+          constexpr float kScales[] = {1.5f,      0x1.8p120f, -0x1p-130f, 0x1.2p118f, 0x1p119f,
+                                       -0x1p127f, 0.0f,       kInf,       0x1.8p-20f};
+          for (size_t i = 0; i < w.scales.size(); ++i)
+            w.scales[i] = kScales[(i + static_cast<size_t>(n)) % std::size(kScales)];
+          const PaddedRows x(20, k, 1);
+          PaddedRows all(20, n);
+          const auto compute = [&](ConstRows some, Rows y) {
+            linear(ctx, some, w.view, nullptr, y);
+            for (int64_t i = 0; i < y.rows; ++i) {  // which NaN of several is open
+              for (float& v : std::span(y.row(i), static_cast<size_t>(n)))
+                v = std::isnan(v) ? kNan : v;
+            }
+          };
+          compute(x.view, all.view);
+          for (int64_t rows : {1, 2, 3, 5}) {
+            PaddedRows some(rows, n);
+            compute(x.view.slice(4, rows), some.view);
+            expect_same_bits(some.view, all.view.slice(4, rows));
+          }
         }
       }
     }

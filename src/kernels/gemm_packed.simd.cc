@@ -1,6 +1,6 @@
-// The register tile of the linear layers for many rows of x. Lane after lane of the order of sums:
-// all products of one lane are summed for a tile of outputs, whose registers lie along w's rows,
-// and the 16 tiles of sums are joined as soon as the tree of reduce_add allows. So an output has
+// The register tile of the linear layers for many rows of x. A few lanes of the order of sums after
+// the other: all their products are summed for a tile of outputs, whose registers lie along w's
+// rows, and the tiles of sums are joined as soon as the tree of reduce_add allows. So an output has
 // the bits of gemm.simd.cc, and nothing is ever added across a register.
 #include "kernels/gemm-inl.h"
 #include "kernels/simd-inl.h"
@@ -12,9 +12,20 @@ namespace {
 constexpr int64_t kRows = kPackedTile.rows, kColumns = kPackedTile.columns,
                   kParts = kColumns / kPartLanes;
 static_assert(kParts == 2);
+#if defined(FATHOM_SIMD_IS_avx512)
+constexpr int64_t kTileSums = 24;  // registers
+#else
+constexpr int64_t kTileSums = 12;
+#endif
 
-// Prefetch distances, in steps: x of a tile comes from L3, w from L2, what is packed from memory.
-constexpr int64_t kAheadX = 64, kAheadW = 8, kAheadPacked = 16;
+// Of a tile these rows and lanes are summed at a time: as many as the registers hold, and enough
+// lanes that most of their sums are joined before they are stored.
+constexpr int64_t kSumRows = 3, kSumLanes = kTileSums / (kSumRows * kParts);
+static_assert(kRows % kSumRows == 0 && kSumLanes * kSumRows * kParts == kTileSums);
+
+// Prefetch distances, in steps: w comes from L2, what is packed from memory. x of a tile comes from
+// L3, the next lanes while these are read.
+constexpr int64_t kAheadW = 8, kAheadPacked = 16;
 
 struct F32 {
   static Part dot(Part x, Part w, Part sum) { return fma_part(x, w, sum); }
@@ -27,95 +38,125 @@ struct NativeBf16 {
 };
 #endif
 
-// The first R rows of a tile.
-template <class Op, int64_t R>
-__attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const float* w, int64_t n,
-                                    float* partial, const float* bias, float* y, int64_t y_stride) {
-  // sums of 1, 2, 4 and 8 lanes that wait for their partner
-  alignas(64) float joined[4][R * kColumns];
-  Part sum[R][kParts];
-  const auto each = [&](float* p, auto body) __attribute__((always_inline)) {
-#pragma GCC unroll 12
-    for (int64_t i = 0; i < R; ++i) {
+using Sums = Part[kSumLanes][kSumRows][kParts];
+
+// body(register of sums, its place from p on) for those of one lane.
+template <class Body>
+inline __attribute__((always_inline)) void each(Part (&sum)[kSumRows][kParts], float* p,
+                                                int64_t stride, Body body) {
+#pragma GCC unroll 3
+  for (int64_t i = 0; i < kSumRows; ++i) {
 #pragma GCC unroll 2
-      for (int64_t j = 0; j < kParts; ++j) body(sum[i][j], p + i * kColumns + j * kPartLanes);
-    }
-  };
-  if (b.last) {  // the stores at the end would wait for these lines
-    for (int64_t i = 0; i < R; ++i) {
-      __builtin_prefetch(y + i * y_stride, 1);
-      __builtin_prefetch(y + i * y_stride + n - 1, 1);
-    }
+    for (int64_t j = 0; j < kParts; ++j) body(sum[i][j], p + i * stride + j * kPartLanes);
   }
-  for (int lane = 0; lane < 16; ++lane) {
-    float* const kept = partial == nullptr ? nullptr : partial + lane * kRows * kColumns;
-    if (b.first) {
-      each(joined[0], [](Part& s, float*) { s = Part{}; });
-    } else {
-      each(kept, [](Part& s, float* p) { s = load_part(p); });
-    }
-    const float* xs = x + lane * b.x_lane;
-    const float* ws = w + lane * b.w_lane;
-    for (int64_t step = 0; step < b.steps; ++step, xs += kRows, ws += kColumns) {
-      const Part w0 = load_part(ws), w1 = load_part(ws + kPartLanes);
-      __builtin_prefetch(xs + kAheadX * kRows);
-      __builtin_prefetch(ws + kAheadW * kColumns);
-      __builtin_prefetch(ws + kAheadW * kColumns + kPartLanes);
-#pragma GCC unroll 12
-      for (int64_t i = 0; i < R; ++i) {
-        const Part v = set_part(xs[i]);
-        sum[i][0] = Op::dot(v, w0, sum[i][0]);
-        sum[i][1] = Op::dot(v, w1, sum[i][1]);
+}
+
+// kSumLanes lanes of kSumRows rows. The first rows of a tile meet their operands first.
+template <class Op, bool kPrefetch>
+inline __attribute__((always_inline)) void add_products(const PackedBlock& b, const float* xs,
+                                                        const float* ws, Sums& sum) {
+  for (int64_t step = 0; step < b.steps; ++step, xs += kRows, ws += kColumns) {
+#pragma GCC unroll 4
+    for (int64_t l = 0; l < kSumLanes; ++l) {
+      const float* const x = xs + l * b.x_lane;
+      const float* const w = ws + l * b.w_lane;
+      const Part w0 = load_part(w), w1 = load_part(w + kPartLanes);
+      if (kPrefetch) {
+        __builtin_prefetch(x + kSumLanes * b.x_lane);
+        __builtin_prefetch(w + kAheadW * kColumns);
+        __builtin_prefetch(w + kAheadW * kColumns + kPartLanes);
+      }
+#pragma GCC unroll 3
+      for (int64_t i = 0; i < kSumRows; ++i) {
+        const Part v = set_part(x[i]);
+        sum[l][i][0] = Op::dot(v, w0, sum[l][i][0]);
+        sum[l][i][1] = Op::dot(v, w1, sum[l][i][1]);
       }
     }
-    if (!b.last) {
-      each(kept, [](Part& s, float* p) { store_part(s, p); });
-      continue;
-    }
-    int level = 0;
-    for (; lane >> level & 1; ++level)
-      each(joined[level], [](Part& s, float* p) { s = load_part(p) + s; });
-    if (level < 4) each(joined[level], [](Part& s, float* p) { store_part(s, p); });
   }
-  if (!b.last) return;
-  each(joined[0], [](Part& s, float* p) { store_part(s, p); });
-  for (int64_t i = 0; i < R; ++i) {
-    const float* const totals = joined[0] + i * kColumns;
-    float* const to = y + i * y_stride;
-    if (bias != nullptr) {
-      for (int64_t j = 0; j < n; ++j) to[j] = totals[j] + bias[j];
-    } else if (n == kColumns) {
-      __builtin_memcpy(to, totals, kColumns * 4);
-    } else {
-      __builtin_memcpy(to, totals, static_cast<size_t>(n) * 4);
+}
+
+// The first `rows` rows of a tile, whole kSumRows of them.
+template <class Op>
+__attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const float* w,
+                                    int64_t rows, float* partial, float* y, int64_t y_stride) {
+  // sums of 1, 2, 4 and 8 times kSumLanes lanes that wait for their partner
+  alignas(64) float joined[4][kRows * kColumns];
+  if (b.last) {  // the stores at the end would wait for these lines
+    for (int64_t i = 0; i < rows; ++i) {
+      __builtin_prefetch(y + i * y_stride, 1);
+      __builtin_prefetch(y + i * y_stride + kColumns - 1, 1);
+    }
+  }
+  for (int64_t group = 0; group < 16 / kSumLanes; ++group) {
+    const float* const xs = x + group * kSumLanes * b.x_lane;
+    const float* const ws = w + group * kSumLanes * b.w_lane;
+    for (int64_t row = 0; row < rows; row += kSumRows) {
+      Sums sum = {};
+      const auto kept = [&](int64_t l) {
+        return partial + ((group * kSumLanes + l) * kRows + row) * kColumns;
+      };
+      if (!b.first) {
+        for (int64_t l = 0; l < kSumLanes; ++l)
+          each(sum[l], kept(l), kColumns, [](Part& s, float* p) { s = load_part(p); });
+      }
+      row == 0 ? add_products<Op, true>(b, xs, ws, sum)
+               : add_products<Op, false>(b, xs + row, ws, sum);
+      if (!b.last) {
+        for (int64_t l = 0; l < kSumLanes; ++l)
+          each(sum[l], kept(l), kColumns, [](Part& s, float* p) { store_part(s, p); });
+        continue;
+      }
+#pragma GCC unroll 4
+      for (int64_t width = 1; width < kSumLanes; width *= 2) {
+#pragma GCC unroll 4
+        for (int64_t l = 0; l < kSumLanes; l += 2 * width) {
+#pragma GCC unroll 3
+          for (int64_t i = 0; i < kSumRows; ++i) {
+            sum[l][i][0] = sum[l][i][0] + sum[l + width][i][0];
+            sum[l][i][1] = sum[l][i][1] + sum[l + width][i][1];
+          }
+        }
+      }
+      int level = 0;
+      for (; group >> level & 1; ++level) {
+        each(sum[0], joined[level] + row * kColumns, kColumns,
+             [](Part& s, float* p) { s = load_part(p) + s; });
+      }
+      const bool all = group == 16 / kSumLanes - 1;
+      each(sum[0], all ? y + row * y_stride : joined[level] + row * kColumns,
+           all ? y_stride : kColumns, [](Part& s, float* p) { store_part(s, p); });
     }
   }
 }
 
 template <class Op>
 void gemm(const PackedBlock& b) {
-  constexpr int64_t kThird = kRows / 3, kPartial = 16 * kRows * kColumns;
+  constexpr int64_t kPartial = 16 * kRows * kColumns;
   float* partial = b.partial;
   for (int64_t m = 0; m < b.m; m += kRows) {
     const float* const x = b.x + m / kRows * b.x_tile;
     const int64_t rows = b.m - m < kRows ? b.m - m : kRows;
+    const int64_t summed = (rows + kSumRows - 1) / kSumRows * kSumRows;
     for (int64_t c = 0; c < b.n; c += kColumns) {
       const float* const w = b.w + c / kColumns * b.w_panel;
-      const float* const bias = b.bias != nullptr ? b.bias + c : nullptr;
       const int64_t n = b.n - c < kColumns ? b.n - c : kColumns;
       float* const y = b.y + m * b.y_stride + c;
-      if (rows == kRows) {
-        tile<Op, kRows>(b, x, w, n, partial, bias, y, b.y_stride);
+      if (rows == summed && n == kColumns && b.bias == nullptr) {
+        tile<Op>(b, x, w, rows, partial, y, b.y_stride);
       } else {
-        // A third, two or all of a tile; what it computes of the zeros behind the last row goes
-        // nowhere.
-        alignas(64) float rest[kRows * kColumns];
-        const auto part = rows > 2 * kThird ? tile<Op, kRows>
-                          : rows > kThird   ? tile<Op, 2 * kThird>
-                                            : tile<Op, kThird>;
-        part(b, x, w, n, partial, bias, rest, kColumns);
-        for (int64_t i = 0; b.last && i < rows; ++i)
-          __builtin_memcpy(y + i * b.y_stride, rest + i * kColumns, static_cast<size_t>(n) * 4);
+        // What is computed of the zeros behind the last row and column goes nowhere.
+        alignas(64) float totals[kRows * kColumns];
+        tile<Op>(b, x, w, summed, partial, totals, kColumns);
+        for (int64_t i = 0; b.last && i < rows; ++i) {
+          const float* const from = totals + i * kColumns;
+          float* const to = y + i * b.y_stride;
+          if (b.bias != nullptr) {
+            for (int64_t j = 0; j < n; ++j) to[j] = from[j] + b.bias[c + j];
+          } else {
+            __builtin_memcpy(to, from, static_cast<size_t>(n) * 4);
+          }
+        }
       }
       if (partial != nullptr) partial += kPartial;
     }

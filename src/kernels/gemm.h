@@ -43,6 +43,11 @@ void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, R
 void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                     std::span<const WeightView> experts, Rows y);
 
+// y = x · W with W [K, N], the linear layer of Wᵀ to the bit: what the backward pass needs. F32, or
+// BF16 but for Precision::kF32.
+void grouped_linear_turned(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                           std::span<const WeightView> experts, Rows y);
+
 // Several layers of one x, each as grouped_linear() (plus bias [N], if not null) computes it, to
 // the bit; but blocks of one dtype round x once and share a loop over the threads, which is what
 // counts at few rows.

@@ -112,14 +112,6 @@ inline void reduce_8(const float (*sums)[16], float* totals) {
 }
 #endif
 
-// Keeps a loaded value in its register: read again from memory by each FMA, the loads would cost
-// more than the FMAs.
-inline void keep(Part& a) {
-#if defined(__x86_64__)
-  asm("" : "+v"(a));
-#endif
-}
-
 // One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0,
 // count), whole steps.
 template <class Op, int64_t MR>

@@ -1,42 +1,9 @@
-// Transposes by perfect shuffles, and dW += dyᵀ · x as outer products: with the tokens outermost
-// both operands are read as they lie, so nothing is transposed, and an expert with three rows costs
+// dW += dyᵀ · x as outer products: with the tokens outermost both operands are read as they lie, so nothing is transposed, and an expert with three rows costs
 // three rows.
 #include "kernels/simd-inl.h"
-#include "kernels/transpose-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
-
-inline F32x16 load_lanes(const float* p, int64_t n) { return load_n(p, n); }
-inline F32x16 load_lanes(const uint16_t* p, int64_t n) {
-  if (n == kLanes) return load_bf16(p);
-  uint16_t lanes[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load_bf16(lanes);
-}
-inline void store_lanes(F32x16 a, float* p, int64_t n) { store_n(a, p, n); }
-inline void store_lanes(F32x16 a, uint16_t* p, int64_t n) {
-  uint32_t bits[kLanes];
-  __builtin_memcpy(bits, &a, sizeof bits);
-  if (n == kLanes) {
-    for (int64_t i = 0; i < kLanes; ++i) p[i] = static_cast<uint16_t>(bits[i] >> 16);
-  } else {
-    for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(bits[i] >> 16);
-  }
-}
-
-template <class T>
-void transpose_strip(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out,
-                     int64_t out_stride) {
-  for (int64_t c = 0; c < cols; c += kLanes) {
-    const int64_t n = cols - c < kLanes ? cols - c : kLanes;
-    F32x16 tile[16];
-    for (int64_t r = 0; r < 16; ++r)
-      tile[r] = r < rows ? load_lanes(in + r * in_stride + c, n) : zero();
-    transpose_16(tile);
-    for (int64_t i = 0; i < n; ++i) store_lanes(tile[i], out + (c + i) * out_stride, rows);
-  }
-}
 
 constexpr int64_t kBlock = 256;        // tokens
 constexpr int64_t kMostColumns = 192;  // of dy in one call
@@ -75,19 +42,6 @@ inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, 
     }
   }
 }
-
-}  // namespace
-
-void transpose_f32(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out,
-                   int64_t out_stride) {
-  transpose_strip(in, in_stride, rows, cols, out, out_stride);
-}
-void transpose_bf16(const uint16_t* in, int64_t in_stride, int64_t rows, int64_t cols,
-                    uint16_t* out, int64_t out_stride) {
-  transpose_strip(in, in_stride, rows, cols, out, out_stride);
-}
-
-namespace {
 
 // A value as it is, or rounded to bf16.
 template <bool kRound>

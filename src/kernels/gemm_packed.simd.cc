@@ -21,11 +21,14 @@ constexpr int64_t kTileSums = 12;
 // Of a tile these rows and lanes are summed at a time: as many as the registers hold, and enough
 // lanes that most of their sums are joined before they are stored.
 constexpr int64_t kSumRows = 3, kSumLanes = kTileSums / (kSumRows * kParts);
+static_assert(kSumLanes == 2 || kSumLanes == 4);
 static_assert(kRows % kSumRows == 0 && kSumLanes * kSumRows * kParts == kTileSums);
 
 // Prefetch distances, in steps: w comes from L2, what is packed from memory. x of a tile comes from
 // L3, the next lanes while these are read.
 constexpr int64_t kAheadW = 8, kAheadPacked = 16;
+
+typedef uint32_t Bits __attribute__((vector_size(sizeof(Part))));
 
 struct F32 {
   static Part dot(Part x, Part w, Part sum) { return fma_part(x, w, sum); }
@@ -40,14 +43,27 @@ struct NativeBf16 {
 
 using Sums = Part[kSumLanes][kSumRows][kParts];
 
-// body(register of sums, its place from p on) for those of one lane.
-template <class Body>
-inline __attribute__((always_inline)) void each(Part (&sum)[kSumRows][kParts], float* p,
-                                                int64_t stride, Body body) {
+// body(register of sums, lane, row, column) for those of every kStep-th lane. Unrolled, or the sums
+// would not be in registers.
+template <int64_t kStep, class Body>
+inline __attribute__((always_inline)) void each(Sums& sum, Body body) {
+#pragma GCC unroll 4
+  for (int64_t l = 0; l < kSumLanes; l += kStep) {
 #pragma GCC unroll 3
-  for (int64_t i = 0; i < kSumRows; ++i) {
+    for (int64_t i = 0; i < kSumRows; ++i) {
 #pragma GCC unroll 2
-    for (int64_t j = 0; j < kParts; ++j) body(sum[i][j], p + i * stride + j * kPartLanes);
+      for (int64_t j = 0; j < kParts; ++j) body(sum[l][i][j], l, i, j * kPartLanes);
+    }
+  }
+}
+
+// Lane l += lane l + kWidth, for every second l of those left.
+template <int64_t kWidth>
+inline __attribute__((always_inline)) void join(Sums& sum) {
+  if constexpr (kWidth < kSumLanes) {
+    each<2 * kWidth>(
+        sum, [&](Part & s, int64_t l, int64_t i, int64_t j)
+                 __attribute__((always_inline)) { s = s + sum[l + kWidth][i][j / kPartLanes]; });
   }
 }
 
@@ -60,7 +76,9 @@ inline __attribute__((always_inline)) void add_products(const PackedBlock& b, co
     for (int64_t l = 0; l < kSumLanes; ++l) {
       const float* const x = xs + l * b.x_lane;
       const float* const w = ws + l * b.w_lane;
-      const Part w0 = load_part(w), w1 = load_part(w + kPartLanes);
+      Part w0 = load_part(w), w1 = load_part(w + kPartLanes);
+      keep(w0);
+      keep(w1);
       if (kPrefetch) {
         __builtin_prefetch(x + kSumLanes * b.x_lane);
         __builtin_prefetch(w + kAheadW * kColumns);
@@ -92,40 +110,43 @@ __attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const 
     const float* const xs = x + group * kSumLanes * b.x_lane;
     const float* const ws = w + group * kSumLanes * b.w_lane;
     for (int64_t row = 0; row < rows; row += kSumRows) {
-      Sums sum = {};
-      const auto kept = [&](int64_t l) {
-        return partial + ((group * kSumLanes + l) * kRows + row) * kColumns;
+      float* const kept = partial + (group * kSumLanes * kRows + row) * kColumns;
+      const auto of_lane = [](int64_t l, int64_t i, int64_t j) {
+        return (l * kRows + i) * kColumns + j;
       };
-      if (!b.first) {
-        for (int64_t l = 0; l < kSumLanes; ++l)
-          each(sum[l], kept(l), kColumns, [](Part& s, float* p) { s = load_part(p); });
+      Sums sum;
+      if (b.first) {
+        each<1>(sum, [](Part& s, int64_t, int64_t, int64_t) { s = Part{}; });
+      } else {
+        each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
+          s = load_part(kept + of_lane(l, i, j));
+        });
       }
-      row == 0 ? add_products<Op, true>(b, xs, ws, sum)
-               : add_products<Op, false>(b, xs + row, ws, sum);
+      if (row == 0) {
+        add_products<Op, true>(b, xs, ws, sum);
+      } else {
+        add_products<Op, false>(b, xs + row, ws, sum);
+      }
       if (!b.last) {
-        for (int64_t l = 0; l < kSumLanes; ++l)
-          each(sum[l], kept(l), kColumns, [](Part& s, float* p) { store_part(s, p); });
+        each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
+          store_part(s, kept + of_lane(l, i, j));
+        });
         continue;
       }
-#pragma GCC unroll 4
-      for (int64_t width = 1; width < kSumLanes; width *= 2) {
-#pragma GCC unroll 4
-        for (int64_t l = 0; l < kSumLanes; l += 2 * width) {
-#pragma GCC unroll 3
-          for (int64_t i = 0; i < kSumRows; ++i) {
-            sum[l][i][0] = sum[l][i][0] + sum[l + width][i][0];
-            sum[l][i][1] = sum[l][i][1] + sum[l + width][i][1];
-          }
-        }
-      }
+      join<1>(sum);
+      join<2>(sum);
       int level = 0;
       for (; group >> level & 1; ++level) {
-        each(sum[0], joined[level] + row * kColumns, kColumns,
-             [](Part& s, float* p) { s = load_part(p) + s; });
+        const float* const before = joined[level] + row * kColumns;
+        each<kSumLanes>(sum, [&](Part& s, int64_t, int64_t i, int64_t j) {
+          s = load_part(before + i * kColumns + j) + s;
+        });
       }
       const bool all = group == 16 / kSumLanes - 1;
-      each(sum[0], all ? y + row * y_stride : joined[level] + row * kColumns,
-           all ? y_stride : kColumns, [](Part& s, float* p) { store_part(s, p); });
+      float* const to = all ? y + row * y_stride : joined[level] + row * kColumns;
+      const int64_t stride = all ? y_stride : kColumns;
+      each<kSumLanes>(
+          sum, [&](Part& s, int64_t, int64_t i, int64_t j) { store_part(s, to + i * stride + j); });
     }
   }
 }
@@ -163,7 +184,76 @@ void gemm(const PackedBlock& b) {
   }
 }
 
+// of a lane; its own inverse
+constexpr int64_t kPlace[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+
+// Whole registers of a panel's columns, or what there is of them.
+inline Part row_part(const float* row, int64_t c, int64_t columns) {
+  if (row == nullptr || c >= columns) return Part{};
+  if (c + kPartLanes <= columns) return load_part(row + c);
+  float lanes[kPartLanes] = {};
+  for (int64_t i = c; i < columns; ++i) lanes[i - c] = row[i];
+  return load_part(lanes);
+}
+// bf16 in the upper or the lower half of each element.
+inline Part row_part(const uint16_t* row, int64_t c, int64_t columns, int shift) {
+  uint32_t lanes[kPartLanes] = {};
+  if (row != nullptr && c + kPartLanes <= columns) {
+    for (int64_t i = 0; i < kPartLanes; ++i) lanes[i] = static_cast<uint32_t>(row[c + i]) << shift;
+  } else if (row != nullptr) {
+    for (int64_t i = c; i < columns; ++i) lanes[i - c] = static_cast<uint32_t>(row[i]) << shift;
+  }
+  return load_part(lanes);
+}
+
+// The rows of each step of 16 * kRowsOfElement; body(row or null.., where the step's columns of a
+// lane go).
+constexpr int64_t kAheadRows = 16;
+template <int64_t kRowsOfElement, class T, class Body>
+void each_element_row(const ColumnPanel& p, const T* in, Body body) {
+  const auto row = [&](int64_t r) { return r < p.rows ? in + r * p.stride : nullptr; };
+  for (int64_t r = 0; r < p.rows; r += 16 * kRowsOfElement) {
+    for (int64_t l = 0; l < 16; ++l) {
+      const int64_t first = r + l * kRowsOfElement;
+      for (int64_t i = 0; i < kRowsOfElement; ++i)
+        __builtin_prefetch(in + (first + kAheadRows + i) * p.stride);
+      body(row(first), row(first + kRowsOfElement - 1), r / (16 * kRowsOfElement),
+           p.out + kPlace[l] * p.lane);
+    }
+  }
+}
+
 }  // namespace
+
+void pack_columns_f32(const ColumnPanel& p, const float* in) {
+  each_element_row<1>(p, in, [&](const float* row, const float*, int64_t step, float* out) {
+    for (int64_t c = 0; c < kColumns; c += kPartLanes)
+      store_part(row_part(row, c, p.columns), out + step * kColumns + c);
+  });
+}
+
+void pack_columns_split_bf16(const ColumnPanel& p, const uint16_t* in) {
+  each_element_row<2>(p, in,
+                      [&](const uint16_t* even, const uint16_t* odd, int64_t step, float* out) {
+                        for (int64_t c = 0; c < kColumns; c += kPartLanes) {
+                          float* const to = out + 2 * step * kColumns + c;
+                          store_part(row_part(odd, c, p.columns, 16), to);
+                          store_part(row_part(even, c, p.columns, 16), to + kColumns);
+                        }
+                      });
+}
+
+void pack_columns_native_bf16(const ColumnPanel& p, const uint16_t* in) {
+  each_element_row<2>(
+      p, in, [&](const uint16_t* even, const uint16_t* odd, int64_t step, float* out) {
+        for (int64_t c = 0; c < kColumns; c += kPartLanes) {
+          const Part low = row_part(even, c, p.columns, 0), high = row_part(odd, c, p.columns, 16);
+          store_part(
+              reinterpret_cast<Part>(reinterpret_cast<Bits>(low) | reinterpret_cast<Bits>(high)),
+              out + step * kColumns + c);
+        }
+      });
+}
 
 void packed_f32(const PackedBlock& b) { gemm<F32>(b); }
 
@@ -184,8 +274,6 @@ void packed_native_bf16(const PackedBlock& b) {
 // are missing.
 void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
                 float* out, int64_t lane, int64_t row_length) {
-  // its own inverse
-  constexpr int64_t kPlace[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
   for (int64_t s = 0; s < steps; ++s) {
     F32x16 a[16];
     for (int64_t r = 0; r < 16; ++r) {

@@ -31,6 +31,8 @@ FATHOM_SIMD_DECLARE(void round_to_bf16(const float* in, int64_t n, uint16_t* out
 namespace avx512 {
 void gemm_native_bf16(const GemmBlock& b);
 void packed_native_bf16(const PackedBlock& b);
+void pack_rounded(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
+                  float* out, int64_t lane, int64_t row_length);
 }  // namespace avx512
 #endif
 
@@ -125,11 +127,25 @@ void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, i
   }
 }
 
-// Rows of values that are elements as they lie: `stride` elements apart, none if at is null.
+// Rows that are packed from where they lie, whole steps of them: elements, or values that become
+// pairs on the way. `stride` elements or values apart, none if at is null.
 struct Stored {
   const float* at = nullptr;
   int64_t stride = 0;
+  bool round = false;
 };
+
+using PackRows = void (*)(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t,
+                          int64_t);
+
+// Only AVX-512 has pairs.
+PackRows pack_rounded_rows() {
+#if defined(__x86_64__)
+  return avx512::pack_rounded;
+#else
+  return nullptr;
+#endif
+}
 
 // Columns [k0, k0 + k) of `rows` <= width rows, packed (gemm-inl.h); elements(row, column, count,
 // out) yields them, but for whole steps of `stored` rows, which are read where they lie.
@@ -146,17 +162,21 @@ void pack(const Problem& p, Stored stored, int64_t rows, int64_t k0, int64_t k, 
       const bool in_place = stored.at != nullptr && count % (16 * values) == 0;
       for (int64_t r = 0; !in_place && r < some; ++r)
         elements(r0 + r, k0 + c, count, chunk + r * kChunk);
-      FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes)
-      (in_place ? stored.at + r0 * stored.stride + (k0 + c) / values : chunk,
-       in_place ? stored.stride : kChunk, some, steps_of(p.form, count),
-       std::min<int64_t>(16, width - r0), out + steps_of(p.form, c) * width + r0, lane, width);
+      const float* const from =
+          in_place ? stored.at + r0 * stored.stride + (k0 + c) / (stored.round ? 1 : values)
+                   : chunk;
+      const auto pack_rows = in_place && stored.round ? pack_rounded_rows()
+                                                      : FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes);
+      pack_rows(from, in_place ? stored.stride : kChunk, some, steps_of(p.form, count),
+                std::min<int64_t>(16, width - r0), out + steps_of(p.form, c) * width + r0, lane,
+                width);
     }
   }
 }
 
 void pack_unit(const Problem& p, int64_t row, int64_t rows, float* out, int worker) {
   Stored stored;
-  if (p.form == Form::kF32) stored = {p.x.row(row), p.x.stride};
+  if (p.form != Form::kSplitBf16) stored = {p.x.row(row), p.x.stride, p.form == Form::kNativeBf16};
   pack(p, stored, rows, 0, p.cols, p.tile.rows, out, p.lane, worker,
        [&](int64_t r, int64_t k0, int64_t k, float* to) {
          to_elements(p, p.x.row(row + r) + k0, k, to);

@@ -6,7 +6,7 @@
 //   F32, F16, FP8: w is widened to f32 exactly as its format defines, x stays f32.
 //   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32: fma(even,
 //   fma(odd, sum)) on each pair of k. That is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2
-//   and AVX-512 treat subnormal operands and sums as 0, as it does.
+//   and AVX-512 treat subnormal operands (x before it is rounded) and sums as 0, as it does.
 //   GGUF blocks: w = d q + m with integers q; x is rounded to x' = s c for each 32 elements of k,
 //   s = max|x| / 127 and integers c (nearest even; none of them if max|x| < 2^-100), so that sums
 //   of q c over a run of 16 or 32 elements that share d and m are exact in 32 bits. A run enters

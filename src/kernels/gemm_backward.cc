@@ -28,9 +28,9 @@ FATHOM_SIMD_DECLARE(void column_sums(const float* x, int64_t stride, int64_t row
 
 namespace {
 
-constexpr int64_t kTileN = 192, kTileK = 256;
+constexpr int64_t kTileN = 256, kTileK = 256;
 // both operands of one block of tokens (gemm_backward.simd.cc)
-constexpr int64_t kOuterScratch = 256 * (kTileN + 64);
+constexpr int64_t kOuterScratch = 256 * (kTileN + 16 + kTileK);
 
 using OuterProducts = void (*)(const float*, int64_t, const float*, int64_t, int64_t, int64_t,
                                int64_t, float*, float*, int64_t);

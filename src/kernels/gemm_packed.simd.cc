@@ -269,18 +269,17 @@ void packed_native_bf16(const PackedBlock& b) {
 }
 #endif
 
+namespace {
+
 // Up to 16 rows of 16 * steps elements, lane by lane: element 16 s + l of row r to out[place(l) *
 // lane + s * row_length + r]; `width` <= 16 elements are written for each, zeros for the rows that
-// are missing.
-void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
-                float* out, int64_t lane, int64_t row_length) {
+// are missing. read(row, step) yields 16 elements.
+template <class Read>
+inline void pack_elements(int64_t rows, int64_t steps, int64_t width, float* out, int64_t lane,
+                          int64_t row_length, Read read) {
   for (int64_t s = 0; s < steps; ++s) {
     F32x16 a[16];
-    for (int64_t r = 0; r < 16; ++r) {
-      const float* const from = in + r * in_stride + 16 * s;
-      a[r] = r < rows ? load(from) : zero();
-      if (r < rows) __builtin_prefetch(from + 16 * kAheadPacked);
-    }
+    for (int64_t r = 0; r < 16; ++r) a[r] = r < rows ? read(r, s) : zero();
     transpose_16(a);
     float* const to = out + s * row_length;
     for (int64_t l = 0; l < 16; ++l) {
@@ -292,5 +291,30 @@ void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps,
     }
   }
 }
+
+}  // namespace
+
+void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
+                float* out, int64_t lane, int64_t row_length) {
+  pack_elements(rows, steps, width, out, lane, row_length, [&](int64_t r, int64_t s) {
+    const float* const from = in + r * in_stride + 16 * s;
+    __builtin_prefetch(from + 16 * kAheadPacked);
+    return load(from);
+  });
+}
+
+#if defined(FATHOM_SIMD_IS_avx512)
+// The same for elements that are pairs of values, rounded on the way (round_to_bf16).
+void pack_rounded(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
+                  float* out, int64_t lane, int64_t row_length) {
+  pack_elements(rows, steps, width, out, lane, row_length, [&](int64_t r, int64_t s) {
+    const float* const from = in + r * in_stride + 32 * s;
+    __builtin_prefetch(from + 32 * kAheadPacked);
+    __builtin_prefetch(from + 32 * kAheadPacked + 16);
+    return F32x16{reinterpret_cast<__m512>(
+        _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from)))};
+  });
+}
+#endif
 
 }  // namespace fathom::FATHOM_SIMD_TARGET

@@ -18,15 +18,15 @@ constexpr int64_t kTileSums = 24;  // registers
 constexpr int64_t kTileSums = 12;
 #endif
 
-// Of a tile these rows and lanes are summed at a time: as many as the registers hold, and enough
-// lanes that most of their sums are joined before they are stored.
-constexpr int64_t kSumRows = 3, kSumLanes = kTileSums / (kSumRows * kParts);
-static_assert(kSumLanes == 2 || kSumLanes == 4);
-static_assert(kRows % kSumRows == 0 && kSumLanes * kSumRows * kParts == kTileSums);
+// Sums of R rows of a tile are in registers, and of as many lanes as there is room for. Few rows and
+// many lanes: most sums are joined before they are stored. But these lanes of w are read once for
+// every R rows and must stay in L1: with more steps all rows are summed together, lane by lane.
+constexpr int64_t kFewSums = 3, kFewSteps = 32;
+static_assert(kRows % kFewSums == 0 && kTileSums == kRows * kParts);
 
-// Prefetch distances, in steps: w comes from L2, what is packed from memory. x of a tile comes from
-// L3, the next lanes while these are read.
-constexpr int64_t kAheadW = 8, kAheadPacked = 16;
+// Prefetch distances, in steps: x of a tile comes from L3 (of several lanes, the next ones while
+// these are read), w from L2, what is packed from memory.
+constexpr int64_t kAheadX = 64, kAheadW = 8, kAheadPacked = 16;
 
 typedef uint32_t Bits __attribute__((vector_size(sizeof(Part))));
 
@@ -41,115 +41,122 @@ struct NativeBf16 {
 };
 #endif
 
-using Sums = Part[kSumLanes][kSumRows][kParts];
+template <class Op, int64_t R>
+struct Tile {
+  static constexpr int64_t kTogether = kTileSums / (R * kParts), kGroups = 16 / kTogether;
+  static_assert(kTogether == 1 || kTogether == 2 || kTogether == 4);
+  using Sums = Part[kTogether][R][kParts];
 
-// body(register of sums, lane, row, column) for those of every kStep-th lane. Unrolled, or the sums
-// would not be in registers.
-template <int64_t kStep, class Body>
-inline __attribute__((always_inline)) void each(Sums& sum, Body body) {
+  // body(register of sums, lane, row, column) for those of every kStep-th lane. Unrolled, or the
+  // sums would not be in registers.
+  template <int64_t kStep, class Body>
+  static inline __attribute__((always_inline)) void each(Sums& sum, Body body) {
 #pragma GCC unroll 4
-  for (int64_t l = 0; l < kSumLanes; l += kStep) {
-#pragma GCC unroll 3
-    for (int64_t i = 0; i < kSumRows; ++i) {
+    for (int64_t l = 0; l < kTogether; l += kStep) {
+#pragma GCC unroll 12
+      for (int64_t i = 0; i < R; ++i) {
 #pragma GCC unroll 2
-      for (int64_t j = 0; j < kParts; ++j) body(sum[l][i][j], l, i, j * kPartLanes);
+        for (int64_t j = 0; j < kParts; ++j) body(sum[l][i][j], l, i, j * kPartLanes);
+      }
     }
   }
-}
 
-// Lane l += lane l + kWidth, for every second l of those left.
-template <int64_t kWidth>
-inline __attribute__((always_inline)) void join(Sums& sum) {
-  if constexpr (kWidth < kSumLanes) {
-    each<2 * kWidth>(
-        sum, [&](Part & s, int64_t l, int64_t i, int64_t j)
-                 __attribute__((always_inline)) { s = s + sum[l + kWidth][i][j / kPartLanes]; });
+  // Lane l += lane l + kWidth, for every second l of those left.
+  template <int64_t kWidth>
+  static inline __attribute__((always_inline)) void join(Sums& sum) {
+    if constexpr (kWidth < kTogether) {
+      each<2 * kWidth>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
+        s = s + sum[l + kWidth][i][j / kPartLanes];
+      });
+    }
   }
-}
 
-// kSumLanes lanes of kSumRows rows. The first rows of a tile meet their operands first.
-template <class Op, bool kPrefetch>
-inline __attribute__((always_inline)) void add_products(const PackedBlock& b, const float* xs,
-                                                        const float* ws, Sums& sum) {
-  for (int64_t step = 0; step < b.steps; ++step, xs += kRows, ws += kColumns) {
+  // The first rows of a tile meet their operands first.
+  template <bool kPrefetch>
+  static inline __attribute__((always_inline)) void add_products(const PackedBlock& b,
+                                                                 const float* xs, const float* ws,
+                                                                 Sums& sum) {
+    for (int64_t step = 0; step < b.steps; ++step, xs += kRows, ws += kColumns) {
 #pragma GCC unroll 4
-    for (int64_t l = 0; l < kSumLanes; ++l) {
-      const float* const x = xs + l * b.x_lane;
-      const float* const w = ws + l * b.w_lane;
-      Part w0 = load_part(w), w1 = load_part(w + kPartLanes);
-      keep(w0);
-      keep(w1);
-      if (kPrefetch) {
-        __builtin_prefetch(x + kSumLanes * b.x_lane);
-        __builtin_prefetch(w + kAheadW * kColumns);
-        __builtin_prefetch(w + kAheadW * kColumns + kPartLanes);
-      }
-#pragma GCC unroll 3
-      for (int64_t i = 0; i < kSumRows; ++i) {
-        const Part v = set_part(x[i]);
-        sum[l][i][0] = Op::dot(v, w0, sum[l][i][0]);
-        sum[l][i][1] = Op::dot(v, w1, sum[l][i][1]);
+      for (int64_t l = 0; l < kTogether; ++l) {
+        const float* const x = xs + l * b.x_lane;
+        const float* const w = ws + l * b.w_lane;
+        Part w0 = load_part(w), w1 = load_part(w + kPartLanes);
+        keep(w0);
+        keep(w1);
+        if (kPrefetch) {
+          __builtin_prefetch(x + (kTogether == 1 ? kAheadX * kRows : kTogether * b.x_lane));
+          __builtin_prefetch(w + kAheadW * kColumns);
+          __builtin_prefetch(w + kAheadW * kColumns + kPartLanes);
+        }
+#pragma GCC unroll 12
+        for (int64_t i = 0; i < R; ++i) {
+          const Part v = set_part(x[i]);
+          sum[l][i][0] = Op::dot(v, w0, sum[l][i][0]);
+          sum[l][i][1] = Op::dot(v, w1, sum[l][i][1]);
+        }
       }
     }
   }
-}
 
-// The first `rows` rows of a tile, whole kSumRows of them.
-template <class Op>
-__attribute__((noinline)) void tile(const PackedBlock& b, const float* x, const float* w,
-                                    int64_t rows, float* partial, float* y, int64_t y_stride) {
-  // sums of 1, 2, 4 and 8 times kSumLanes lanes that wait for their partner
-  alignas(64) float joined[4][kRows * kColumns];
-  if (b.last) {  // the stores at the end would wait for these lines
-    for (int64_t i = 0; i < rows; ++i) {
-      __builtin_prefetch(y + i * y_stride, 1);
-      __builtin_prefetch(y + i * y_stride + kColumns - 1, 1);
+  // The first `rows` rows of a tile, a multiple of R.
+  static __attribute__((noinline)) void run(const PackedBlock& b, const float* x, const float* w,
+                                            int64_t rows, float* partial, float* y,
+                                            int64_t y_stride) {
+    // sums of 1, 2, 4 and 8 groups of lanes that wait for their partner
+    alignas(64) float joined[4][kRows * kColumns];
+    if (b.last) {  // the stores at the end would wait for these lines
+      for (int64_t i = 0; i < rows; ++i) {
+        __builtin_prefetch(y + i * y_stride, 1);
+        __builtin_prefetch(y + i * y_stride + kColumns - 1, 1);
+      }
+    }
+    for (int64_t group = 0; group < kGroups; ++group) {
+      const float* const xs = x + group * kTogether * b.x_lane;
+      const float* const ws = w + group * kTogether * b.w_lane;
+      for (int64_t row = 0; row < rows; row += R) {
+        float* const kept = partial + (group * kTogether * kRows + row) * kColumns;
+        const auto of_lane = [](int64_t l, int64_t i, int64_t j) {
+          return (l * kRows + i) * kColumns + j;
+        };
+        Sums sum;
+        if (b.first) {
+          each<1>(sum, [](Part& s, int64_t, int64_t, int64_t) { s = Part{}; });
+        } else {
+          each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
+            s = load_part(kept + of_lane(l, i, j));
+          });
+        }
+        if (R == kRows || row == 0) {
+          add_products<true>(b, xs, ws, sum);
+        } else {
+          add_products<false>(b, xs + row, ws, sum);
+        }
+        if (!b.last) {
+          each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
+            store_part(s, kept + of_lane(l, i, j));
+          });
+          continue;
+        }
+        join<1>(sum);
+        join<2>(sum);
+        int level = 0;
+        for (; group >> level & 1; ++level) {
+          const float* const before = joined[level] + row * kColumns;
+          each<kTogether>(sum, [&](Part& s, int64_t, int64_t i, int64_t j) {
+            s = load_part(before + i * kColumns + j) + s;
+          });
+        }
+        const bool all = group == kGroups - 1;
+        float* const to = all ? y + row * y_stride : joined[level] + row * kColumns;
+        const int64_t stride = all ? y_stride : kColumns;
+        each<kTogether>(sum, [&](Part& s, int64_t, int64_t i, int64_t j) {
+          store_part(s, to + i * stride + j);
+        });
+      }
     }
   }
-  for (int64_t group = 0; group < 16 / kSumLanes; ++group) {
-    const float* const xs = x + group * kSumLanes * b.x_lane;
-    const float* const ws = w + group * kSumLanes * b.w_lane;
-    for (int64_t row = 0; row < rows; row += kSumRows) {
-      float* const kept = partial + (group * kSumLanes * kRows + row) * kColumns;
-      const auto of_lane = [](int64_t l, int64_t i, int64_t j) {
-        return (l * kRows + i) * kColumns + j;
-      };
-      Sums sum;
-      if (b.first) {
-        each<1>(sum, [](Part& s, int64_t, int64_t, int64_t) { s = Part{}; });
-      } else {
-        each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
-          s = load_part(kept + of_lane(l, i, j));
-        });
-      }
-      if (row == 0) {
-        add_products<Op, true>(b, xs, ws, sum);
-      } else {
-        add_products<Op, false>(b, xs + row, ws, sum);
-      }
-      if (!b.last) {
-        each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
-          store_part(s, kept + of_lane(l, i, j));
-        });
-        continue;
-      }
-      join<1>(sum);
-      join<2>(sum);
-      int level = 0;
-      for (; group >> level & 1; ++level) {
-        const float* const before = joined[level] + row * kColumns;
-        each<kSumLanes>(sum, [&](Part& s, int64_t, int64_t i, int64_t j) {
-          s = load_part(before + i * kColumns + j) + s;
-        });
-      }
-      const bool all = group == 16 / kSumLanes - 1;
-      float* const to = all ? y + row * y_stride : joined[level] + row * kColumns;
-      const int64_t stride = all ? y_stride : kColumns;
-      each<kSumLanes>(
-          sum, [&](Part& s, int64_t, int64_t i, int64_t j) { store_part(s, to + i * stride + j); });
-    }
-  }
-}
+};
 
 template <class Op>
 void gemm(const PackedBlock& b) {
@@ -158,17 +165,19 @@ void gemm(const PackedBlock& b) {
   for (int64_t m = 0; m < b.m; m += kRows) {
     const float* const x = b.x + m / kRows * b.x_tile;
     const int64_t rows = b.m - m < kRows ? b.m - m : kRows;
-    const int64_t summed = (rows + kSumRows - 1) / kSumRows * kSumRows;
+    const int64_t summed = (rows + kFewSums - 1) / kFewSums * kFewSums;
+    const auto tile =
+        b.steps > kFewSteps && summed == kRows ? Tile<Op, kRows>::run : Tile<Op, kFewSums>::run;
     for (int64_t c = 0; c < b.n; c += kColumns) {
       const float* const w = b.w + c / kColumns * b.w_panel;
       const int64_t n = b.n - c < kColumns ? b.n - c : kColumns;
       float* const y = b.y + m * b.y_stride + c;
       if (rows == summed && n == kColumns && b.bias == nullptr) {
-        tile<Op>(b, x, w, rows, partial, y, b.y_stride);
+        tile(b, x, w, rows, partial, y, b.y_stride);
       } else {
         // What is computed of the zeros behind the last row and column goes nowhere.
         alignas(64) float totals[kRows * kColumns];
-        tile<Op>(b, x, w, summed, partial, totals, kColumns);
+        tile(b, x, w, summed, partial, totals, kColumns);
         for (int64_t i = 0; b.last && i < rows; ++i) {
           const float* const from = totals + i * kColumns;
           float* const to = y + i * b.y_stride;

@@ -19,7 +19,6 @@ namespace {
 
 static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment);
 
-constexpr int64_t kSlotBudget = 4 << 20;  // floats of partial results kept between two merges
 constexpr int64_t kMergeRows = 4;
 
 // How the query rows are cut. All heads of a kv head go into one tile as far as they fit, so that a
@@ -84,8 +83,8 @@ void attention(Context& ctx, ConstRows q, int64_t position, int64_t num_attentio
   const int64_t lanes = tiling.lanes, out_stride = ceil_div(value_dim, 16) * 16;
   const int64_t segments = ceil_div(position + q.rows, kKeySegment);
   const int64_t slot_floats = lanes * (out_stride + 2);
-  const int64_t at_once = std::clamp<int64_t>(kSlotBudget / (tiling.tiles * slot_floats), 1,
-                                              std::max<int64_t>(1, segments - 1));
+  const int64_t at_once = std::clamp<int64_t>(kAttentionSlotFloats / (tiling.tiles * slot_floats),
+                                              1, std::max<int64_t>(1, segments - 1));
 
   ArenaScope scope(ctx.scratch());
   float* queries = scope.array<float>(tiling.tiles * d * lanes);

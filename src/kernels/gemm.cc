@@ -48,6 +48,8 @@ bool native_bf16(Isa isa) {
 
 namespace {
 
+static_assert(avx512::kPackedTile.rows <= kMostPackedRows);
+
 constexpr int64_t kFewRows = 6;
 // rows of x that share one packing of a panel: it costs as much as about nine rows
 constexpr int64_t kBlockRows = 512;

@@ -34,6 +34,9 @@
 
 namespace fathom {
 
+// Scratch: x is packed by so many rows of one expert at most, each row at most so many floats longer.
+inline constexpr int64_t kMostPackedRows = 12, kMostPackedPadding = 48;
+
 // bias: [N] or null.
 void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, Rows y);
 

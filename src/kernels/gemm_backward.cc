@@ -99,15 +99,22 @@ void grouped_linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x,
   for (const Rows& d : dw)
     FATHOM_CHECK(d.rows == dy.cols && d.cols == x.cols, d.rows, dy.cols, d.cols, x.cols);
   const OuterProducts add_outer = choose_outer_products(ctx, operands);
-  const int64_t across = ceil_div(x.cols, kTileK), items = ceil_div(dy.cols, kTileN) * across;
-  ctx.pool().run(static_cast<int64_t>(dw.size()) * items, [&](int64_t i, int worker) {
+  // Enough items for all threads. An element of dw is one chain of sums whatever tile it is in.
+  const auto count = static_cast<int64_t>(dw.size());
+  const int64_t across = ceil_div(x.cols, kTileK), threads = ctx.pool().threads();
+  const int64_t down =
+      threads == 1 ? 1 : ceil_div(2 * threads, std::max<int64_t>(1, count * across));
+  const int64_t tile_n =
+      std::clamp(ceil_div(ceil_div(dy.cols, down), 16) * 16, int64_t{32}, kTileN);
+  const int64_t items = ceil_div(dy.cols, tile_n) * across;
+  ctx.pool().run(count * items, [&](int64_t i, int worker) {
     const auto e = static_cast<size_t>(i / items);
     const int64_t begin = offsets[e], m = offsets[e + 1] - begin;
     if (m == 0) return;
-    const int64_t n0 = i % items / across * kTileN, k0 = i % across * kTileK;
+    const int64_t n0 = i % items / across * tile_n, k0 = i % across * kTileK;
     ArenaScope scope(ctx.worker_scratch(worker));
     add_outer(dy.row(begin) + n0, dy.stride, x.row(begin) + k0, x.stride, m,
-              std::min(kTileN, dy.cols - n0), std::min(kTileK, x.cols - k0),
+              std::min(tile_n, dy.cols - n0), std::min(kTileK, x.cols - k0),
               scope.array<float>(kOuterScratch), dw[e].row(n0) + k0, dw[e].stride);
   });
 }

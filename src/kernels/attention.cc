@@ -23,7 +23,6 @@ namespace {
 
 static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment && kInt8Block == kTileBlock);
 
-constexpr int64_t kSlotBudget = 4 << 20;  // floats of partial results kept between two merges
 constexpr int64_t kMergeRows = 4;
 
 // Query rows that are computed together. All heads of a kv head go into one tile as far as they
@@ -137,7 +136,7 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
     query_floats = std::max(query_floats, shape.query_floats(t));
     if (t.segments() > 1) slot_floats += shape.slot_floats(t);
   });
-  const int64_t at_once = std::clamp<int64_t>(kSlotBudget / std::max<int64_t>(1, slot_floats), 1,
+  const int64_t at_once = std::clamp<int64_t>(kAttentionSlotFloats / std::max<int64_t>(1, slot_floats), 1,
                                               std::max<int64_t>(1, most_segments - 1));
   Tile* const tiles = scope.array<Tile>(count);
   Tile* next_tile = tiles;

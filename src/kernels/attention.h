@@ -44,6 +44,8 @@ namespace fathom {
 
 inline constexpr int64_t kKeyBlock = 64;
 inline constexpr int64_t kKeySegment = 256;
+// floats of partial results kept in scratch between two merges
+inline constexpr int64_t kAttentionSlotFloats = 4 << 20;
 
 // One part of the cached rows: element (row, kv_head, i) lies at data + row * row_stride + kv_head
 // * head_stride + i, in elements of dtype (F32, BF16 or I8). head_stride 0 = shared by all heads.

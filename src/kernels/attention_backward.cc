@@ -16,9 +16,6 @@ namespace {
 
 static_assert(kKeyBlock == kTileBlock);
 
-// Blocks of P and dS, 32 KiB together, kept between the two halves of a round: a tile's at least.
-constexpr int64_t kRoundBlocks = 512;
-
 int64_t align16(int64_t n) { return (n + 15) / 16 * 16; }
 
 // Tiles are numbered head by head; tile i of a head has i + 1 blocks of keys.
@@ -39,7 +36,7 @@ struct Tiles {
   // One past the last tile of the round that begins with `begin`.
   int64_t round_end(int64_t begin) const {
     int64_t end = begin + 1;
-    while (end < count && blocks_before(end + 1) - blocks_before(begin) <= kRoundBlocks) ++end;
+    while (end < count && blocks_before(end + 1) - blocks_before(begin) <= kBackwardBlocks) ++end;
     return end;
   }
 };
@@ -89,7 +86,7 @@ void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads,
 
   ArenaScope scope(ctx.scratch());
   const int64_t most_blocks =
-      std::min(tiles.blocks_before(tiles.count), std::max(kRoundBlocks, tiles.per_head));
+      std::min(tiles.blocks_before(tiles.count), std::max(kBackwardBlocks, tiles.per_head));
   float* pairs = scope.array<float>(most_blocks * 2 * kBlockPairs);
   for (int64_t begin = 0, end; begin < tiles.count; begin = end) {
     end = tiles.round_end(begin);

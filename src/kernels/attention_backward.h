@@ -25,6 +25,10 @@
 
 namespace fathom {
 
+// Blocks of kKeyBlock x kKeyBlock values of P and of dS, 32 KiB together, kept in scratch between
+// the two halves of a round: a tile's at least.
+inline constexpr int64_t kBackwardBlocks = 512;
+
 // Where the gradient of one part of the keys goes: element (row j, kv_head, i) to data[j *
 // row_stride + kv_head * head_stride + i], rows 0 .. T-1, i below the dim of that part.
 struct GradientPart {

@@ -60,4 +60,14 @@ struct PackedBlock {
   int64_t y_stride = 0;
 };
 
+// Rows of w [K, N] to a panel of `columns` of its columns: [16][steps][width] with the lanes in
+// their places.
+struct ColumnPanel {
+  int64_t stride = 0;   // elements of w from one row to the next
+  int64_t rows = 0;     // zeros to the end of the last step
+  int64_t columns = 0;  // zeros up to the width of a panel
+  float* out = nullptr;
+  int64_t lane = 0;
+};
+
 }  // namespace fathom

@@ -23,6 +23,9 @@ FATHOM_SIMD_DECLARE(void packed_f32(const PackedBlock& b))
 FATHOM_SIMD_DECLARE(void packed_split_bf16(const PackedBlock& b))
 FATHOM_SIMD_DECLARE(void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps,
                                     int64_t width, float* out, int64_t lane, int64_t row_length))
+FATHOM_SIMD_DECLARE(void pack_columns_f32(const ColumnPanel& p, const float* in);
+                    void pack_columns_split_bf16(const ColumnPanel& p, const uint16_t* in);
+                    void pack_columns_native_bf16(const ColumnPanel& p, const uint16_t* in))
 FATHOM_SIMD_DECLARE(void split_bf16(const uint16_t* in, int64_t n, float* out))
 FATHOM_SIMD_DECLARE(void round_to_bf16(const float* in, int64_t n, uint16_t* out))
 #if defined(__x86_64__)
@@ -35,6 +38,8 @@ void gemm_f16(const GemmBlock& b);
 void gemm_f8(const GemmBlock& b);
 void gemm_native_bf16(const GemmBlock& b);
 void packed_native_bf16(const PackedBlock& b);
+void pack_rounded(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
+                  float* out, int64_t lane, int64_t row_length);
 }  // namespace avx512
 #endif
 
@@ -50,6 +55,8 @@ bool native_bf16(Isa isa) {
 }
 
 namespace {
+
+static_assert(avx512::kPackedTile.rows <= kMostPackedRows);
 
 constexpr int64_t kFewRows = 6;
 // rows of x that share one packing of a panel: it costs as much as about nine rows
@@ -78,6 +85,7 @@ int64_t steps_of(Form form, int64_t k) {
 struct Problem {
   Context& ctx;
   Form form;
+  bool turned;   // w is [K, N]
   int64_t cols;  // K
   PackedTile tile;
   ConstRows x;
@@ -90,6 +98,9 @@ struct Problem {
   int64_t lane;
   const float* bias;
   Rows y;
+
+  // An expert's rows that meet w row by row. The columns of a turned w are packed in any case.
+  bool few(int64_t rows) const { return rows <= kFewRows && !turned; }
 };
 
 // Columns [k0, k0 + k) of a row of x or w as elements, zeros to the end of the last step.
@@ -126,11 +137,25 @@ void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, i
   }
 }
 
-// Rows of values that are elements as they lie: `stride` elements apart, none if at is null.
+// Rows that are packed from where they lie, whole steps of them: elements, or values that become
+// pairs on the way. `stride` elements or values apart, none if at is null.
 struct Stored {
   const float* at = nullptr;
   int64_t stride = 0;
+  bool round = false;
 };
+
+using PackRows = void (*)(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t,
+                          int64_t);
+
+// Only AVX-512 has pairs.
+PackRows pack_rounded_rows() {
+#if defined(__x86_64__)
+  return avx512::pack_rounded;
+#else
+  return nullptr;
+#endif
+}
 
 // Columns [k0, k0 + k) of `rows` <= width rows, packed (gemm-inl.h); elements(row, column, count,
 // out) yields them, but for whole steps of `stored` rows, which are read where they lie.
@@ -147,17 +172,21 @@ void pack(const Problem& p, Stored stored, int64_t rows, int64_t k0, int64_t k, 
       const bool in_place = stored.at != nullptr && count % (16 * values) == 0;
       for (int64_t r = 0; !in_place && r < some; ++r)
         elements(r0 + r, k0 + c, count, chunk + r * kChunk);
-      FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes)
-      (in_place ? stored.at + r0 * stored.stride + (k0 + c) / values : chunk,
-       in_place ? stored.stride : kChunk, some, steps_of(p.form, count),
-       std::min<int64_t>(16, width - r0), out + steps_of(p.form, c) * width + r0, lane, width);
+      const float* const from =
+          in_place ? stored.at + r0 * stored.stride + (k0 + c) / (stored.round ? 1 : values)
+                   : chunk;
+      const auto pack_rows = in_place && stored.round ? pack_rounded_rows()
+                                                      : FATHOM_SIMD_CALL(p.ctx.isa(), pack_lanes);
+      pack_rows(from, in_place ? stored.stride : kChunk, some, steps_of(p.form, count),
+                std::min<int64_t>(16, width - r0), out + steps_of(p.form, c) * width + r0, lane,
+                width);
     }
   }
 }
 
 void pack_unit(const Problem& p, int64_t row, int64_t rows, float* out, int worker) {
   Stored stored;
-  if (p.form == Form::kF32) stored = {p.x.row(row), p.x.stride};
+  if (p.form != Form::kSplitBf16) stored = {p.x.row(row), p.x.stride, p.form == Form::kNativeBf16};
   pack(p, stored, rows, 0, p.cols, p.tile.rows, out, p.lane, worker,
        [&](int64_t r, int64_t k0, int64_t k, float* to) {
          to_elements(p, p.x.row(row + r) + k0, k, to);
@@ -171,6 +200,23 @@ void convert_unit(const Problem& p, int64_t row, int64_t rows, float* out) {
       to_elements(p, p.x.row(row + r) + k, std::min(kChunk, p.cols - k),
                   out + steps_of(p.form, k) * 16);
     }
+  }
+}
+
+// Columns [n, n + columns) of rows [k0, k0 + k) of a turned w.
+void pack_columns(const Problem& p, const WeightView& w, int64_t k0, int64_t k, int64_t n,
+                  int64_t columns, float* out, int64_t lane) {
+  const ColumnPanel panel{w.cols, k, columns, out, lane};
+  const Isa isa = p.ctx.isa();
+  if (p.form == Form::kF32) {
+    FATHOM_SIMD_CALL(isa, pack_columns_f32)(panel, reinterpret_cast<const float*>(w.row(k0)) + n);
+    return;
+  }
+  const auto* const in = reinterpret_cast<const bf16*>(w.row(k0)) + n;
+  if (p.form == Form::kSplitBf16) {
+    FATHOM_SIMD_CALL(isa, pack_columns_split_bf16)(panel, in);
+  } else {
+    FATHOM_SIMD_CALL(isa, pack_columns_native_bf16)(panel, in);
   }
 }
 
@@ -288,14 +334,18 @@ void multiply_packed(const Problem& p, const WeightView& w, const float* units, 
     const int64_t k = std::min(block_k, p.cols - k0);
     for (int64_t i = 0; i < panels; ++i) {
       const int64_t row = n0 + i * p.tile.columns;
+      float* const panel = packed + i * b.w_panel;
+      if (p.turned) {
+        pack_columns(p, w, k0, k, row, std::min(p.tile.columns, n0 + n - row), panel, b.w_lane);
+        continue;
+      }
       Stored stored;
       if (w.dtype == DType::kF32) stored = {reinterpret_cast<const float*>(w.row(row)), w.cols};
       // pairs; the targets that have this form load from any address
       if (p.form == Form::kNativeBf16 && w.cols % 2 == 0)
         stored = {reinterpret_cast<const float*>(w.row(row)), w.cols / 2};
-      pack(p, stored, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns,
-           packed + i * b.w_panel, b.w_lane, worker,
-           [&](int64_t r, int64_t c, int64_t count, float* to) {
+      pack(p, stored, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns, panel,
+           b.w_lane, worker, [&](int64_t r, int64_t c, int64_t count, float* to) {
              to_elements(p, w, row + r, c, count, to);
            });
     }
@@ -315,7 +365,7 @@ struct Plan {
 
 Plan plan_rows(const Problem& p, int64_t rows) {
   if (rows == 0) return {0, 0, 0, 0, 0};
-  if (rows <= kFewRows) {
+  if (p.few(rows)) {
     const int64_t items = p.ctx.pool().threads() * kLongItems;
     const int64_t panel_rows = ceil_div(ceil_div(p.y.cols, items), kPanelRows) * kPanelRows;
     return {1, 1, rows, ceil_div(p.y.cols, panel_rows), panel_rows};
@@ -327,7 +377,7 @@ Plan plan_rows(const Problem& p, int64_t rows) {
 }
 
 void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
-                     const LinearPart& part) {
+                     const LinearPart& part, bool turned) {
   const std::span<const WeightView> experts = part.experts;
   const Rows y = part.y;
   const WeightView& shape = experts[0];
@@ -335,7 +385,7 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   const Form form = choose_form(ctx.isa(), shape.dtype, ctx.precision());
   const PackedTile tile = FATHOM_SIMD_CALL(ctx.isa(), kPackedTile);
   const int64_t lane = (steps_of(form, x.cols) | 1) * tile.rows;
-  Problem p{ctx, form, x.cols, tile, x, nullptr, 16 * lane, lane, part.bias, y};
+  Problem p{ctx, form, turned, x.cols, tile, x, nullptr, 16 * lane, lane, part.bias, y};
 
   // Units and items of expert e are those from first_unit[e] and first_item[e] on.
   const auto count = static_cast<int64_t>(experts.size());
@@ -347,8 +397,7 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   first_unit[0] = first_item[0] = 0;
   for (int64_t e = 0; e < count; ++e) {
     const Plan plan = plan_rows(p, rows_of(e));
-    first_unit[e + 1] =
-        first_unit[e] + (rows_of(e) <= kFewRows && form == Form::kF32 ? 0 : plan.units);
+    first_unit[e + 1] = first_unit[e] + (p.few(rows_of(e)) && form == Form::kF32 ? 0 : plan.units);
     first_item[e + 1] = first_item[e] + plan.items();
   }
   p.units = scope.array<float>(first_unit[count] * p.unit_size);
@@ -358,7 +407,7 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   const auto prepare = [&](int64_t unit, int worker) {
     const int64_t e = expert_of(first_unit, unit), begin = offsets[static_cast<size_t>(e)];
     float* const out = p.units + unit * p.unit_size;
-    if (rows_of(e) <= kFewRows) return convert_unit(p, begin, rows_of(e), out);
+    if (p.few(rows_of(e))) return convert_unit(p, begin, rows_of(e), out);
     const int64_t row = (unit - first_unit[e]) * tile.rows;
     pack_unit(p, begin + row, std::min(tile.rows, rows_of(e) - row), out, worker);
   };
@@ -370,7 +419,7 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
                   n = std::min(plan.panel_rows, y.cols - n0);
     const float* const units = p.units + first_unit[e] * p.unit_size;
     const WeightView& w = experts[static_cast<size_t>(e)];
-    if (rows_of(e) <= kFewRows) return multiply_few(p, w, units, begin, rows_of(e), n0, n, worker);
+    if (p.few(rows_of(e))) return multiply_few(p, w, units, begin, rows_of(e), n0, n, worker);
     multiply_packed(p, w, units + row / tile.rows * p.unit_size, begin + row,
                     std::min(plan.block_rows, rows_of(e) - row), n0, n, worker);
   };
@@ -410,6 +459,23 @@ void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
   grouped_linears(ctx, x, offsets, {&part, 1});
 }
 
+void grouped_linear_turned(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                           std::span<const WeightView> experts, Rows y) {
+  FATHOM_CHECK(
+      offsets.size() == experts.size() + 1 && offsets.front() == 0 && offsets.back() == x.rows,
+      offsets.size(), experts.size(), x.rows);
+  if (experts.empty()) return;
+  const WeightView& shape = experts[0];
+  FATHOM_CHECK(x.cols == shape.rows && y.rows == x.rows && y.cols == shape.cols, x.cols, shape.rows,
+               y.cols, shape.cols);
+  const LinearPart part{experts, nullptr, y};
+  FATHOM_CHECK(shape.dtype == DType::kF32 ||
+                   choose_form(ctx.isa(), shape.dtype, ctx.precision()) != Form::kF32,
+               dtype_name(shape.dtype));
+  if (x.cols == 0) return fill_with_bias(part);
+  if (x.rows > 0 && y.cols > 0) multiply_groups(ctx, x, offsets, part, true);
+}
+
 void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                      std::span<const LinearPart> parts) {
   FATHOM_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == x.rows, x.rows);
@@ -428,7 +494,7 @@ void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets
     } else if (x.cols == 0) {
       fill_with_bias(parts[i]);
     } else if (parts[i].y.cols > 0) {
-      multiply_groups(ctx, x, offsets, parts[i]);
+      multiply_groups(ctx, x, offsets, parts[i], false);
     }
   }
 }

@@ -6,7 +6,7 @@
 //   F32, F16, FP8: w is widened to f32 exactly as its format defines, x stays f32.
 //   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32: fma(even,
 //   fma(odd, sum)) on each pair of k. That is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2
-//   and AVX-512 treat subnormal operands and sums as 0, as it does.
+//   and AVX-512 treat subnormal operands (x before it is rounded) and sums as 0, as it does.
 //   GGUF blocks: w = d q + m with integers q; x is rounded to x' = s c for each 32 elements of k,
 //   s = max|x| / 127 and integers c (nearest even; none of them if max|x| < 2^-100), so that sums
 //   of q c over a run of 16 or 32 elements that share d and m are exact in 32 bits. A run enters
@@ -34,6 +34,9 @@
 
 namespace fathom {
 
+// Scratch: x is packed by so many rows of one expert at most, each row at most so many floats longer.
+inline constexpr int64_t kMostPackedRows = 12, kMostPackedPadding = 48;
+
 // bias: [N] or null.
 void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, Rows y);
 
@@ -42,6 +45,11 @@ void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, R
 // follows the rows: an expert without rows is not read.
 void grouped_linear(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                     std::span<const WeightView> experts, Rows y);
+
+// y = x · W with W [K, N], the linear layer of Wᵀ to the bit: what the backward pass needs. F32, or
+// BF16 but for Precision::kF32.
+void grouped_linear_turned(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
+                           std::span<const WeightView> experts, Rows y);
 
 // Several layers of one x, each as grouped_linear() (plus bias [N], if not null) computes it, to
 // the bit; but blocks of one dtype round x once and share a loop over the threads, which is what

@@ -157,14 +157,6 @@ inline void reduce_8(const float (*sums)[16], float* totals) {
 }
 #endif
 
-// Keeps a loaded value in its register: read again from memory by each FMA, the loads would cost
-// more than the FMAs.
-inline void keep(Part& a) {
-#if defined(__x86_64__)
-  asm("" : "+v"(a));
-#endif
-}
-
 // One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0,
 // count), whole steps.
 template <class Op, int64_t MR>
@@ -324,12 +316,20 @@ void split_bf16(const uint16_t* in, int64_t n, float* out) {
   split(rest, out + whole);
 }
 
-// To bf16, nearest even; NaN stays NaN.
+// To bf16, nearest even; NaN stays NaN. As vcvtneps2bf16: subnormals are zero, which the products
+// take them for anyway. The portable target keeps them.
 void round_to_bf16(const float* in, int64_t n, uint16_t* out) {
+#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
+  constexpr uint32_t kSmallest = 0x00800000;
+#else
+  constexpr uint32_t kSmallest = 0;
+#endif
   for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, in[i]);
+    const uint32_t bits = __builtin_bit_cast(uint32_t, in[i]), size = bits & 0x7fffffff;
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    out[i] = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+    out[i] = static_cast<uint16_t>(size > 0x7f800000   ? bits >> 16 | 0x40
+                                   : size >= kSmallest ? rounded
+                                                       : 0);
   }
 }
 

@@ -17,10 +17,9 @@
 
 namespace fathom {
 
-// Linear layers over Wᵀ, which is formed in scratch once a call (one part in M of the arithmetic):
-// the order of sums and the error bound are those of linear() with K := N. BF16 weights stay BF16,
-// so dy is rounded to bf16 as x is, and exact under Precision::kF32; all other types are widened to
-// f32.
+// Linear layers over Wᵀ: the order of sums and the error bound are those of linear() with K := N.
+// BF16 weights stay BF16, so dy is rounded to bf16 as x is, and exact under Precision::kF32; all
+// types but F32 and these are widened to f32, in scratch.
 void linear_backward_input(Context& ctx, ConstRows dy, const WeightView& w, Rows dx);
 // Rows [offsets[e], offsets[e+1]) belong to experts[e], as in grouped_linear(). An expert without
 // rows is not read.

@@ -1,45 +1,12 @@
-// Transposes by perfect shuffles, and dW += dyᵀ · x as outer products: with the tokens outermost
-// both operands are read as they lie, so nothing is transposed, and an expert with three rows costs
+// dW += dyᵀ · x as outer products: with the tokens outermost both operands are read as they lie, so nothing is transposed, and an expert with three rows costs
 // three rows.
 #include "kernels/simd-inl.h"
-#include "kernels/transpose-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-inline F32x16 load_lanes(const float* p, int64_t n) { return load_n(p, n); }
-inline F32x16 load_lanes(const uint16_t* p, int64_t n) {
-  if (n == kLanes) return load_bf16(p);
-  uint16_t lanes[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load_bf16(lanes);
-}
-inline void store_lanes(F32x16 a, float* p, int64_t n) { store_n(a, p, n); }
-inline void store_lanes(F32x16 a, uint16_t* p, int64_t n) {
-  uint32_t bits[kLanes];
-  __builtin_memcpy(bits, &a, sizeof bits);
-  if (n == kLanes) {
-    for (int64_t i = 0; i < kLanes; ++i) p[i] = static_cast<uint16_t>(bits[i] >> 16);
-  } else {
-    for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(bits[i] >> 16);
-  }
-}
-
-template <class T>
-void transpose_strip(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out,
-                     int64_t out_stride) {
-  for (int64_t c = 0; c < cols; c += kLanes) {
-    const int64_t n = cols - c < kLanes ? cols - c : kLanes;
-    F32x16 tile[16];
-    for (int64_t r = 0; r < 16; ++r)
-      tile[r] = r < rows ? load_lanes(in + r * in_stride + c, n) : zero();
-    transpose_16(tile);
-    for (int64_t i = 0; i < n; ++i) store_lanes(tile[i], out + (c + i) * out_stride, rows);
-  }
-}
-
 constexpr int64_t kBlock = 256;        // tokens
-constexpr int64_t kMostColumns = 192;  // of dy in one call
+constexpr int64_t kMostColumns = 256;  // of dy in one call
 
 // One register tile: kRows rows of dw by kWidth columns.
 #if defined(FATHOM_SIMD_IS_avx512)
@@ -76,19 +43,6 @@ inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, 
   }
 }
 
-}  // namespace
-
-void transpose_f32(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out,
-                   int64_t out_stride) {
-  transpose_strip(in, in_stride, rows, cols, out, out_stride);
-}
-void transpose_bf16(const uint16_t* in, int64_t in_stride, int64_t rows, int64_t cols,
-                    uint16_t* out, int64_t out_stride) {
-  transpose_strip(in, in_stride, rows, cols, out, out_stride);
-}
-
-namespace {
-
 // A value as it is, or rounded to bf16.
 template <bool kRound>
 inline float operand(float x) {
@@ -111,35 +65,37 @@ inline void operands(const float* in, int64_t count, int64_t width, float* out) 
   for (int64_t c = 0; c < width; ++c) out[c] = operand<kRound>(out[c]);
 }
 
-// dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kRows +
-// 64). A block of dy is packed tile by tile of columns, x one panel as wide as the tile at a time,
-// so that the tiles read memory in order; lanes past the end are zeros. Rounded tokens are taken in
-// vdpbf16ps's order: of each pair the second first, zeros where there is none.
+// dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kLanes +
+// kLanes + k rounded up to 64). A block of dy is packed tile by tile of columns, x in panels as wide
+// as the tile, so that the tiles read memory in order; both from whole rows, which are fetched
+// ahead; lanes past the end are zeros. Rounded tokens are taken in vdpbf16ps's order: of each pair
+// the second first, zeros where there is none.
 template <bool kRound>
 void outer_products(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t m,
                     int64_t n, int64_t k, float* scratch, float* dw, int64_t dw_stride) {
-  float* const panel = scratch;
-  float* const packed = scratch + kBlock * 64;
+  float* const panels = scratch;
+  float* const packed = scratch + kBlock * ((k + 63) / 64 * 64);
   for (; m > 0; m -= kBlock, dy += kBlock * dy_stride, x += kBlock * x_stride) {
     const int64_t tokens = m < kBlock ? m : kBlock;
     const int64_t block = kRound ? (tokens + 1) / 2 * 2 : tokens;
-    const auto place = [](int64_t t) { return kRound ? t ^ 1 : t; };
     for (int64_t t = 0; t < block; ++t) {
+      const int64_t place = kRound ? t ^ 1 : t;
       float row[kMostColumns + kLanes];
       operands<kRound>(dy + t * dy_stride, t < tokens ? n : 0,
                        (n + kRows + kLanes - 1) / kLanes * kLanes, row);
       for (int64_t i = 0; i < n; i += kRows)
-        __builtin_memcpy(packed + i * block + place(t) * kRows, row + i, kRows * sizeof(float));
+        __builtin_memcpy(packed + i * block + place * kRows, row + i, kRows * sizeof(float));
+      for (int64_t j = 0; j < k; j += kWidth) {
+        const int64_t cols = k - j < kWidth ? k - j : kWidth;
+        operands<kRound>(x + t * x_stride + j, t < tokens ? cols : 0, kWidth,
+                         panels + j * block + place * kWidth);
+      }
     }
     for (int64_t j = 0; j < k; j += kWidth) {
       const int64_t cols = k - j < kWidth ? k - j : kWidth;
-      for (int64_t t = 0; t < block; ++t) {
-        operands<kRound>(x + t * x_stride + j, t < tokens ? cols : 0, kWidth,
-                         panel + place(t) * kWidth);
-      }
       for (int64_t i = 0; i < n; i += kRows) {
-        outer_tile(packed + i * block, panel, block, n - i < kRows ? n - i : kRows, cols,
-                   dw + i * dw_stride + j, dw_stride);
+        outer_tile(packed + i * block, panels + j * block, block, n - i < kRows ? n - i : kRows,
+                   cols, dw + i * dw_stride + j, dw_stride);
       }
     }
   }
@@ -165,6 +121,8 @@ void add_outer_products_bf16(const float* dy, int64_t dy_stride, const float* x,
 #if defined(FATHOM_SIMD_IS_avx512)
 namespace {
 
+constexpr int64_t kAheadTokens = 8;
+
 // Two rows of 16 floats as 16 pairs of bf16, the first row in the low halves.
 inline __m512i pairs(__m512 even, __m512 odd) {
   const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
@@ -172,17 +130,22 @@ inline __m512i pairs(__m512 even, __m512 odd) {
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// Columns [0, cols) of m rows as [(m + 1) / 2, width] pairs, zeros past the ends.
+// Columns [0, cols) of m rows as panels [(m + 1) / 2, width] of pairs, zeros past the ends.
 inline void pack_pairs(const float* in, int64_t stride, int64_t m, int64_t cols, int64_t width,
                        uint32_t* out) {
+  const int64_t panel = (m + 1) / 2 * width;
   for (int64_t t = 0; t < m; t += 2, in += 2 * stride, out += width) {
-    for (int64_t c = 0; c < width; c += kLanes) {
+    const float* const next = t + 1 < m ? in + stride : nullptr;
+    for (int64_t c = 0; c < (cols + width - 1) / width * width; c += kLanes) {
+      uint32_t* const to = out + c / width * panel + c % width;
       const int64_t count = cols - c < 0 ? 0 : cols - c < kLanes ? cols - c : kLanes;
       const auto mask = static_cast<__mmask16>((1u << count) - 1);
       const __m512 even = _mm512_maskz_loadu_ps(mask, in + c);
       const __m512 odd =
-          t + 1 < m ? _mm512_maskz_loadu_ps(mask, in + stride + c) : _mm512_setzero_ps();
-      _mm512_storeu_si512(out + c, pairs(even, odd));
+          next != nullptr ? _mm512_maskz_loadu_ps(mask, next + c) : _mm512_setzero_ps();
+      __builtin_prefetch(in + kAheadTokens * stride + c);
+      __builtin_prefetch(in + (kAheadTokens + 1) * stride + c);
+      _mm512_storeu_si512(to, pairs(even, odd));
     }
   }
 }
@@ -223,15 +186,16 @@ void add_outer_products_native_bf16(const float* dy, int64_t dy_stride, const fl
                                     int64_t x_stride, int64_t m, int64_t n, int64_t k,
                                     float* scratch, float* dw, int64_t dw_stride) {
   FlushSubnormals flush;
-  auto* const panel = reinterpret_cast<uint32_t*>(scratch);
-  uint32_t* const packed = panel + kBlock / 2 * 64;
+  auto* const panels = reinterpret_cast<uint32_t*>(scratch);
+  uint32_t* const packed = panels + kBlock / 2 * ((k + 63) / 64 * 64);
   const int64_t width = (n + kLanes - 1) / kLanes * kLanes;
   for (; m > 0; m -= kBlock, dy += kBlock * dy_stride, x += kBlock * x_stride) {
     const int64_t block = m < kBlock ? m : kBlock, count = (block + 1) / 2;
     pack_pairs(dy, dy_stride, block, n, width, packed);
+    pack_pairs(x, x_stride, block, k, 64, panels);
     for (int64_t j = 0; j < k; j += 64) {
       const int64_t cols = k - j < 64 ? k - j : 64;
-      pack_pairs(x + j, x_stride, block, cols, 64, panel);
+      const uint32_t* const panel = panels + j * count;
       float* const out = dw + j;
       int64_t i = 0;
       for (; i + 6 <= n; i += 6)

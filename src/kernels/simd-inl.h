@@ -238,6 +238,14 @@ inline Part fma_part(Part a, Part b, Part c) { return a * b + c; }
 #endif
 inline constexpr int64_t kPartLanes = sizeof(Part) / sizeof(float);
 
+// Keeps a loaded value in its register: read again from memory by each FMA, the loads would cost
+// more than the FMAs.
+[[maybe_unused]] inline void keep(Part& a) {
+#if defined(__x86_64__)
+  asm("" : "+v"(a));
+#endif
+}
+
 // While it lives, subnormals are zero, in and out, as vdpbf16ps has them. The portable target keeps
 // them.
 class FlushSubnormals {

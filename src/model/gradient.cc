@@ -14,11 +14,6 @@
 namespace fathom {
 namespace {
 
-// Logits that exist at one time; rows in multiples of 256, so that a gradient's order of sums does
-// not depend on the vocabulary.
-constexpr int64_t kLogits = 4 << 20;
-constexpr int64_t kRowStep = 256;
-
 // Everything that the parts of a pass share.
 struct Pass {
   Context& ctx;
@@ -45,7 +40,7 @@ Loss head_loss(const Pass& p, ConstRows normed, std::span<const int32_t> targets
   Context& ctx = p.ctx;
   const Linear& lm_head = p.model.weights().lm_head;
   const int64_t vocab = lm_head.weight.rows;
-  const int64_t chunk = std::max(kRowStep, kLogits / vocab / kRowStep * kRowStep);
+  const int64_t chunk = logit_rows(vocab);
   ArenaScope scope(ctx.scratch());
   const Rows buffer = scope.rows(std::min(chunk, normed.rows), vocab);
   float* const of_tokens = scope.array<float>(tokens != nullptr ? 4 * buffer.rows : 0);

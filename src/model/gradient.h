@@ -11,6 +11,7 @@
 // the whole step, so gradients add up to those of one batch, to the rounding of sums cut in parts.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -18,6 +19,12 @@
 #include "model/model.h"
 
 namespace fathom {
+
+// Rows of logits that exist at one time: multiples of 256, so that a gradient's order of sums does
+// not depend on the vocabulary.
+constexpr int64_t logit_rows(int64_t vocab_size) {
+  return std::max<int64_t>(256, (4 << 20) / vocab_size / 256 * 256);
+}
 
 // What a policy gradient puts in the place of cross-entropy; tokens do not depend on each other.
 class TokenObjective {

@@ -39,10 +39,14 @@ Isa detect_isa() {
 
 bool has_bf16_dot() {
 #if defined(__x86_64__)
-  // AVX512_BF16 is leaf 7.1 EAX bit 5; not every compiler we support has a name for it.
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return detect_isa() == Isa::kAvx512 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
-         (eax >> 5 & 1) != 0;
+  // AVX512_BF16 is leaf 7.1 EAX bit 5; not every compiler we support has a name for it. Asked once:
+  // a virtual machine answers only after a detour through its host.
+  static const bool has = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return detect_isa() == Isa::kAvx512 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+           (eax >> 5 & 1) != 0;
+  }();
+  return has;
 #else
   return false;
 #endif

@@ -10,9 +10,6 @@
 namespace fathom {
 namespace {
 
-// elements of a matrix whose products have too few parts for many threads
-constexpr int64_t kSmall = 1 << 18;
-
 // Finds each parameter's group, and knows afterwards which parts of names were of no use.
 class Groups {
  public:
@@ -65,7 +62,7 @@ Optimizer::Optimizer(const ParameterTable& table, const OptimizerOptions& option
     const double decay =
         group.weight_decay.value_or(p.kind == ParameterKind::kVector ? 0 : options.weight_decay);
     if (options.kind == OptimizerKind::kMuon && p.kind == ParameterKind::kMatrix) {
-      (p.count <= kSmall ? small_ : ranges_)
+      (p.count <= kSmallMatrix ? small_ : ranges_)
           .push_back({p.offset, p.count, group.lr_scale, decay, p.shape[0]});
       continue;
     }

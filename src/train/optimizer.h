@@ -37,6 +37,10 @@ struct OptimizerOptions {
   std::vector<ParameterGroup> groups = {};  // the first that matches a parameter has it
 };
 
+// Elements of a matrix whose products have too few parts for many threads: Muon takes those up to
+// here side by side, one thread each.
+inline constexpr int64_t kSmallMatrix = 1 << 18;
+
 class Optimizer {
  public:
   // Moments start at 0; their memory is state_bytes(table). first_mtp: offset of the first

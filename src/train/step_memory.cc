@@ -2,23 +2,19 @@
 
 #include <algorithm>
 
+#include "kernels/attention_backward.h"
+#include "kernels/gemm.h"
+#include "model/gradient.h"
+
 namespace fathom {
 namespace {
 
-constexpr int64_t kRowsOfTile = 12;   // rows of x that a linear layer packs together, at most
-constexpr int64_t kPaddedSteps = 48;  // floats that a packed row is longer than its columns
-constexpr int64_t kLogits = 4 << 20, kRowStep = 256;  // model/gradient.cc
-constexpr int64_t kAttentionSlots = 4 << 20;          // floats of partial results, attention.cc
-constexpr int64_t kRoundBlocks = 512, kBlock = 64;    // attention_backward.cc
-constexpr int64_t kSegment = 256;
 // Array ends in a block are rounded up to 16 floats; it has fewer than 64 arrays.
 constexpr int64_t kRounding = 64 * 16;
 // Panels of linear layers, tiles of attention, rows of the router (kernels/*).
 constexpr int64_t kWorkerBytes = 8 << 20;
 // An arena that was not reserved holds up to half as much again, and at least a block.
 constexpr int64_t kSmallestArena = 1 << 20;
-// Matrices up to this size are Muon's side by side, one thread each (optimizer.cc).
-constexpr int64_t kSmallMatrix = 1 << 18;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
@@ -50,20 +46,21 @@ class Planner {
                   value = round_up(c_.is_mla() ? c_.v_head_dim : c_.head_dim, 16) + 2;
     // Rows of all tiles: each is filled up to 16, and a kv head's last one to a whole tile.
     const int64_t rows = 2 * heads * length + kv_heads * 128;
-    const int64_t segments = ceil_div(length, kSegment);
-    const int64_t slots = rows * value * std::min<int64_t>(segments, 2) +
-                          (segments > 2 ? std::min(kAttentionSlots, rows * value * segments) : 0);
-    const int64_t blocks = ceil_div(length, kBlock);
+    const int64_t segments = ceil_div(length, kKeySegment);
+    const int64_t slots =
+        rows * value * std::min<int64_t>(segments, 2) +
+        (segments > 2 ? std::min(kAttentionSlotFloats, rows * value * segments) : 0);
+    const int64_t blocks = ceil_div(length, kKeyBlock);
     const int64_t pairs =
-        std::min(heads * blocks * (blocks + 1) / 2, std::max(kRoundBlocks, blocks));
-    return std::max(rows * key + slots, pairs * 2 * kBlock * kBlock) + kRounding;
+        std::min(heads * blocks * (blocks + 1) / 2, std::max(kBackwardBlocks, blocks));
+    return std::max(rows * key + slots, pairs * 2 * kKeyBlock * kKeyBlock) + kRounding;
   }
 
  private:
   // Angles and positions.
   int64_t positions() const { return tokens_ * (c_.rope_dim() + 1); }
 
-  // Forward, or either product of the backward pass: x packed, the weights turned.
+  // Forward, or either product of the backward pass: x packed, weights widened.
   int64_t linear(int64_t rows, int64_t in, int64_t out, int64_t groups = 1) const {
     return linear_once(rows, in, out, groups) +
            (s_.lora_rank == 0 ? 0
@@ -71,8 +68,8 @@ class Planner {
                                     linear_once(rows, s_.lora_rank, std::max(in, out), groups));
   }
   int64_t linear_once(int64_t rows, int64_t in, int64_t out, int64_t groups) const {
-    return (rows + kRowsOfTile * groups) * (std::max(in, out) + kPaddedSteps) +
-           groups * (ceil_div(in * out * s_.weight_bytes, 4) + 32) + kRounding;
+    return (rows + kMostPackedRows * groups) * (std::max(in, out) + kMostPackedPadding) +
+           groups * (ceil_div(in * out * s_.widened_bytes, 4) + 32) + kRounding;
   }
 
   int64_t attention_floats() const {
@@ -131,10 +128,9 @@ class Planner {
            4 * c_.n_routed_experts + kRounding;
   }
 
-  // Logits, what is kept of each row, and the head turned over.
+  // Logits, and what is kept of each row.
   int64_t head() const {
-    const int64_t chunk = std::max(kRowStep, kLogits / c_.vocab_size / kRowStep * kRowStep);
-    const int64_t rows = std::min(chunk, tokens_);
+    const int64_t rows = std::min(logit_rows(c_.vocab_size), tokens_);
     return rows * (c_.vocab_size + 6) + linear(rows, d_, c_.vocab_size) + kRounding;
   }
 
@@ -153,7 +149,7 @@ class Planner {
 // muon.h, with the copies of its linear layers.
 int64_t muon_floats(const Parameter& p) {
   const int64_t rows = p.shape[0], cols = p.count / rows, side = std::min(rows, cols);
-  const int64_t packed = (rows + kRowsOfTile) * (cols + kPaddedSteps);
+  const int64_t packed = (rows + kMostPackedRows) * (cols + kMostPackedPadding);
   return 3 * p.count + 2 * side * side + packed + kRounding;
 }
 

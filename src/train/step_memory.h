@@ -19,7 +19,8 @@ struct StepShape {
   int64_t tokens = 0;           // of the largest micro-batch
   int64_t sequence_length = 0;  // of the longest document
   bool recompute = false;
-  int64_t weight_bytes = 2;  // of an element that a linear layer computes with; 4 for blocks
+  // of an element of frozen weights that their backward pass widens: 4 unless all are F32 or BF16
+  int64_t widened_bytes = 0;
   int64_t lora_rank = 0;
   OptimizerKind optimizer = OptimizerKind::kAdamW;
 };

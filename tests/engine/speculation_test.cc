@@ -298,7 +298,7 @@ int64_t rows_of_one_pass(const Model& model, Context& ctx, Engine& engine,
                          const std::vector<int32_t>& text) {
   OnePass pass(model, ctx, text);
   const KvCacheView& view = engine.cache().view();
-  const int64_t bytes = row_bytes(view.dtype, view.row_width);
+  const int64_t bytes = cached_row_bytes(view.dtype, view.row_width);
   int64_t rows = 0;
   engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
     const auto at =

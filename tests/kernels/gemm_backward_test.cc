@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/gemm.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/gemm_ref.h"
 #include "tests/reference/ops_backward_ref.h"
@@ -84,6 +85,31 @@ TEST(LinearBackwardInput, EqualsTheTwinInEveryShape) {
         check_input(ctx, dtype, 0, 5, 5);
         check_input(ctx, dtype, 9, 100, 300);
         check_input(ctx, dtype, 70, 65, 513);
+      }
+    }
+  }
+}
+
+// Few rows and many; N in one part and in three (kernels/gemm.cc: multiply_packed).
+TEST(LinearBackwardInput, HasTheBitsOfTheLinearLayerOfTheTransposedWeight) {
+  const int64_t k = 70;
+  for (const Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      for (const int64_t n : {31, 300, 11001}) {
+        const Weight w(dtype, n, k, 2), turned(dtype, k, n, 3);
+        const int64_t bytes = dtype_info(dtype).block_bytes;
+        for (int64_t r = 0; r < n; ++r) {
+          for (int64_t c = 0; c < k; ++c)
+            std::copy_n(w.view.row(r) + c * bytes, bytes,
+                        const_cast<std::byte*>(turned.view.row(c)) + r * bytes);
+        }
+        for (const int64_t m : {1, 2, 40}) {
+          const PaddedRows dy(m, n, 1), dx(m, k), y(m, k);
+          linear_backward_input(ctx, dy.view, w.view, dx.view);
+          linear(ctx, dy.view, turned.view, nullptr, y.view);
+          expect_same_bits(dx.view, y.view);
+        }
       }
     }
   }

@@ -44,7 +44,6 @@ StepMemory planned(const ModelConfig& config, const Trainer& trainer, const Sett
                      {.tokens = tokens,
                       .sequence_length = *std::max_element(s.lengths.begin(), s.lengths.end()),
                       .recompute = o.recompute,
-                      .weight_bytes = o.f32 || o.lora ? 4 : 2,
                       .lora_rank = o.lora ? o.lora->rank : 0,
                       .optimizer = o.optimizer.kind});
 }
@@ -96,7 +95,7 @@ TEST_P(StepMemoryOf, IsEnoughAndNotTwiceWhatAStepTakes) {
   }
 }
 
-// Logits and the head turned over for its gradient are most of it.
+// Logits are most of it.
 TEST(StepMemory, CountsALargeVocabulary) {
   ModelConfig config = Model::load(golden_path("models/v3")).config();
   config.vocab_size = 40000;

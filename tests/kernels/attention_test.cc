@@ -148,6 +148,22 @@ TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
   }
 }
 
+TEST(Attention, NanOfAnEarlierCallIsNotFoundAgainInScratch) {
+  for (const auto& [form, dtype] : all_cases()) {
+    for (const Isa isa : instruction_sets()) {
+      Context used(1, isa), fresh(1, isa);
+      const PaddedRows q(1, form.width(), 4);
+      Cache cache(form, dtype, 72);
+      cache.set(cache.view.value, 71, 0, 1, kNan);
+      PaddedRows out(1, form.heads * form.value_dim), expected(1, form.heads * form.value_dim);
+      run(used, form, cache, q.view, 71, out.view);
+      run(used, form, cache, q.view, 70, out.view);  // an odd number of keys
+      run(fresh, form, cache, q.view, 70, expected.view);
+      expect_same_bits(out.view, expected.view);
+    }
+  }
+}
+
 TEST(Attention, Avx2AndAvx512GiveTheSameBits) {
   if (instruction_sets().back() != Isa::kAvx512) GTEST_SKIP() << "no AVX-512";
   for (const auto& [form, dtype] : all_cases()) {

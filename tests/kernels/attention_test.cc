@@ -148,6 +148,23 @@ TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
   }
 }
 
+TEST(Attention, NanOfAnEarlierCallIsNotFoundAgainInScratch) {
+  for (const auto& [form, dtype] : all_cases()) {
+    for (const Isa isa : instruction_sets()) {
+      Context used(1, isa), fresh(1, isa);
+      const PaddedRows q(1, form.width(), 4);
+      Cache cache(form, dtype, 8);
+      cache.set(cache.view.value, 7, form.kv_heads - 1, form.value_dim - 1,
+                kNan);  // past the dims of MHA's keys
+      PaddedRows out(1, form.heads * form.value_dim), expected(1, form.heads * form.value_dim);
+      for (int i = 0; i < 3; ++i) run(used, form, cache, q.view, 7, out.view);  // the arenas grow
+      run(used, form, cache, q.view, 6, out.view);  // an odd number of keys
+      run(fresh, form, cache, q.view, 6, expected.view);
+      expect_same_bits(out.view, expected.view);
+    }
+  }
+}
+
 TEST(Attention, Avx2AndAvx512GiveTheSameBits) {
   if (instruction_sets().back() != Isa::kAvx512) GTEST_SKIP() << "no AVX-512";
   for (const auto& [form, dtype] : all_cases()) {

@@ -35,8 +35,8 @@ StepShape prefill_step(double context, double rows);
 // One new token for each of `sequences`, `context` rows of each in the cache.
 StepShape decode_step(double sequences, double context);
 
-// Active weights once, the cache rows once, attention in the cache's type in the form that the engine computes
-// by default (MLA absorbed). Tokens choose experts about evenly.
+// Active weights once, the cache rows once, attention in the cache's type in the form that the
+// engine computes by default (MLA absorbed). Tokens choose experts about evenly.
 Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype);
 
 }  // namespace fathom

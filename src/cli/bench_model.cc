@@ -148,9 +148,10 @@ class ModelBench {
     }
     engine_options_.context_tokens = needed;
     engine_options_.cache_tokens = std::max(needed, rows);
-    expect_room(memory_needs(model().checkpoint(), model().config(), opened_->sizes,
-                             engine_options_.cache_tokens, engine_options_.cache_dtype),
-                engine_options_.cache_tokens, usable_memory(0));
+    MemoryNeeds needs = memory_needs(model().checkpoint(), model().config(), opened_->sizes,
+                                     engine_options_.cache_tokens, engine_options_.cache_dtype);
+    needs.weights -= std::min(needs.weights, opened_->tile_bytes);  // taken from what is available
+    expect_room(needs, engine_options_.cache_tokens, usable_memory(0));
     engine_.emplace(model(), ctx_, engine_options_);
   }
   // Of each sequence: those that start first go on while the others' prompts are computed.
@@ -358,8 +359,7 @@ void expect_room(const MemoryNeeds& needs, int64_t rows, const MemoryState& memo
   if (memory.available == 0 || (sum && *sum <= memory.available)) return;
   fail_resource(
       "bench: found {} of memory available{}, expected {}: weights {}, cache for {} tokens {}, "
-      "work "
-      "{} (use smaller --at, --batch or --generate, or --cache bf16)",
+      "work {} (use smaller --at, --batch or --generate, or a smaller type of --cache)",
       bytes_text(memory.available), memory_limit_text(memory, 0),
       sum ? bytes_text(*sum) : "more than 64 bits count", bytes_text(needs.weights), rows,
       bytes_text(needs.cache), bytes_text(needs.work));

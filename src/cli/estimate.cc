@@ -39,7 +39,7 @@ int run_estimate(const EstimateOptions& options) {
   if (wanted) check_cache_dtype(config, *wanted);
   if (!options.json) {
     out("{}\n\n", true_name(checkpoint, config, std::nullopt, sizes));
-    out("  weights    {:>10}   (mapped from disk; share of each token read: {:.0f} %)\n",
+    out("  weights    {:>10}   (in the files; share of each token read: {:.0f} %)\n",
         bytes_text(sizes.bytes),
         sizes.parameters == 0 ? 0
                               : 100.0 * static_cast<double>(sizes.active_parameters) /

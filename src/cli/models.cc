@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
@@ -166,7 +167,7 @@ std::optional<StreamPlan> plan_memory(const Checkpoint& checkpoint, const ModelC
       or_too_many(without_cache) > memory.available
           ? "use a smaller quantisation, or --ignore-memory to let weights be read from disk again "
             "and again (slow)"
-          : "use a smaller --ctx or --cache bf16");
+          : "use a smaller --ctx or a smaller type of --cache");
 }
 
 bool is_expert(const TensorInfo& tensor) {
@@ -174,13 +175,13 @@ bool is_expert(const TensorInfo& tensor) {
 }
 
 // Reads every page of the weights once, so that the first answer does not wait for the disk unseen;
-// but neither experts that are streamed nor blocks that lie in tiles.
-void warm_files(const Checkpoint& checkpoint, bool streamed, bool tiled,
-                const OutputOptions& output) {
+// but neither experts that are streamed nor what lies in tiles.
+void warm_files(const Model& model, bool streamed, const OutputOptions& output) {
   constexpr size_t kPageBytes = 4096;
   constexpr size_t kStepBytes = 4 << 20;
+  const Checkpoint& checkpoint = model.checkpoint();
   const auto wanted = [&](const TensorInfo& tensor) {
-    return !(streamed && is_expert(tensor)) && !(tiled && Model::has_tiles(tensor.dtype));
+    return !(streamed && is_expert(tensor)) && !model.is_tiled(tensor);
   };
   uint64_t total = 0;
   for (const TensorInfo* tensor : checkpoint.tensors()) {
@@ -204,22 +205,26 @@ void warm_files(const Checkpoint& checkpoint, bool streamed, bool tiled,
   [[maybe_unused]] volatile unsigned keep = sum;  // or the compiler drops the loop
 }
 
-// Tiles instead of the mapping, unless the model as a whole might not fit then; whether it did.
-bool tile_weights(Model& model, const MemoryNeeds& needs, const OpenOptions& options,
-                  const OutputOptions& output) {
-  const uint64_t bytes = model.tile_bytes();
-  if (bytes == 0 || needs.total == UINT64_MAX) return false;
+// Tiles instead of the mapping, where they fit; the bytes they took. A model that does not fit as a
+// whole (--ignore-memory) leaves the memory to the pages of its files.
+uint64_t tile_weights(Model& model, const MemoryNeeds& needs, const OpenOptions& options,
+                      const OutputOptions& output) {
+  const uint64_t bytes = model.tile_bytes(),
+                 available = usable_memory(options.memory_gib).available;
+  if (bytes == 0 || needs.total > available) return 0;
   const uint64_t own = needs.total - needs.weights + bytes;
-  const uint64_t most =
-      std::min(usable_memory(options.memory_gib).available, own_memory_left().value_or(UINT64_MAX));
-  if (own + own / 16 > most) return false;
+  if (own + own / 16 > std::min(available, own_memory_left().value_or(UINT64_MAX))) return 0;
   InterruptScope scope;
   Progress bar(output, "arranging", Progress::Unit::kBytes, bytes);
-  model.make_tiles(*options.tiles, [&](uint64_t done) {
-    bar.at(done);
-    check_interrupt();
-  });
-  return true;
+  try {
+    model.make_tiles(*options.tiles, [&](uint64_t done) {
+      bar.at(done);
+      check_interrupt();
+    });
+  } catch (const std::bad_alloc&) {  // the mapping does, too
+    return 0;
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -452,11 +457,11 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   std::vector<int32_t> stop_ids = all_stop_ids(checkpoint, config, tokenizer);
   Model model(std::move(checkpoint));
   if (plan) model.stream_experts(plan->cache_bytes);
-  const bool tiled =
-      !plan && options.tiles != nullptr && tile_weights(model, needs, options, output);
-  if (options.warm) warm_files(model.checkpoint(), plan.has_value(), tiled, output);
-  return {std::move(model),  std::move(tokenizer), format, sizes, std::move(name),
-          std::move(advice), std::move(stop_ids),  plan};
+  const uint64_t tile_bytes =
+      !plan && options.tiles != nullptr ? tile_weights(model, needs, options, output) : 0;
+  if (options.warm) warm_files(model, plan.has_value(), output);
+  return {std::move(model),  std::move(tokenizer), format, sizes,     std::move(name),
+          std::move(advice), std::move(stop_ids),  plan,   tile_bytes};
 }
 
 std::optional<DType> parse_cache_dtype(const std::string& name) {

@@ -109,6 +109,7 @@ struct OpenedModel {
   // end-of-sequence ids of config, generation_config.json and tokenizer
   std::vector<int32_t> stop_ids;
   std::optional<StreamPlan> streaming;  // absent: all of it is in memory
+  uint64_t tile_bytes = 0;              // memory that tiles have taken already
 };
 
 struct OpenOptions {

@@ -1,11 +1,11 @@
 // Rows of the key-value cache as they lie in memory, in each dtype it may have.
 //
 //   F32, BF16:  width elements
-//   I8:         width codes, a byte each, zeros up to a multiple of 4; then a scale in f32 for each
-//               kInt8Block of them: x = scale (code - 128)
+//   I8:         width codes, a byte each, zeros up to a multiple of 4; then a scale in f32 for
+//               each kInt8Block of them: x = scale (code - 128)
 //
-// To I8, for each block: scale = max |x| / 127, code = 128 + x / scale to the nearest (even), 0 where
-// max |x| < 2^-100: an error of at most scale / 2 (1 + 2^-14). A block with NaN or infinity in it is
+// To I8, for each block: scale = max |x| / 127, code = 128 + x / scale to the nearest (even), 0
+// where max |x| < 2^-100: an error of at most scale / 2 (1 + 2^-14). A block with NaN or infinity in it is
 // NaN.
 #pragma once
 

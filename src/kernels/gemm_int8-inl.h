@@ -6,7 +6,7 @@
 
 namespace fathom {
 
-inline constexpr int64_t kInt8Block = 32;     // values of x that share a scale
+inline constexpr int64_t kRoundedBlock = 32;  // values of x that share a scale
 inline constexpr int64_t kInt8Columns = 256;  // of w, unpacked at a time
 inline constexpr int64_t kInt8Panels = 2;     // unpacked together
 
@@ -42,8 +42,8 @@ struct Int8Tile {
 };
 
 // 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart or a tile: total[m][16] +=
-// ..., over whole blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the
-// other.
+// ..., over whole blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind
+// the other.
 inline constexpr int64_t kInt8MostFew = 40;
 struct Int8Few {
   const uint8_t *w, *next;

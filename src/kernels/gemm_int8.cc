@@ -1,6 +1,5 @@
-// Threads and blocks of gemm_int8.h: every row of x is rounded once, weights are read where they lie,
-// in rows or in tiles.
-// Few rows of x are multiplied with each block of w as it is unpacked into registers. For more, 32
+// Threads and blocks of gemm_int8.h: every row of x is rounded once, weights are read where they
+// lie, in rows or in tiles. Few rows of x are multiplied with each block of w as it is unpacked into registers. For more, 32
 // rows of w are unpacked, 256 columns at a time, into the first cache and meet up to 512 rows of x
 // there, which share the cost of unpacking. Both sum in the same order.
 #include "kernels/gemm_int8.h"
@@ -62,14 +61,14 @@ struct RowLayout {
   RowLayout(int64_t cols, int64_t run_columns) : run(run_columns) {
     const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
     scale = aligned(cols);
-    start = scale + aligned(cols / kInt8Block * 4);
+    start = scale + aligned(cols / kRoundedBlock * 4);
     sum = start + aligned(cols / run * 4);
     stride = sum + aligned(cols / run * 4) + 64;  // rows fall into different sets of a cache
   }
   // From column k on.
   Int8Row at(std::byte* row, int64_t k) const {
     return {reinterpret_cast<int8_t*>(row) + k,
-            reinterpret_cast<float*>(row + scale) + k / kInt8Block,
+            reinterpret_cast<float*>(row + scale) + k / kRoundedBlock,
             reinterpret_cast<int32_t*>(row + start) + k / run,
             reinterpret_cast<float*>(row + sum) + k / run};
   }
@@ -167,7 +166,7 @@ void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int
     const int64_t next_bytes =
         std::clamp<int64_t>(end - n0 - kItemRows, 0, kItemRows) * row_bytes(w.dtype, k);
     p.kernels.multiply({panels, p.layout.at(p.x + m0 * p.layout.stride, k0), p.layout.stride, m,
-                        k / kInt8Block, total, next, next_bytes});
+                        k / kRoundedBlock, total, next, next_bytes});
     next += next_bytes;
   }
   const int64_t n = std::min(kItemRows, w.rows - n0);
@@ -243,7 +242,7 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
 
   const auto round = [&](int64_t row, int) {
     FATHOM_SIMD_CALL(ctx.isa(), int8_round_row)
-    (x.row(row), x.cols / kInt8Block, layout.run, kernels.zero,
+    (x.row(row), x.cols / kRoundedBlock, layout.run, kernels.zero,
      layout.at(p.x + row * layout.stride, 0));
   };
   const auto run_item = [&](int64_t item, int worker) {

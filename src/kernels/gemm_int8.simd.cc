@@ -203,8 +203,8 @@ inline F32x16 total(const Sum& a) {
 #endif
 
 // As many rows and panels at once as the registers hold, how many dot products in a row are written
-// out; the rows of x that blocks are multiplied with as they are unpacked, and how many go that way,
-// from rows of w and from tiles (measured: w is unpacked again for each kFewTogether of them).
+// out; the rows of x that blocks are multiplied with as they are unpacked, and how many go that
+// way, from rows of w and from tiles (measured: w is unpacked again for each kFewTogether of them).
 #if defined(FATHOM_SIMD_IS_avx512)
 constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewTogether = 8, kFewRows = 16,
                   kFewTileRows = 40;
@@ -234,7 +234,7 @@ void tile(const Int8Panel* w, const Int8Tile& t, int64_t m, float* sums) {
     }
   };
   all([&](int64_t r, int64_t c) { y[r][c] = load(sums + r * 16 * kInt8Panels + 16 * c); });
-  for (int64_t run = 0; run < t.blocks * kInt8Block / kRun; ++run) {
+  for (int64_t run = 0; run < t.blocks * kRoundedBlock / kRun; ++run) {
     Sum sum[R][C];
     all([&](int64_t r, int64_t c) {
       sum[r][c] = begin(row_of(t.x.start, m + r, t.x_stride)[run]);
@@ -257,7 +257,7 @@ void tile(const Int8Panel* w, const Int8Tile& t, int64_t m, float* sums) {
       if (kMinimum) low[c] = load(w[c].minimum + run * 16);
     }
     all([&](int64_t r, int64_t c) {
-      const F32x16 scale = set(row_of(t.x.scale, m + r, t.x_stride)[run * kRun / kInt8Block]);
+      const F32x16 scale = set(row_of(t.x.scale, m + r, t.x_stride)[run * kRun / kRoundedBlock]);
       y[r][c] = fma(total(sum[r][c]), d[c] * scale, y[r][c]);
       if (kMinimum) y[r][c] = fma(low[c], set(row_of(t.x.sum, m + r, t.x_stride)[run]), y[r][c]);
     });
@@ -350,7 +350,7 @@ struct FewWriter {
     for (int64_t r = 0; r < R; ++r) {
       Sum sum = sums.sum[r][0];
       if (kHalves == 2) sum = plus(sum, sums.sum[r][1]);
-      const F32x16 scale = set(*row_of(sums.x.scale + at / kInt8Block, 1, sums.row[r]));
+      const F32x16 scale = set(*row_of(sums.x.scale + at / kRoundedBlock, 1, sums.row[r]));
       F32x16& y = sums.y[r];
       y = fma(total(sum), d * scale, y);
       if (kMinimum) y = fma(m, set(*row_of(sums.x.sum + at / Format::kRun, 1, sums.row[r])), y);

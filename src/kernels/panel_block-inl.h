@@ -319,7 +319,7 @@ struct PanelBlock : PanelValues {
   [[gnu::always_inline]] U32x16 byte_at(int64_t at) const { return dword(at) & 255; }
 };
 
-// Of a tile (weight_tiles.h).
+// Of a tile (gemm_int8-inl.h).
 template <class Format>
 struct TileBlock : PanelValues {
   // It follows one, and hints only disturb it; but with several rows of x it goes so slowly that

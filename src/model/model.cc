@@ -41,18 +41,21 @@ void Model::stream_experts(uint64_t bytes) {
     weights_.mtp->block.moe->streamed = {expert_cache_.get(), config_.num_hidden_layers};
 }
 
-bool Model::has_tiles(DType dtype) {
-  return fathom::bytes_of_tiles({.dtype = dtype, .rows = 1, .cols = 256}) > 0;
-}
-
 uint64_t Model::tile_bytes() { return bytes_of_tiles(weights_, config_); }
 
 void Model::make_tiles(Context& ctx, const std::function<void(uint64_t)>& progress) {
   FATHOM_CHECK(has_checkpoint() && expert_cache_ == nullptr);
   fathom::make_tiles(ctx, weights_, config_, progress);
   for (const TensorInfo* tensor : checkpoint_->tensors()) {
-    if (has_tiles(tensor->dtype)) drop_mapped({tensor->data, tensor->bytes});
+    if (is_tiled(*tensor)) drop_mapped({tensor->data, tensor->bytes});
   }
+}
+
+bool Model::is_tiled(const TensorInfo& tensor) const {
+  if (weights_.tiles.reserved_bytes() == 0) return false;
+  const WeightView& embedding = weights_.embed_tokens.weight;
+  return (tensor.data != embedding.data || embedding.tiles != nullptr) &&
+         bytes_of_tiles({.dtype = tensor.dtype, .rows = 1, .cols = 256}) > 0;
 }
 
 Rows Model::cos_sin(Context& ctx, ArenaScope& scope, std::span<const int32_t> positions) const {

@@ -38,9 +38,9 @@ class Model {
   // From now on products read the blocks of weights from tiles (weight_tiles.h), the same bits
   // sooner, and the files' pages are given back. Takes tile_bytes() of memory; `progress` and
   // errors as there. REQUIRES: has_checkpoint(), experts are not streamed.
-  static bool has_tiles(DType dtype);
   uint64_t tile_bytes();
   void make_tiles(Context& ctx, const std::function<void(uint64_t)>& progress = {});
+  bool is_tiled(const TensorInfo& tensor) const;  // one of the checkpoint's
   const ExpertCache* expert_cache() const { return expert_cache_.get(); }  // null: not streamed
   bool has_mtp() const { return weights_.mtp.has_value(); }
   // Layers the cache must hold: num_hidden_layers, plus one with MTP.

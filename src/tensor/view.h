@@ -38,8 +38,8 @@ struct Rows {
 // The weight of a linear layer, [rows = out, cols = in], in its file's own type; rows are
 // contiguous and follow each other. Block types need cols to be a multiple of the block. Data is
 // aligned to its element (F32: 4, BF16/F16: 2, others: 1). F8_E4M3: W[r, c] = f8(r, c) *
-// block_scales[r / 128][c / 128], scales f32, `scale_cols` per row. Blocks may lie in memory a second
-// time as tiles (kernels/gemm.h), which products then read instead.
+// block_scales[r / 128][c / 128], scales f32, `scale_cols` per row. Blocks may lie in memory a
+// second time as tiles (kernels/gemm.h), which products then read instead.
 struct WeightView {
   DType dtype = DType::kF32;
   int64_t rows = 0;

@@ -53,6 +53,8 @@ TEST(Cli, EvalTellsHowFarAModelLiesFromAReference) {
       << lines.out;
   expect_error(run_fathom({"eval", kBundled, "--kl", kTinyModel, "--perplexity", text, "-q"}), 2,
                "--kl: vocabulary of ");
+  expect_error(run_fathom({"eval", kBundled, "--kl-cache", "f32", "--perplexity", text, "-q"}), 2,
+               "--kl-cache: ");
   expect_error(run_fathom({"eval", kBundled, "--kl", kBundled, "--task", "countdown"}), 2,
                "--kl: expected --perplexity FILE with it");
 }
@@ -504,6 +506,17 @@ TEST(Streaming, WhatHasNoExpertsOrTooLittleRoomIsRefusedAsBefore) {
                "available are");
   expect_error(run_fathom({"run", kBundled, "x", "--memory", "1", "--ignore-memory"}), 2,
                "--ignore-memory");
+}
+
+TEST(Run, AnswersTheSameFromTilesAndFromTheMapping) {
+  std::vector<std::string> words = {"run", kBundled, "Use 27, 7 and 12 to make 22.", "-n",
+                                    "24",  "--temp", "0",                            "-q"};
+  const Finished tiles = run_fathom(words);
+  EXPECT_EQ(tiles.code, 0) << tiles.err;
+  words.push_back("--mapped");
+  const Finished mapped = run_fathom(words);
+  EXPECT_EQ(mapped.code, 0) << mapped.err;
+  EXPECT_EQ(mapped.out, tiles.out);
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ TEST(Bench, WeightsAndCacheMustFitTogether) {
                      ExitCode::kNoResources),
             fmt::format("bench: found {} of memory available, expected {}: weights {}, cache for "
                         "4096 tokens {}, work {} (use smaller --at, --batch or --generate, or "
-                        "--cache bf16)",
+                        "a smaller type of --cache)",
                         bytes_text((1110 << 20) - 1), bytes_text(1110 << 20), bytes_text(600 << 20),
                         bytes_text(500 << 20), bytes_text(10 << 20)));
   EXPECT_NE(error_of([&] { expect_room({.weights = 1, .cache = UINT64_MAX}, 1, {.available = 9}); },

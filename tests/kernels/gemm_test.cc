@@ -162,41 +162,75 @@ TEST(Linear, BlocksOfAnyNumberOfRowsAndOutputs) {
   }
 }
 
+// Tiles of w: w.view as it was, and one that has nothing else.
+struct Tiles {
+  Tiles(Context& ctx, const Weight& w) {
+    const auto bytes = static_cast<size_t>(bytes_of_tiles(w.view));
+    memory.assign(bytes + 128, std::byte{0x7f});
+    auto* const begin = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+    make_tiles(ctx, w.view, begin);
+    for (size_t i = bytes; i < bytes + 64; ++i) EXPECT_EQ(begin[i], std::byte{0x7f});
+    view = w.view;
+    view.tiles = begin;
+    view.data = begin;  // not rows: would give other bits
+  }
+  std::vector<std::byte> memory;
+  WeightView view;
+};
+
 TEST(Linear, TilesOfBlocksChangeNoBit) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     for (int d = 0; d < kDTypeCount; ++d) {
       const auto dtype = static_cast<DType>(d);
       const DTypeInfo& info = dtype_info(dtype);
-      for (const int64_t n : {1, 16, 55, 130}) {
-        const int64_t k = info.block_elements * 5;
+      const std::pair<int64_t, int64_t> shapes[] = {{1, 1}, {16, 5}, {55, 5}, {130, 9}};
+      for (const auto& [n, blocks] : shapes) {
+        const int64_t k = info.block_elements * blocks;
         const Weight w(dtype, n, k, 2);
         if (!info.computable || info.block_elements == 1) {
           EXPECT_EQ(bytes_of_tiles(w.view), 0) << info.name;
           continue;
         }
-        // what a tile does not have of rows must not be seen, nor anything be written behind
-        const int64_t bytes = bytes_of_tiles(w.view);
-        std::vector<std::byte> tiles(static_cast<size_t>(bytes) + 64, std::byte{0x7f});
-        make_tiles(ctx, w.view, tiles.data());
-        for (size_t i = 0; i < 64; ++i)
-          ASSERT_EQ(tiles[static_cast<size_t>(bytes) + i], std::byte{0x7f});
-        WeightView tiled = w.view;
-        tiled.tiles = tiles.data();
-        tiled.data = tiles.data();  // not rows: would give other bits
+        const Tiles tiles(ctx, w);
+        const PaddedRows bias(1, n, 3);
         for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 40, 41, 300}) {
           SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(info.name) + " M " +
                        std::to_string(m) + " N " + std::to_string(n));
           const PaddedRows x(m, k, 1);
           PaddedRows rows(m, n, 4), same(m, n, 5);
-          linear(ctx, x.view, w.view, nullptr, rows.view);
-          linear(ctx, x.view, tiled, nullptr, same.view);
+          linear(ctx, x.view, w.view, bias.view.data, rows.view);
+          linear(ctx, x.view, tiles.view, bias.view.data, same.view);
           expect_same_bits(same.view, rows.view);
           EXPECT_TRUE(same.intact());
         }
       }
     }
   }
+}
+
+// Parts of a weight, as heads are: with tiles where one begins, else their rows; and experts.
+TEST(Linear, PartsAndGroupsOfTilesChangeNoBit) {
+  Context ctx(2);
+  const Weight w(DType::kQ4_K, 100, 512, 2);
+  const Tiles tiles(ctx, w);
+  WeightView both = w.view;
+  both.tiles = tiles.view.tiles;
+  EXPECT_EQ(both.slice(8, 20).tiles, nullptr);
+  EXPECT_NE(both.slice(32, 21).tiles, nullptr);
+  const std::vector<int64_t> offsets = {0, 2, 2, 47};
+  std::vector<WeightView> rows, parts;
+  for (const int64_t begin : {int64_t{32}, int64_t{8}, int64_t{64}}) {
+    rows.push_back(w.view.slice(begin, 21));
+    parts.push_back(both.slice(begin, 21));
+    if (parts.back().tiles != nullptr) parts.back().data = tiles.view.tiles;
+  }
+  const PaddedRows x(47, 512, 1);
+  PaddedRows expected(47, 21, 4), same(47, 21, 5);
+  grouped_linear(ctx, x.view, offsets, rows, expected.view);
+  grouped_linear(ctx, x.view, offsets, parts, same.view);
+  expect_same_bits(same.view, expected.view);
+  EXPECT_TRUE(same.intact());
 }
 
 // The largest integers that a block and a rounded x can hold, and those that no x can be rounded
@@ -247,8 +281,8 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
   }
 }
 
-// Few rows widen F16 and FP8 in registers, many in panels: every code, subnormals and NaN, and every
-// scale, those included that a factor of 2^8 would make infinite; steps and scale blocks not whole.
+// Few rows widen F16 and FP8 in registers, many in panels: every code, subnormals and NaN, and
+// every scale, those included that a factor of 2^8 would make infinite; steps and scale blocks not whole.
 TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
   for (Isa isa : instruction_sets()) {
     Context ctx(1, isa);

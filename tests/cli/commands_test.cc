@@ -509,8 +509,8 @@ TEST(Streaming, WhatHasNoExpertsOrTooLittleRoomIsRefusedAsBefore) {
 }
 
 TEST(Run, AnswersTheSameFromTilesAndFromTheMapping) {
-  std::vector<std::string> words = {"run", kBundled, "Use 27, 7 and 12 to make 22.", "-n",
-                                    "24",  "--temp", "0",                            "-q"};
+  std::vector<std::string> words = {
+      "run", kBundled, "Use 27, 7 and 12 to make 22.", "-n", "24", "--temp", "0", "-q"};
   const Finished tiles = run_fathom(words);
   EXPECT_EQ(tiles.code, 0) << tiles.err;
   words.push_back("--mapped");

@@ -86,12 +86,22 @@ struct Shape {
   }
 };
 
+}  // namespace
+
+void expect_no_int8(const AttentionKeys& keys) {
+  for (const CachedPart& part : {keys.key, keys.key_rope, keys.value})
+    FATHOM_CHECK(part.dim == 0 || part.dtype != DType::kI8, part.dim);
+}
+
+namespace {
+
 AttentionForm choose_form(const Context& ctx, const AttentionKeys& keys) {
   const auto all_are = [&](DType dtype) {
     return keys.key.dtype == dtype && keys.value.dtype == dtype &&
            (keys.key_rope.dim == 0 || keys.key_rope.dtype == dtype);
   };
   if (all_are(DType::kI8)) return AttentionForm::kInt8;
+  expect_no_int8(keys);
   if (!all_are(DType::kBF16) || ctx.precision() == Precision::kF32) return AttentionForm::kF32;
   return native_bf16(ctx.isa()) ? AttentionForm::kNativeBf16 : AttentionForm::kSplitBf16;
 }
@@ -136,8 +146,9 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
     query_floats = std::max(query_floats, shape.query_floats(t));
     if (t.segments() > 1) slot_floats += shape.slot_floats(t);
   });
-  const int64_t at_once = std::clamp<int64_t>(kAttentionSlotFloats / std::max<int64_t>(1, slot_floats), 1,
-                                              std::max<int64_t>(1, most_segments - 1));
+  const int64_t at_once =
+      std::clamp<int64_t>(kAttentionSlotFloats / std::max<int64_t>(1, slot_floats), 1,
+                          std::max<int64_t>(1, most_segments - 1));
   Tile* const tiles = scope.array<Tile>(count);
   Tile* next_tile = tiles;
   for_each_tile(sequences, num_key_value_heads, group, [&](Tile t) {

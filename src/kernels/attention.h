@@ -1,7 +1,7 @@
 // Causal attention of new rows over cached keys, for all three forms this family needs.
 //
-//   s[j] = scale * ( q[0 : d1] · key[j][0 : d1]  +  q[d1 : d1 + d2] · key_rope[j][0 : d2] )     j = 0 .. position
-//   out  = sum_j softmax(s)[j] * value[j]
+//   s[j] = scale * ( q[0 : d1] · key[j][0 : d1]  +  q[d1 : d1 + d2] · key_rope[j][0 : d2] )
+//   out  = sum_j softmax(s)[j] * value[j],     j = 0 .. position
 //
 // GQA:          key = cached k of the head's group, d2 = 0, value = cached v.
 // MLA expanded: key = expanded k_nope of the head, key_rope = the one rotated key of all heads,
@@ -26,13 +26,14 @@
 //   the output in an FMA.
 //   Else, and in BF16 under Precision::kF32: keys and values are widened, chains of FMAs.
 //
-// Error bound, u = 2^-24, S = sum |q k| of the worst key, P = the softmax:  |out - exact| <= e sum_j P[j] |value[j]| with
-// e = 2 scale (d1 + d2 + 6) u S + (2 kKeySegment + 8 segments) u; BF16: plus b + e^(b scale S) - 1,
-// b = 2^-8: an error of scale S b / 2 in a score, of b / 2 in a weight, once in the sum over
-// values and once in that of weights. I8: plus e^x - 1 for x = (1 + 2^-12) scale sum over blocks of
-// s_q sum |k| (s_q: q's scale of the block, k: the worst key), and, beside e sum P |value|, 1 / 510 of the sum
-// over keys j of w c[j] (1 + 2^-12), c = |code - 128| and w = the largest P times the largest scale
-// of its kKeyBlock keys.
+// Error bound, u = 2^-24, S = sum |q k| of the worst key, P = the softmax:
+//   |out - exact| <= e sum_j P[j] |value[j]|
+// with e = 2 scale (d1 + d2 + 6) u S + (2 kKeySegment + 8 segments) u. BF16: plus
+// b + e^(b scale S) - 1, b = 2^-8: an error of scale S b / 2 in a score, of b / 2 in a weight, once
+// in the sum over values and once in that of weights. I8: plus e^x - 1 for x = (1 + 2^-12) scale
+// sum over blocks of s_q sum |k| (s_q: q's scale of the block, k: the worst key), and, beside
+// e sum P |value|, 1 / 510 of the sum over keys j of w c[j] (1 + 2^-12), c = |code - 128| and w =
+// the largest P times the largest scale of its kKeyBlock keys.
 #pragma once
 
 #include <span>
@@ -78,10 +79,10 @@ struct AttentionKeys {
 // q [T, num_attention_heads * (key.dim + key_rope.dim)]: the new tokens of all sequences, one after
 // the other; their own keys are already stored. out [T, num_attention_heads * value.dim]. Query
 // head h reads kv head h / (num_attention_heads / num_key_value_heads).
-// REQUIRES: rows add up to T; block_rows cover position + rows keys. out overlaps nothing. Keys and
-// values past a query's position are never used: garbage or NaN in them changes nothing. NaN in q
-// or in a visible key gives NaN in that row of that head. Uses ctx.scratch() and worker scratch;
-// call from one thread.
+// REQUIRES: rows add up to T; block_rows cover position + rows keys; all parts are in I8, or none.
+// out overlaps nothing. Keys and values past a query's position are never used: garbage or NaN in
+// them changes nothing. NaN in q or in a visible key gives NaN in that row of that head. Uses
+// ctx.scratch() and worker scratch; call from one thread.
 void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequences,
                int64_t num_attention_heads, int64_t num_key_value_heads, float scale,
                const AttentionKeys& keys, Rows out);

@@ -69,6 +69,7 @@ void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads,
   FATHOM_CHECK(q.cols == num_attention_heads * d && dq.cols == q.cols &&
                    dout.cols == num_attention_heads * value_dim,
                q.cols, dq.cols, dout.cols, d);
+  expect_no_int8(keys);
   FATHOM_CHECK(q.rows == dout.rows && q.rows == dq.rows, q.rows, dout.rows, dq.rows);
   FATHOM_CHECK(static_cast<int64_t>(keys.block_rows.size()) * kKeyBlock >= q.rows,
                keys.block_rows.size(), q.rows);

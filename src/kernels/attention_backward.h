@@ -1,9 +1,13 @@
 // The gradient of causal attention (attention.h) over one document: T tokens at positions 0 .. T-1
 // that see each other only.
 //
-//   forward   k = key | key_rope, s[t, j] = scale * q[t] · k[j], P[t] = softmax(s[t, 0 .. t]), out[t] = sum_j P[t, j] v[j]
-//   dP[t, j] = dout[t] · v[j]         dS[t, j] = scale * P[t, j] * (dP[t, j] - sum_i P[t, i] dP[t, i])
-//   dq[t] = sum_j dS[t, j] k[j]       dk[j] = sum_h sum_t dS[t, j] q[t]       dv[j] = sum_h sum_t P[t, j] dout[t]
+//   forward   k = key | key_rope, s[t, j] = scale * q[t] · k[j], P[t] = softmax(s[t, 0 .. t]),
+//             out[t] = sum_j P[t, j] v[j]
+//   dP[t, j] = dout[t] · v[j]
+//   dS[t, j] = scale * P[t, j] * (dP[t, j] - sum_i P[t, i] dP[t, i])
+//   dq[t] = sum_j dS[t, j] k[j]
+//   dk[j] = sum_h sum_t dS[t, j] q[t]
+//   dv[j] = sum_h sum_t P[t, j] dout[t]
 //
 // The sum over i is dout · out, taken here over the very P and dP it is subtracted from, so out is
 // not needed and dS adds up to 0. P is computed again from the scores: the forward keeps nothing.
@@ -13,11 +17,12 @@
 // token), each in increasing order: the bits depend on no tile and no thread.
 //
 // Error bounds, u = 2^-24, first order; for a row t of a head with n = t + 1 keys, S = its largest
-// sum |q k|,
-// B = its largest sum |dout v|:
+// sum |q k|, B = its largest sum |dout v|:
 //   r = 2 scale (d1 + d2 + 6) u S + (n / 4 + 16) u                             relative, of P
 //   e = (3 r + (2 value.dim + n / 4 + 10) u) B scale P[t, j]                   of dS[t, j]
-//   dq: sum_j e |k| + n u sum_j |dS k|   dk: sum e |q| + N u sum |dS q|   dv: sum r P |dout| + N u sum P |dout|
+//   dq: sum_j e |k| + n u sum_j |dS k|
+//   dk: sum e |q| + N u sum |dS q|
+//   dv: sum r P |dout| + N u sum P |dout|
 // with N = heads summed over * T, and 2^-100 for a smaller P in e and r P (e^x below 2^-126 is 0).
 #pragma once
 
@@ -44,10 +49,10 @@ struct AttentionGradients {
 };
 
 // q, heads, scale and keys are those of the forward at position 0; dout [T, num_attention_heads *
-// value.dim];
-// dq as q. All results are assigned. REQUIRES: block_rows covers T keys; the results overlap
-// nothing, the kv heads of a part not each other. NaN or infinity in an input may reach every
-// result. Keys past T-1 are not read. Uses ctx.scratch() and worker scratch; call from one thread.
+// value.dim]; dq as q. All results are assigned. REQUIRES: no part is in I8; block_rows covers T
+// keys; the results overlap nothing, the kv heads of a part not each other. NaN or infinity in an
+// input may reach every result. Keys past T-1 are not read. Uses ctx.scratch() and worker scratch;
+// call from one thread.
 void attention_backward(Context& ctx, ConstRows q, int64_t num_attention_heads,
                         int64_t num_key_value_heads, float scale, const AttentionKeys& keys,
                         ConstRows dout, Rows dq, const AttentionGradients& gradients);

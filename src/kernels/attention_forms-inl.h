@@ -1,10 +1,10 @@
 // What the forms of attention's arithmetic (attention_tile.h) differ in: how q, a block of keys and
 // a block of values become the operands of the micro-kernel.
 //
-// A pair of bf16 enters a sum as fma(even, fma(odd, sum)), subnormals read and written as zero: that
-// is vdpbf16ps. In native form an element is a pair, and keys are read where they lie. In split form
-// the same bits come from the f32 micro-kernel over operands in which the two of each pair have
-// changed places.
+// A pair of bf16 enters a sum as fma(even, fma(odd, sum)), subnormals read and written as zero:
+// that is vdpbf16ps. In native form an element is a pair, and keys are read where they lie. In
+// split form the same bits come from the f32 micro-kernel over operands in which the two of each
+// pair have changed places.
 #pragma once
 
 #include "kernels/attention-inl.h"

@@ -1,10 +1,11 @@
 // Attention over an int8 cache (cached_rows.h), both products in integers. Blocks are kInt8Block
 // dims of a key or value row, which share a scale.
 //
-//   score = sum over blocks of (sum of q' k') * q_scale * key_scale       q rounded by rows and blocks
-//   out   = sum over blocks of keys of (sum of p' v') * p_scale           p * value_scale rounded to
-//           0 .. 255, for a row, kTileBlock keys and a block of dims
+//   score = sum over blocks of (sum of q' k') * q_scale * key_scale
+//   out   = sum over blocks of keys of (sum of p' v') * p_scale
 //
+// q is rounded by rows and blocks; p * value_scale to 0 .. 255, for a row, kTileBlock keys and a
+// block of dims.
 // Integer sums are exact: in dot products of bytes, or, with the same bits, by f32 FMAs, as they
 // stay below 2^24.
 #include "kernels/attention_forms-inl.h"
@@ -172,8 +173,8 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t first
   }
 }
 
-// Codes of a block of values, signed, four keys to an element: [kBlock / 4, kDims]; missing keys and
-// dims are 0.
+// Codes of a block of values, signed, four keys to an element: [kBlock / 4, kDims]; missing keys
+// and dims are 0.
 void load_values(const AttentionTile& t, int64_t row, int64_t count, int64_t begin) {
   const int64_t dims = clamp(t.value.dim - begin, 0, kDims);
   const auto mask = dims == kDims ? ~__mmask64{0} : (__mmask64{1} << dims) - 1;
@@ -203,8 +204,8 @@ void load_values(const AttentionTile& t, int64_t row, int64_t count, int64_t beg
   }
 }
 
-// p * inverse * scale, rounded, of 16 rows: [kBlock / 4, 16], four keys to an element. Weight 0 with
-// a scale that is NaN gives 0.
+// p * inverse * scale, rounded, of 16 rows: [kBlock / 4, 16], four keys to an element. Weight 0
+// with a scale that is NaN gives 0.
 void put_weights(const float* p, F32x16 inverse, const float* scale, int64_t stride, int64_t keys,
                  int64_t count, float* out) {
   const auto code = [&](int64_t j) __attribute__((always_inline)) {

@@ -1,6 +1,6 @@
-// Between attention.cc and attention.simd.cc. A tile is up to kTileQueries query rows, (token,
-// head) pairs that read the same kv head; a segment is kTileSegment keys. One call computes one
-// tile over one segment.
+// Between attention.cc and what computes a tile, attention.simd.cc and attention_int8.simd.cc. A
+// tile is up to kTileQueries query rows, (token, head) pairs that read the same kv head; a segment
+// is kTileSegment keys. One call computes one tile over one segment.
 #pragma once
 
 #include <stdint.h>
@@ -21,7 +21,10 @@ struct AttentionPart {
 };
 
 struct CachedPart;  // attention.h
+struct AttentionKeys;
 AttentionPart attention_part(const CachedPart& part, int64_t kv_head);
+// Parts that are not all I8 are read as floats, past the end of a row of I8: none may be.
+void expect_no_int8(const AttentionKeys& keys);
 
 // How the two products are computed. An element is an f32; in split form a bf16 widened, the two of
 // a pair having changed places; in native form a pair of bf16.

@@ -1,7 +1,7 @@
 // Linear layers: operands, blocks and threads. GGUF blocks go to gemm_int8.cc, unless x must stay
 // exact. Up to kFewRows rows of x meet w row by row, F32, BF16, F16 and FP8 where they lie (the
-// last two not in the portable target), others widened eight rows at a time. More rows pay for packing: x once, w
-// panel by panel, each panel for up to kBlockRows rows.
+// last two not in the portable target), others widened eight rows at a time. More rows pay for
+// packing: x once, w panel by panel, each panel for up to kBlockRows rows.
 #include "kernels/gemm.h"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// dW += dyᵀ · x as outer products: with the tokens outermost both operands are read as they lie, so nothing is transposed, and an expert with three rows costs
-// three rows.
+// dW += dyᵀ · x as outer products: with the tokens outermost both operands are read as they lie, so
+// nothing is transposed, and an expert with three rows costs three rows.
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -65,9 +65,9 @@ inline void operands(const float* in, int64_t count, int64_t width, float* out) 
   for (int64_t c = 0; c < width; ++c) out[c] = operand<kRound>(out[c]);
 }
 
-// dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kLanes +
-// kLanes + k rounded up to 64). A block of dy is packed tile by tile of columns, x in panels as wide
-// as the tile, so that the tiles read memory in order; both from whole rows, which are fetched
+// dw [n, k] += dyᵀ · x over m tokens, n <= kMostColumns. scratch: kBlock * (n rounded up to kLanes
+// + kLanes + k rounded up to 64). A block of dy is packed tile by tile of columns, x in panels as
+// wide as the tile, so that the tiles read memory in order; both from whole rows, which are fetched
 // ahead; lanes past the end are zeros. Rounded tokens are taken in vdpbf16ps's order: of each pair
 // the second first, zeros where there is none.
 template <bool kRound>

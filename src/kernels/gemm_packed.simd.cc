@@ -18,9 +18,9 @@ constexpr int64_t kTileSums = 24;  // registers
 constexpr int64_t kTileSums = 12;
 #endif
 
-// Sums of R rows of a tile are in registers, and of as many lanes as there is room for. Few rows and
-// many lanes: most sums are joined before they are stored. But these lanes of w are read once for
-// every R rows and must stay in L1: with more steps all rows are summed together, lane by lane.
+// Sums of R rows of a tile are in registers, and of as many lanes as there is room for. Few rows
+// and many lanes: most sums are joined before they are stored. But these lanes of w are read once
+// for every R rows and must stay in L1: with more steps all rows are summed together, lane by lane.
 constexpr int64_t kFewSums = 3, kFewSteps = 32;
 static_assert(kRows % kFewSums == 0 && kTileSums == kRows * kParts);
 

@@ -224,7 +224,7 @@ class Run {
         .tokens = std::min(recipe_.train.micro_batch_tokens, recipe_.train.tokens_per_step),
         .sequence_length = recipe_.data.sequence_length,
         .recompute = recipe_.train.recompute,
-        .widened_bytes = recipe_.lora ? 4 : 0,
+        .widened_bytes = recipe_.lora ? widened_bytes(*base_, ctx_.precision()) : 0,
         .lora_rank = recipe_.lora ? recipe_.lora->rank : 0,
         .optimizer = recipe_.optimizer.kind};
     const StepMemory step = step_memory(config, table, shape);

@@ -5,6 +5,7 @@
 #include "kernels/attention_backward.h"
 #include "kernels/gemm.h"
 #include "model/gradient.h"
+#include "model/tensor_walk.h"
 
 namespace fathom {
 namespace {
@@ -153,7 +154,33 @@ int64_t muon_floats(const Parameter& p) {
   return 3 * p.count + 2 * side * side + packed + kRounding;
 }
 
+// Whether a weight has to be widened. A visitor of tensor_walk.h.
+struct Widened {
+  bool bf16_as_it_lies, has_mtp_layer, any = false;
+
+  void look(const WeightView& w) {
+    any |= w.dtype != DType::kF32 && !(w.dtype == DType::kBF16 && bf16_as_it_lies);
+  }
+  void matrix(const std::string&, Linear& w, int64_t, int64_t, ParameterKind) { look(w.weight); }
+  void experts(const std::string&, const std::string&, Experts& w, int64_t, int64_t) {
+    for (const WeightView& view : w.weight) look(view);
+  }
+  void vector(const std::string&, std::span<const float>&, const std::vector<int64_t>&,
+              ParameterKind) {}
+  void kv_b(const std::string&, int64_t, MlaWeights& w) { look(w.kv_b_proj.weight); }
+  bool has_mtp(int64_t) const { return has_mtp_layer; }
+  void mtp_norm(const std::string&, std::span<const float>&, int64_t, std::span<const float>) {}
+  void mtp_copies(const std::string&) {}
+};
+
 }  // namespace
+
+int64_t widened_bytes(const Model& base, Precision precision) {
+  ModelTensors<AsWeights> views = base.weights();
+  Widened widened{precision == Precision::kNative, views.mtp.has_value()};
+  for_each_tensor(views, base.config(), widened);
+  return widened.any ? 4 : 0;
+}
 
 StepMemory step_memory(const ModelConfig& config, const ParameterTable& table,
                        const StepShape& shape) {

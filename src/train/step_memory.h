@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "model/model.h"
 #include "model/parameters.h"
 #include "tensor/context.h"
 #include "train/optimizer.h"
@@ -19,8 +20,7 @@ struct StepShape {
   int64_t tokens = 0;           // of the largest micro-batch
   int64_t sequence_length = 0;  // of the longest document
   bool recompute = false;
-  // of an element of frozen weights that their backward pass widens: 4 unless all are F32 or BF16
-  int64_t widened_bytes = 0;
+  int64_t widened_bytes = 0;  // widened_bytes() of frozen weights
   int64_t lora_rank = 0;
   OptimizerKind optimizer = OptimizerKind::kAdamW;
 };
@@ -33,6 +33,10 @@ struct StepMemory {
     return scratch + static_cast<uint64_t>(threads) * per_thread;
   }
 };
+
+// Of an element of frozen weights, what their backward pass takes for a copy (gemm_backward.cc): 0 if
+// every matrix is read as it lies, in F32 or, under Precision::kNative, BF16; else 4.
+int64_t widened_bytes(const Model& base, Precision precision);
 
 // An upper bound. `table` is what is trained. REQUIRES: 1 <= sequence_length.
 StepMemory step_memory(const ModelConfig& config, const ParameterTable& table,

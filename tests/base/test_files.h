@@ -1,9 +1,10 @@
-// For tests that touch files or expect errors: a folder that removes itself, and the text of a
-// thrown fathom::Error.
+// For tests that touch files or expect errors: a folder that removes itself, a scope without
+// privileges, and the text of a thrown fathom::Error.
 #pragma once
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -37,6 +38,14 @@ class TempDir {
 
  private:
   std::filesystem::path path_;
+};
+
+// What a privileged user may do nobody may in this scope.
+struct Unprivileged {
+  Unprivileged() { EXPECT_EQ(::seteuid(::getuid() == 0 ? 65534 : ::getuid()), 0); }
+  ~Unprivileged() { EXPECT_EQ(::seteuid(::getuid()), 0); }
+  Unprivileged(const Unprivileged&) = delete;
+  Unprivileged& operator=(const Unprivileged&) = delete;
 };
 
 // The text of the fathom::Error that `body` throws with exit code `code`; a test failure and "" if

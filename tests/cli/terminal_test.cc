@@ -80,9 +80,9 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
   EXPECT_EQ(second, "hello");
 }
 
-// The next prompt of a conversation begins with the last one, whose rows are still there. (All but one,
-// which the MTP layer needs again, up to the
-// generation prompt: this format leaves out the thoughts of earlier turns.)
+// The next prompt of a conversation begins with the last one, whose rows are still there. (All but
+// one, which the MTP layer needs again, up to the generation prompt: this format leaves out the
+// thoughts of earlier turns.)
 TEST(Terminal, AChatComputesOnlyWhatIsNewInIt) {
   TerminalChild chat({"run", kBundled, "--temp", "0", "--no-history", "--no-color"});
   ASSERT_TRUE(chat.wait_for("Type a message"));

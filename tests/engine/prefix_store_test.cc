@@ -331,12 +331,6 @@ TEST(PrefixStore, ATailIsFoundUntilSomethingBeginsWithIt) {
   EXPECT_EQ(live(model, ctx, {.context_tokens = 256}, store, other).reuse.cached_tokens, 133);
 }
 
-// What a privileged user may do nobody may in this scope.
-struct Unprivileged {
-  Unprivileged() { EXPECT_EQ(::seteuid(::getuid() == 0 ? 65534 : ::getuid()), 0); }
-  ~Unprivileged() { EXPECT_EQ(::seteuid(::getuid()), 0); }
-};
-
 class Folder : public testing::Test {
  protected:
   Folder() : model_(load_tiny("v3")), ctx_(1), engine_(model_, ctx_, {.context_tokens = 256}) {}

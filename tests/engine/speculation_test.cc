@@ -292,8 +292,8 @@ MtpModel load_mtp(bool bundled) {
   return {Model::load(FATHOM_SOURCE_DIR "/bundled/countdown-12m.gguf"), 90};
 }
 
-// How many rows of this text others may find; the bits of all of them, the MTP layer's too, are those
-// of one pass.
+// How many rows of this text others may find; the bits of all of them, the MTP layer's too, are
+// those of one pass.
 int64_t rows_of_one_pass(const Model& model, Context& ctx, Engine& engine,
                          const std::vector<int32_t>& text) {
   OnePass pass(model, ctx, text);

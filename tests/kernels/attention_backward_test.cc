@@ -81,6 +81,15 @@ void expect_twin(const Form& form, const Results& actual, const AttentionBackwar
   EXPECT_TRUE(actual.intact());
 }
 
+TEST(AttentionBackward, I8IsRefused) {
+  Context ctx(1);
+  const Form& form = reference::kInt8Forms[0];
+  const Cache cache(form, DType::kI8, 1);
+  const PaddedRows q(1, form.width(), 1), dout(1, form.heads * form.value_dim, 1);
+  Results results(form, 1);
+  EXPECT_DEATH(run(ctx, form, cache.view, q.view, dout.view, results), "kI8");
+}
+
 // L = dout · attention(x + step * direction), directions of -1 and 1, for one input at a time.
 // Inputs are multiples of 2^-10 and steps are 2^-12 and 2^-13, so that the moved inputs are exact
 // in f32. The central differences of the two steps are off by c step^2 and a quarter of it:

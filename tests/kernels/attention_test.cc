@@ -55,26 +55,37 @@ TEST(Attention, MatchesTheTwinForEveryFormDtypeAndInstructionSet) {
     int64_t position, tokens;
   };
   for (const auto& [form, dtype] : all_cases()) {
-    {
-      for (const Span span :
-           {Span{0, 1}, Span{0, 70}, Span{62, 3}, Span{255, 2}, Span{300, 1}, Span{530, 5}}) {
-        const Cache cache(form, dtype, span.position + span.tokens);
-        const PaddedRows q(span.tokens, form.width(), 4, 3);
-        for (const Precision precision : {Precision::kNative, Precision::kF32}) {
-          const auto expected = attention_ref(q.view, span.position, form.heads, form.kv_heads,
-                                              scale_of(form), cache.view, precision);
-          for (const Isa isa : instruction_sets()) {
-            SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)) + ", position " +
-                         std::to_string(span.position));
-            Context ctx(2, isa, precision);
-            PaddedRows out(span.tokens, form.heads * form.value_dim);
-            run(ctx, form, cache, q.view, span.position, out.view);
-            expect_close(out.view, expected.out, expected.bounds);
-            EXPECT_TRUE(out.intact());
-          }
+    for (const Span span :
+         {Span{0, 1}, Span{0, 70}, Span{62, 3}, Span{255, 2}, Span{300, 1}, Span{530, 5}}) {
+      const Cache cache(form, dtype, span.position + span.tokens);
+      const PaddedRows q(span.tokens, form.width(), 4, 3);
+      for (const Precision precision : {Precision::kNative, Precision::kF32}) {
+        const auto expected = attention_ref(q.view, span.position, form.heads, form.kv_heads,
+                                            scale_of(form), cache.view, precision);
+        for (const Isa isa : instruction_sets()) {
+          SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)) + ", position " +
+                       std::to_string(span.position));
+          Context ctx(2, isa, precision);
+          PaddedRows out(span.tokens, form.heads * form.value_dim);
+          run(ctx, form, cache, q.view, span.position, out.view);
+          expect_close(out.view, expected.out, expected.bounds);
+          EXPECT_TRUE(out.intact());
         }
       }
     }
+  }
+}
+
+TEST(Attention, I8BesideAnotherTypeIsRefused) {
+  Context ctx(1);
+  const Form& form = kInt8Forms[0];
+  const Cache int8(form, DType::kI8, 1), bf16(form, DType::kBF16, 1);
+  const PaddedRows q(1, form.width(), 4);
+  PaddedRows out(1, form.heads * form.value_dim);
+  for (CachedPart AttentionKeys::*part : {&AttentionKeys::key, &AttentionKeys::value}) {
+    AttentionKeys mixed = bf16.view;
+    mixed.*part = int8.view.*part;
+    EXPECT_DEATH(attention(ctx, q.view, 0, form.heads, form.kv_heads, 1, mixed, out.view), "kI8");
   }
 }
 
@@ -128,21 +139,19 @@ TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
   constexpr int64_t kTokens = 100;
   for (const auto& [form, dtype] : all_cases()) {
     for (const Isa isa : instruction_sets()) {
-      {
-        for (const int64_t bad : {70, 71}) {  // either of a pair
-          Context ctx(1, isa);
-          const PaddedRows q(kTokens, form.width(), 4);
-          Cache cache(form, dtype, kTokens);
-          PaddedRows before(kTokens, form.heads * form.value_dim),
-              after(kTokens, form.heads * form.value_dim);
-          run(ctx, form, cache, q.view, 0, before.view);
-          cache.set(cache.view.key, bad, 0, 1, kNan);
-          cache.set(cache.view.value, bad, 0, 1, kNan);
-          run(ctx, form, cache, q.view, 0, after.view);
-          expect_same_bits(after.view.slice(0, bad), before.view.slice(0, bad));
-          for (int64_t t = bad; t < kTokens; ++t)
-            EXPECT_TRUE(std::isnan(after.view.row(t)[1])) << form.name << t;
-        }
+      for (const int64_t bad : {70, 71}) {  // either of a pair
+        Context ctx(1, isa);
+        const PaddedRows q(kTokens, form.width(), 4);
+        Cache cache(form, dtype, kTokens);
+        PaddedRows before(kTokens, form.heads * form.value_dim),
+            after(kTokens, form.heads * form.value_dim);
+        run(ctx, form, cache, q.view, 0, before.view);
+        cache.set(cache.view.key, bad, 0, 1, kNan);
+        cache.set(cache.view.value, bad, 0, 1, kNan);
+        run(ctx, form, cache, q.view, 0, after.view);
+        expect_same_bits(after.view.slice(0, bad), before.view.slice(0, bad));
+        for (int64_t t = bad; t < kTokens; ++t)
+          EXPECT_TRUE(std::isnan(after.view.row(t)[1])) << form.name << t;
       }
     }
   }
@@ -168,16 +177,14 @@ TEST(Attention, NanOfAnEarlierCallIsNotFoundAgainInScratch) {
 TEST(Attention, Avx2AndAvx512GiveTheSameBits) {
   if (instruction_sets().back() != Isa::kAvx512) GTEST_SKIP() << "no AVX-512";
   for (const auto& [form, dtype] : all_cases()) {
-    {
-      for (const float size : {4.0f, 1e-38f}) {  // the second is subnormal
-        const Cache cache(form, dtype, 333);
-        const PaddedRows q(33, form.width(), size);
-        PaddedRows narrow(33, form.heads * form.value_dim), wide(33, form.heads * form.value_dim);
-        Context avx2(1, Isa::kAvx2), avx512(1, Isa::kAvx512);
-        run(avx2, form, cache, q.view, 300, narrow.view);
-        run(avx512, form, cache, q.view, 300, wide.view);
-        expect_same_bits(wide.view, narrow.view);
-      }
+    for (const float size : {4.0f, 1e-38f}) {  // the second is subnormal
+      const Cache cache(form, dtype, 333);
+      const PaddedRows q(33, form.width(), size);
+      PaddedRows narrow(33, form.heads * form.value_dim), wide(33, form.heads * form.value_dim);
+      Context avx2(1, Isa::kAvx2), avx512(1, Isa::kAvx512);
+      run(avx2, form, cache, q.view, 300, narrow.view);
+      run(avx512, form, cache, q.view, 300, wide.view);
+      expect_same_bits(wide.view, narrow.view);
     }
   }
 }
@@ -189,34 +196,32 @@ TEST(Attention, ManySequencesInOneCallHaveTheBitsOfEachAlone) {
   const std::vector<Sequence> parts = {{300, 1}, {0, 1}, {1000, 3}, {700, 0}, {37, 150}, {255, 1}};
   for (const auto& [form, dtype] : all_cases()) {
     for (const Isa isa : instruction_sets()) {
-      {
-        SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)));
-        const Cache cache(form, dtype, 1003);
-        // Each sequence begins at a block of its own.
-        std::vector<SequenceRows> sequences;
-        int64_t rows = 0;
-        for (size_t i = 0; i < parts.size(); ++i) {
-          const int64_t first =
-              parts[i].position + parts[i].rows < 900 ? static_cast<int64_t>(i) % 2 : 0;
-          sequences.push_back({parts[i].rows, parts[i].position,
-                               cache.view.block_rows.subspan(static_cast<size_t>(first))});
-          rows += parts[i].rows;
-        }
-        const PaddedRows q(rows, form.width(), 4, 3);
-        PaddedRows together(rows, form.heads * form.value_dim),
-            alone(rows, form.heads * form.value_dim);
-        Context one(1, isa), three(3, isa);
-        attention(three, q.view, sequences, form.heads, form.kv_heads, scale_of(form), cache.view,
-                  together.view);
-        int64_t row = 0;
-        for (const SequenceRows& s : sequences) {
-          attention(one, q.view.slice(row, s.rows), {&s, 1}, form.heads, form.kv_heads,
-                    scale_of(form), cache.view, alone.view.slice(row, s.rows));
-          row += s.rows;
-        }
-        expect_same_bits(together.view, alone.view);
-        EXPECT_TRUE(together.intact());
+      SCOPED_TRACE(form.name + ", " + std::string(isa_name(isa)));
+      const Cache cache(form, dtype, 1003);
+      // Each sequence begins at a block of its own.
+      std::vector<SequenceRows> sequences;
+      int64_t rows = 0;
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const int64_t first =
+            parts[i].position + parts[i].rows < 900 ? static_cast<int64_t>(i) % 2 : 0;
+        sequences.push_back({parts[i].rows, parts[i].position,
+                             cache.view.block_rows.subspan(static_cast<size_t>(first))});
+        rows += parts[i].rows;
       }
+      const PaddedRows q(rows, form.width(), 4, 3);
+      PaddedRows together(rows, form.heads * form.value_dim),
+          alone(rows, form.heads * form.value_dim);
+      Context one(1, isa), three(3, isa);
+      attention(three, q.view, sequences, form.heads, form.kv_heads, scale_of(form), cache.view,
+                together.view);
+      int64_t row = 0;
+      for (const SequenceRows& s : sequences) {
+        attention(one, q.view.slice(row, s.rows), {&s, 1}, form.heads, form.kv_heads,
+                  scale_of(form), cache.view, alone.view.slice(row, s.rows));
+        row += s.rows;
+      }
+      expect_same_bits(together.view, alone.view);
+      EXPECT_TRUE(together.intact());
     }
   }
 }

@@ -36,7 +36,12 @@ std::vector<Setting> settings() {
           {"LoRA", one, lora, 2}};
 }
 
-StepMemory planned(const ModelConfig& config, const Trainer& trainer, const Setting& s) {
+Precision precision(const Setting& s) {
+  return s.options.f32 ? Precision::kF32 : Precision::kNative;
+}
+
+StepMemory planned(const ModelConfig& config, const Trainer& trainer, const Setting& s,
+                   int64_t widened) {
   const TrainerOptions& o = s.options;
   int64_t tokens = 0;
   for (const int64_t length : s.lengths) tokens += length;
@@ -44,6 +49,7 @@ StepMemory planned(const ModelConfig& config, const Trainer& trainer, const Sett
                      {.tokens = tokens,
                       .sequence_length = *std::max_element(s.lengths.begin(), s.lengths.end()),
                       .recompute = o.recompute,
+                      .widened_bytes = widened,
                       .lora_rank = o.lora ? o.lora->rank : 0,
                       .optimizer = o.optimizer.kind});
 }
@@ -64,11 +70,11 @@ void take_step(Trainer& trainer, const Setting& s) {
 // Reserved, the plan suffices: the arena does not grow. Half of it reserved, the arena does.
 // make(ctx) is a trainer.
 template <class Make>
-void expect_plan(const Setting& s, Make make) {
+void expect_plan(const Setting& s, Make make, int64_t widened = 0) {
   for (const bool whole : {true, false}) {
-    Context ctx(s.threads);
+    Context ctx(s.threads, detect_isa(), precision(s));
     const std::unique_ptr<Trainer> trainer = make(ctx);
-    const StepMemory plan = planned(trainer->config(), *trainer, s);
+    const StepMemory plan = planned(trainer->config(), *trainer, s, widened);
     const size_t reserved = whole ? plan.scratch : plan.scratch / 2;
     ctx.scratch().reserve(reserved);
     take_step(*trainer, s);
@@ -83,15 +89,35 @@ void expect_plan(const Setting& s, Make make) {
   }
 }
 
+void expect_plan(const Setting& s, const Model& base) {
+  SCOPED_TRACE(s.name);
+  expect_plan(
+      s, [&](Context& ctx) { return std::make_unique<Trainer>(ctx, base, s.options, uint64_t{1}); },
+      s.options.lora ? widened_bytes(base, precision(s)) : 0);
+}
+
 class StepMemoryOf : public testing::TestWithParam<std::string> {};
 
 TEST_P(StepMemoryOf, IsEnoughAndNotTwiceWhatAStepTakes) {
   const Model base = Model::load(golden_path("models/" + GetParam()));
-  for (const Setting& s : settings()) {
-    SCOPED_TRACE(s.name);
-    expect_plan(s, [&](Context& ctx) {
-      return std::make_unique<Trainer>(ctx, base, s.options, uint64_t{1});
-    });
+  for (const Setting& s : settings()) expect_plan(s, base);
+}
+
+// Few tokens, so that the copies of the weights are most of it.
+TEST(StepMemory, CountsFrozenWeightsThatAreWidened) {
+  Setting s{"LoRA", {9, 7}, {}, 2};
+  s.options.lora = {.rank = 2, .alpha = 8, .targets = {"all"}};
+  for (const char* name : {"models/v3-fp8", "gguf/qwen2-256-Q8_0.gguf",
+                           "gguf/v2-lite-256-Q4_K_M.gguf", "gguf/v3-BF16.gguf"}) {
+    SCOPED_TRACE(name);
+    const Model base = Model::load(golden_path(name));
+    const bool bf16 = std::string(name).ends_with("BF16.gguf");
+    EXPECT_EQ(widened_bytes(base, Precision::kNative), bf16 ? 0 : 4);
+    EXPECT_EQ(widened_bytes(base, Precision::kF32), 4);
+    for (const bool f32 : {false, true}) {
+      s.options.f32 = f32;
+      expect_plan(s, base);
+    }
   }
 }
 

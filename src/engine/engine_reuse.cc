@@ -144,9 +144,10 @@ Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
   if (wanted.empty()) return copied;
   const int64_t to = s.block_rows[static_cast<size_t>(found)];
   if (store_ != nullptr && copied.rows < std::min(kKeyBlock, std::ssize(wanted))) {
-    const int64_t stored =
+    const PrefixStore::Loaded stored =
         store_->load_alike(s.hash_before(found), wanted, copied.rows, cache_.view(), to);
-    if (stored > 0) return {stored, false};
+    if (stored.rows > 0) return {stored.rows, stored.token_differs};
+    copied.token_differs |= stored.token_differs;
   }
   if (copied.rows == 0) return copied;
   cache_.copy_rows(from, to, copied.rows);

@@ -388,19 +388,22 @@ PrefixStore::Alike PrefixStore::most_alike(const Hash128& before, std::span<cons
     const int64_t equal =
         std::mismatch(tokens.begin(), tokens.end(), wanted.begin(), wanted.end()).first -
         tokens.begin();
-    if (equal > best.equal) best = {hash, std::move(tokens), equal};
+    const bool differs = equal < std::min(std::ssize(tokens), std::ssize(wanted));
+    if (equal == best.equal) best.differs |= differs;
+    if (equal > best.equal) best = {hash, std::move(tokens), equal, differs};
   }
   return best;
 }
 
-int64_t PrefixStore::load_alike(const Hash128& before, std::span<const int32_t> wanted,
-                                int64_t more_than, const KvCacheView& cache, int64_t row) {
+PrefixStore::Loaded PrefixStore::load_alike(const Hash128& before, std::span<const int32_t> wanted,
+                                            int64_t more_than, const KvCacheView& cache,
+                                            int64_t row) {
   const Alike alike = most_alike(before, wanted);
-  if (alike.equal <= more_than) return 0;
+  if (alike.equal <= more_than) return {0, alike.equal == more_than && alike.differs};
   const BlockPool::Content content{BlockPool::kNone, before, alike.hash, alike.tokens};
-  if (!read_rows(content, alike.equal, cache, row)) return 0;
+  if (!read_rows(content, alike.equal, cache, row)) return {};
   ++stats_.alike;
-  return alike.equal;
+  return {alike.equal, alike.differs};
 }
 
 void PrefixStore::save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {

@@ -331,6 +331,34 @@ TEST(PrefixStore, ATailIsFoundUntilSomethingBeginsWithIt) {
   EXPECT_EQ(live(model, ctx, {.context_tokens = 256}, store, other).reuse.cached_tokens, 133);
 }
 
+// As from memory.
+TEST(PrefixStore, SaysWhyReuseEnded) {
+  const TempDir dir;
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  const PrefixStoreOptions store = options_for(dir / "cache", model);
+  const std::vector<int32_t> prompt = some_tokens(1, 64);
+  const auto reuse = [&](std::vector<int32_t> tokens) {
+    const Request request{std::move(tokens), 1, {}, {}, {}};
+    const Life life = live(model, ctx, {.context_tokens = 256}, store, request);
+    EXPECT_EQ(life.problem, "");
+    return std::pair{life.reuse.cached_tokens, life.reuse.end};
+  };
+  using Pair = std::pair<int64_t, ReuseEnd>;
+  EXPECT_EQ(reuse(prompt), Pair(0, ReuseEnd::kNothingCached));
+  EXPECT_EQ(reuse(prompt), Pair(63, ReuseEnd::kPromptEnd));
+  std::vector<int32_t> longer = prompt;
+  longer.insert(longer.end(), {1, 2, 3});
+  EXPECT_EQ(reuse(longer), Pair(64, ReuseEnd::kPromptEnd));
+  std::vector<int32_t> parted = prompt;
+  parted[30] ^= 1;
+  EXPECT_EQ(reuse(parted), Pair(30, ReuseEnd::kTokenDiffers));
+  parted[0] ^= 1;
+  EXPECT_EQ(reuse({parted.begin(), parted.begin() + 20}), Pair(0, ReuseEnd::kTokenDiffers));
+  parted.resize(40);
+  EXPECT_EQ(reuse(parted), Pair(20, ReuseEnd::kNothingCached)) << "that one only ends";
+}
+
 // What a privileged user may do nobody may in this scope.
 struct Unprivileged {
   Unprivileged() { EXPECT_EQ(::seteuid(::getuid() == 0 ? 65534 : ::getuid()), 0); }

@@ -222,6 +222,29 @@ TEST_F(DamagedFile, ThatHasGoneOrIsNoFileIsAMiss) {
   EXPECT_TRUE(fs::is_directory(file_));
 }
 
+// Copies under other names that could be ours, older than what we saved: the first to go.
+TEST_F(DamagedFile, UnderASecondNameChangesNoBooks) {
+  for (const char* rest : {"-00000000000000000000000000000000.kv", ".kv"}) {
+    for (const bool full : {true, false}) {
+      choose(full);
+      uint64_t bytes = 0;
+      for (const fs::path& file : block_files(dir_.path())) bytes += fs::file_size(file);
+      const fs::path copy = file_.parent_path() / (file_.filename().string().substr(0, 32) + rest);
+      fs::copy_file(file_, copy);
+      fs::last_write_time(copy, fs::file_time_type::clock::now() - std::chrono::hours(2));
+      PrefixStoreOptions smaller = store_;
+      smaller.max_bytes = bytes;
+      Request parted = request_;
+      parted.prompt[full ? 30 : 80] ^= 1;
+      const Outcome alone = run_alone(model_, ctx_, options_, parted);
+      EXPECT_EQ(live(model_, ctx_, options_, smaller, parted).outcome, alone) << copy;
+      EXPECT_EQ(live(model_, ctx_, options_, smaller, request_).outcome, first_.outcome) << copy;
+      fs::remove_all(store_.folder);
+      live(model_, ctx_, options_, store_, request_);
+    }
+  }
+}
+
 TEST_F(DamagedFile, IsRemoved) {
   for (const std::string& bytes : {good_ + "x", good_.substr(1), "x" + good_.substr(1)}) {
     write_whole(file_, bytes);

@@ -114,7 +114,7 @@ bool Engine::better_wait(const Sequence& s, int64_t found) const {
 void Engine::renew_alike(const Sequence& s, int64_t found) {
   const BlockPool::Alike alike = cache_.pool().most_alike(
       s.block_before(found), s.hash_before(found), s.findable_tokens(found));
-  if (alike.tokens > 0) cache_.pool().renew(alike.block);
+  if (alike.tokens >= BlockPool::kAkin) cache_.pool().renew(alike.block);
 }
 
 // Copies rows of the block behind the shared ones from whoever has the most equal tokens there: a

@@ -401,7 +401,8 @@ PrefixStore::Loaded PrefixStore::load_alike(const Hash128& before, std::span<con
                                             int64_t more_than, const KvCacheView& cache,
                                             int64_t row) {
   const Alike alike = most_alike(before, wanted);
-  if (alike.equal <= more_than) return {0, alike.equal == more_than && alike.differs};
+  if (alike.equal <= more_than || alike.equal < BlockPool::kAkin)
+    return {0, alike.equal == more_than && alike.differs};
   const BlockPool::Content content{BlockPool::kNone, before, alike.hash, alike.tokens};
   if (!read_rows(content, alike.equal, cache, row)) return {};
   ++stats_.alike;
@@ -409,11 +410,11 @@ PrefixStore::Loaded PrefixStore::load_alike(const Hash128& before, std::span<con
 }
 
 void PrefixStore::save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
-  if (stats_.failed || file_bytes() > max_bytes_) return;
+  const int64_t size = std::ssize(content.tokens);
+  if (stats_.failed || file_bytes() > max_bytes_ || size < BlockPool::kAkin) return;
   const auto known = known_.find(content.hash);
   if (known != known_.end() && renew(known->second)) return;
   try {
-    const int64_t size = std::ssize(content.tokens);
     if (size < kKeyBlock) {
       const Alike alike = most_alike(content.parent_hash, content.tokens);
       if (alike.equal == size && renew(known_.at(alike.hash))) return;

@@ -46,7 +46,7 @@ enum class ReuseEnd {
   kTokenDiffers,  // the token at position cached_tokens (with MTP, or the one behind it) is another
                   // than in what is cached
   kEvicted,       // the next block was cached once; its room was needed
-  kNothingCached,  // nobody has computed what follows
+  kNothingCached,  // nobody has computed what follows, or too little to be worth reading a file
 };
 
 // What a request found in the cache when it started.

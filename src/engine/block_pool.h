@@ -79,6 +79,9 @@ class BlockPool {
     bool differs = false;
   };
   static constexpr int kLookedAt = 16;
+  // Fewer equal tokens are no reason to read a file or to keep a block longer: unrelated texts
+  // begin with as many (BOS, a chat template's first). Within memory they are copied all the same.
+  static constexpr int64_t kAkin = 8;
   Alike most_alike(int64_t parent, const Hash128& parent_hash,
                    std::span<const int32_t> tokens) const;
 

@@ -114,7 +114,7 @@ bool Engine::better_wait(const Sequence& s, int64_t found) const {
 void Engine::renew_alike(const Sequence& s, int64_t found) {
   const BlockPool::Alike alike = cache_.pool().most_alike(
       s.block_before(found), s.hash_before(found), s.findable_tokens(found));
-  if (alike.tokens > 0) cache_.pool().renew(alike.block);
+  if (alike.tokens >= BlockPool::kAkin) cache_.pool().renew(alike.block);
 }
 
 // Copies rows of the block behind the shared ones from whoever has the most equal tokens there: a
@@ -144,9 +144,10 @@ Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
   if (wanted.empty()) return copied;
   const int64_t to = s.block_rows[static_cast<size_t>(found)];
   if (store_ != nullptr && copied.rows < std::min(kKeyBlock, std::ssize(wanted))) {
-    const int64_t stored =
+    const PrefixStore::Loaded stored =
         store_->load_alike(s.hash_before(found), wanted, copied.rows, cache_.view(), to);
-    if (stored > 0) return {stored, false};
+    if (stored.rows > 0) return {stored.rows, stored.token_differs};
+    copied.token_differs |= stored.token_differs;
   }
   if (copied.rows == 0) return copied;
   cache_.copy_rows(from, to, copied.rows);

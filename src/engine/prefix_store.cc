@@ -179,7 +179,7 @@ void PrefixStore::list_files() {
 
 // Files that bear other names are none of ours: neither counted nor removed. What a killed process
 // has begun to write is removed once it is too old for anybody to be at it still. Version 1 named
-// files by CONTENT alone.
+// files by CONTENT alone; its folders were others.
 void PrefixStore::list_file(const fs::path& path, bool ours) {
   const std::string name = path.filename().string();
   const auto hash = parse_hash(std::string_view(name).substr(0, 32));
@@ -188,7 +188,7 @@ void PrefixStore::list_file(const fs::path& path, bool ours) {
   const int64_t modified = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
   std::string_view rest = std::string_view(name).substr(32);
   const auto before = rest.starts_with('-') ? parse_hash(rest.substr(1, 32)) : Hash128{};
-  if (!before) return;
+  if (!before || (ours && !rest.starts_with('-'))) return;
   if (rest.starts_with('-')) rest.remove_prefix(33);
   if (rest == kSuffix) {
     add({path, static_cast<uint64_t>(info.st_size), *hash, *before, ours}, modified);
@@ -198,7 +198,9 @@ void PrefixStore::list_file(const fs::path& path, bool ours) {
   }
 }
 
+// Two of ours with one CONTENT: a copy that somebody made, a stranger too.
 void PrefixStore::add(File file, int64_t modified_ns) {
+  if (file.ours && known_.contains(file.hash)) return;
   const Age age{modified_ns, next_++};
   const auto entry = files_.emplace(age, std::move(file)).first;
   total_bytes_ += entry->second.bytes;
@@ -388,27 +390,31 @@ PrefixStore::Alike PrefixStore::most_alike(const Hash128& before, std::span<cons
     const int64_t equal =
         std::mismatch(tokens.begin(), tokens.end(), wanted.begin(), wanted.end()).first -
         tokens.begin();
-    if (equal > best.equal) best = {hash, std::move(tokens), equal};
+    const bool differs = equal < std::min(std::ssize(tokens), std::ssize(wanted));
+    if (equal == best.equal) best.differs |= differs;
+    if (equal > best.equal) best = {hash, std::move(tokens), equal, differs};
   }
   return best;
 }
 
-int64_t PrefixStore::load_alike(const Hash128& before, std::span<const int32_t> wanted,
-                                int64_t more_than, const KvCacheView& cache, int64_t row) {
+PrefixStore::Loaded PrefixStore::load_alike(const Hash128& before, std::span<const int32_t> wanted,
+                                            int64_t more_than, const KvCacheView& cache,
+                                            int64_t row) {
   const Alike alike = most_alike(before, wanted);
-  if (alike.equal <= more_than) return 0;
+  if (alike.equal <= more_than || alike.equal < BlockPool::kAkin)
+    return {0, alike.equal == more_than && alike.differs};
   const BlockPool::Content content{BlockPool::kNone, before, alike.hash, alike.tokens};
-  if (!read_rows(content, alike.equal, cache, row)) return 0;
+  if (!read_rows(content, alike.equal, cache, row)) return {};
   ++stats_.alike;
-  return alike.equal;
+  return {alike.equal, alike.differs};
 }
 
 void PrefixStore::save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row) {
-  if (stats_.failed || file_bytes() > max_bytes_) return;
+  const int64_t size = std::ssize(content.tokens);
+  if (stats_.failed || file_bytes() > max_bytes_ || size < BlockPool::kAkin) return;
   const auto known = known_.find(content.hash);
   if (known != known_.end() && renew(known->second)) return;
   try {
-    const int64_t size = std::ssize(content.tokens);
     if (size < kKeyBlock) {
       const Alike alike = most_alike(content.parent_hash, content.tokens);
       if (alike.equal == size && renew(known_.at(alike.hash))) return;

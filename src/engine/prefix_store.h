@@ -74,14 +74,20 @@ class PrefixStore {
   // are as before. Throws std::bad_alloc only.
   bool load(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
   // Of the kLookedAt blocks after `before` that were saved last, reads as many rows as there are
-  // equal tokens of the one that begins most like `tokens`, and returns how many; 0 if none has
-  // more than `more_than`, or as in load().
-  int64_t load_alike(const Hash128& before, std::span<const int32_t> tokens, int64_t more_than,
-                     const KvCacheView& cache, int64_t row);
+  // equal tokens of the one that begins most like `tokens`; none if these are no more than
+  // `more_than` or fewer than kAkin, or as in load(). token_differs: the one behind those rows, or,
+  // if none were read, behind the first `more_than`; else whoever has them has no more.
+  struct Loaded {
+    int64_t rows = 0;
+    bool token_differs = false;
+  };
+  Loaded load_alike(const Hash128& before, std::span<const int32_t> tokens, int64_t more_than,
+                    const KvCacheView& cache, int64_t row);
   // Writes the block at cache row `row`; if it is there, renews its age: so save children before
   // their parents, and a beginning outlives what follows it. Throws nothing: a failure is counted;
   // after it nothing more is written (the disk is full or gone), loads go on. A tail that another
-  // block begins with is not written or, being there, removed.
+  // block begins with is not written or, being there, removed; one of fewer than kAkin tokens,
+  // which nobody would load, is not written.
   void save(const BlockPool::Content& content, const KvCacheView& cache, int64_t row);
 
   // Full blocks that fit into max_bytes.
@@ -127,6 +133,7 @@ class PrefixStore {
     Hash128 hash;
     std::vector<int32_t> tokens;  // its own
     int64_t equal = 0;
+    bool differs = false;  // both go on
   };
   Alike most_alike(const Hash128& before, std::span<const int32_t> tokens);
   template <class Read>

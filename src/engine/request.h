@@ -41,11 +41,12 @@ struct Request {
 enum class ReuseEnd {
   kNotStarted,    // cancelled before it ran
   kDisabled,      // the engine keeps no prefixes
-  kPromptEnd,     // all full blocks were found, at least one; or all but the last token
+  kPromptEnd,     // all full blocks were found, at least one; or all but the last token (with
+                  // MTP, where rows were copied, all but the last two)
   kTokenDiffers,  // the token at position cached_tokens (with MTP, or the one behind it) is another
                   // than in what is cached
   kEvicted,       // the next block was cached once; its room was needed
-  kNothingCached,  // nobody has computed what follows
+  kNothingCached,  // nobody has computed what follows, or too little to be worth reading a file
 };
 
 // What a request found in the cache when it started.

@@ -181,6 +181,27 @@ TEST(PrefixCache, ATailStaysUntilALongerOneOrTheNeedForRoom) {
   EXPECT_EQ(cached(b), 80) << "its tail has gone";
 }
 
+// What a text is to be copied from is kept for it, but not for the few tokens that all begin with.
+TEST(PrefixCache, AFewEqualTokensKeepNoBlock) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  const std::vector<int32_t> a = some_tokens(1, 100), b = some_tokens(2, 100);
+  for (const int64_t equal : {int64_t{1}, BlockPool::kAkin - 1, BlockPool::kAkin}) {
+    Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 320});  // five blocks
+    const auto cached = [&](const std::vector<int32_t>& tokens) {
+      return ask(engine, plain(tokens, 1)).reuse.cached_tokens;
+    };
+    cached(a);
+    cached(b);
+    std::vector<int32_t> c = some_tokens(3, 170);  // takes the free one and two of the others'
+    std::copy_n(a.begin(), equal, c.begin());
+    c[static_cast<size_t>(equal)] = a[static_cast<size_t>(equal)] ^ 1;
+    const bool keeps = equal >= BlockPool::kAkin;
+    EXPECT_EQ(cached(c), keeps ? equal : 0);
+    EXPECT_EQ(cached(b), keeps ? 64 : 99) << equal;
+  }
+}
+
 // A request that is cancelled, or gives way to others, leaves what it has computed.
 TEST(PrefixCache, ACancelledRequestLeavesItsTail) {
   const Model model = load_tiny("v3");

@@ -69,14 +69,14 @@ TEST(PrefixStore, WhatWasComputedBeforeARestartIsFoundAndGivesTheSameBits) {
       for (const DType dtype : {DType::kF32, DType::kBF16}) {
         const TempDir dir;
         const EngineOptions options{kContext, 0, 50, 2, dtype, form};
-        const Request request{some_tokens(3, 200), 10, {}, {.top_logprobs = 1}, {}};
+        const Request request{some_tokens(3, 210), 10, {}, {.top_logprobs = 1}, {}};
         const PrefixStoreOptions store = options_for(dir / "cache", model);
         const Life first = live(model, ctx, options, store, request);
         EXPECT_EQ(first.reuse.cached_tokens, 0);
         EXPECT_EQ(first.stats.saved, 4);
         EXPECT_EQ(block_files(dir.path()).size(), 4u);
         const Life second = live(model, ctx, options, store, request);
-        EXPECT_EQ(second.reuse.cached_tokens, 199) << second.problem;
+        EXPECT_EQ(second.reuse.cached_tokens, 209) << second.problem;
         EXPECT_EQ(second.stats.loaded, 4);
         EXPECT_EQ(second.stats.saved, 0);
         EXPECT_EQ(second.outcome, first.outcome);
@@ -222,6 +222,29 @@ TEST_F(DamagedFile, ThatHasGoneOrIsNoFileIsAMiss) {
   EXPECT_TRUE(fs::is_directory(file_));
 }
 
+// Copies under other names that could be ours, older than what we saved: the first to go.
+TEST_F(DamagedFile, UnderASecondNameChangesNoBooks) {
+  for (const char* rest : {"-00000000000000000000000000000000.kv", ".kv"}) {
+    for (const bool full : {true, false}) {
+      choose(full);
+      uint64_t bytes = 0;
+      for (const fs::path& file : block_files(dir_.path())) bytes += fs::file_size(file);
+      const fs::path copy = file_.parent_path() / (file_.filename().string().substr(0, 32) + rest);
+      fs::copy_file(file_, copy);
+      fs::last_write_time(copy, fs::file_time_type::clock::now() - std::chrono::hours(2));
+      PrefixStoreOptions smaller = store_;
+      smaller.max_bytes = bytes;
+      Request parted = request_;
+      parted.prompt[full ? 30 : 80] ^= 1;
+      const Outcome alone = run_alone(model_, ctx_, options_, parted);
+      EXPECT_EQ(live(model_, ctx_, options_, smaller, parted).outcome, alone) << copy;
+      EXPECT_EQ(live(model_, ctx_, options_, smaller, request_).outcome, first_.outcome) << copy;
+      fs::remove_all(store_.folder);
+      live(model_, ctx_, options_, store_, request_);
+    }
+  }
+}
+
 TEST_F(DamagedFile, IsRemoved) {
   for (const std::string& bytes : {good_ + "x", good_.substr(1), "x" + good_.substr(1)}) {
     write_whole(file_, bytes);
@@ -324,11 +347,66 @@ TEST(PrefixStore, ATailIsFoundUntilSomethingBeginsWithIt) {
   EXPECT_EQ(ask(140), Pair(30, 3));
   EXPECT_EQ(block_files(dir.path()).size(), 3u);
   EXPECT_EQ(ask(30), Pair(29, 0)) << "out of a full block";
-  EXPECT_EQ(ask(135), Pair(134, 0));
+  EXPECT_EQ(ask(138), Pair(137, 0));
   EXPECT_EQ(ask(30, "another"), Pair(0, 1));
   Request other{tokens, 1, {}, {}, {}};
-  other.prompt[133] ^= 1;
-  EXPECT_EQ(live(model, ctx, {.context_tokens = 256}, store, other).reuse.cached_tokens, 133);
+  other.prompt[137] ^= 1;
+  EXPECT_EQ(live(model, ctx, {.context_tokens = 256}, store, other).reuse.cached_tokens, 137);
+}
+
+// Nor is a tail saved that would never be read.
+TEST(PrefixStore, NoFileIsReadForAFewEqualTokens) {
+  const TempDir dir;
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  const PrefixStoreOptions store = options_for(dir / "cache", model);
+  const std::vector<int32_t> prompt = some_tokens(1, 64 + BlockPool::kAkin - 1);
+  const auto ask = [&](const std::vector<int32_t>& tokens) {
+    return live(model, ctx, {.context_tokens = 256}, store, {tokens, 1, {}, {}, {}});
+  };
+  EXPECT_EQ(ask(prompt).stats.saved, 1);
+  const fs::path first = block_files(dir.path()).at(0);
+  for (const int64_t equal : {int64_t{1}, BlockPool::kAkin - 1, BlockPool::kAkin}) {
+    std::vector<int32_t> other = some_tokens(static_cast<uint64_t>(7 + equal), 60);
+    std::copy_n(prompt.begin(), equal, other.begin());
+    other[static_cast<size_t>(equal)] = prompt[static_cast<size_t>(equal)] ^ 1;
+    const int64_t read = equal < BlockPool::kAkin ? 0 : 1;
+    const Life life = ask(other);
+    EXPECT_EQ(life.reuse.cached_tokens, read * equal);
+    EXPECT_EQ(life.stats.loaded, read) << equal;
+    EXPECT_EQ(life.reuse.end, read ? ReuseEnd::kTokenDiffers : ReuseEnd::kNothingCached) << equal;
+    for (const fs::path& file : block_files(dir.path())) {
+      if (file != first) fs::remove(file);
+    }
+  }
+}
+
+// As from memory.
+TEST(PrefixStore, SaysWhyReuseEnded) {
+  const TempDir dir;
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  const PrefixStoreOptions store = options_for(dir / "cache", model);
+  const std::vector<int32_t> prompt = some_tokens(1, 64);
+  const auto reuse = [&](std::vector<int32_t> tokens) {
+    const Request request{std::move(tokens), 1, {}, {}, {}};
+    const Life life = live(model, ctx, {.context_tokens = 256}, store, request);
+    EXPECT_EQ(life.problem, "");
+    return std::pair{life.reuse.cached_tokens, life.reuse.end};
+  };
+  using Pair = std::pair<int64_t, ReuseEnd>;
+  EXPECT_EQ(reuse(prompt), Pair(0, ReuseEnd::kNothingCached));
+  EXPECT_EQ(reuse(prompt), Pair(63, ReuseEnd::kPromptEnd));
+  std::vector<int32_t> longer = prompt;
+  longer.insert(longer.end(), {1, 2, 3});
+  EXPECT_EQ(reuse(longer), Pair(64, ReuseEnd::kPromptEnd));
+  std::vector<int32_t> parted = prompt;
+  parted[30] ^= 1;
+  EXPECT_EQ(reuse(parted), Pair(30, ReuseEnd::kTokenDiffers));
+  parted[0] ^= 1;
+  EXPECT_EQ(reuse({parted.begin(), parted.begin() + 20}), Pair(0, ReuseEnd::kTokenDiffers));
+  parted.resize(40);
+  EXPECT_EQ(reuse(parted), Pair(20, ReuseEnd::kNothingCached)) << "that one only ends";
 }
 
 class Folder : public testing::Test {

@@ -34,8 +34,8 @@ struct StepMemory {
   }
 };
 
-// Of an element of frozen weights, what their backward pass takes for a copy (gemm_backward.cc): 0 if
-// every matrix is read as it lies, in F32 or, under Precision::kNative, BF16; else 4.
+// Bytes of a copy that the backward pass makes of frozen weights, by element (gemm_backward.cc): 0
+// if every matrix is read as it lies, in F32 or, under Precision::kNative, BF16; else 4.
 int64_t widened_bytes(const Model& base, Precision precision);
 
 // An upper bound. `table` is what is trained. REQUIRES: 1 <= sequence_length.

@@ -37,7 +37,7 @@ struct RunOptions {
   bool raw = false;  // no template: continue the text
   std::string cache;
   bool ignore_memory = false;
-  bool mapped = false;  // no tiles (OpenOptions::tiles)
+  bool mapped = false;    // no tiles (OpenOptions::tiles)
   double memory_gib = 0;  // use at most that much; 0 = what is available
   bool no_history = false;
   std::string prefix_folder;       // computed prompts are kept there; "" = in memory only

@@ -261,10 +261,6 @@ struct PanelBlock : PanelValues {
           reinterpret_cast<U8x64>(_mm512_unpacklo_epi64(ab1, cd1)),
           reinterpret_cast<U8x64>(_mm512_unpackhi_epi64(ab1, cd1)) }};
   }
-  // The first or the last of 16 bytes, which are all of the block's.
-  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
-    return reinterpret_cast<U32x16>(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
-  }
 #else
 #if defined(FATHOM_SIMD_IS_avx2)
   [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
@@ -287,10 +283,6 @@ struct PanelBlock : PanelValues {
     __builtin_memcpy(&out, halves, sizeof out);
     return out;
   }
-  // The first or the last of 16 bytes, which are all of the block's.
-  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
-    return as_dwords(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
-  }
 #else
   [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
     uint32_t to[4][16];
@@ -303,6 +295,15 @@ struct PanelBlock : PanelValues {
     __builtin_memcpy(&b, to, sizeof b);
     return b;
   }
+#endif
+#endif
+
+#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
+  // The first or the last of 16 bytes, which are all of the block's.
+  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
+    return as_dwords(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
+  }
+#else
   U32x16 dword(int64_t at) const {
     uint32_t to[16];
     for (int64_t r = 0; r < 16; ++r) __builtin_memcpy(to + r, row(r) + at, 4);
@@ -310,7 +311,6 @@ struct PanelBlock : PanelValues {
     __builtin_memcpy(&v, to, sizeof v);
     return v;
   }
-#endif
 #endif
 
   [[gnu::always_inline]] F32x16 half_at(int64_t at) const {

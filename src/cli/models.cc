@@ -176,10 +176,11 @@ bool is_expert(const TensorInfo& tensor) {
 
 // Reads every page of the weights once, so that the first answer does not wait for the disk unseen;
 // but neither experts that are streamed nor what lies in tiles.
-void warm_files(const Model& model, bool streamed, const OutputOptions& output) {
+void warm_files(const Model& model, const OutputOptions& output) {
   constexpr size_t kPageBytes = 4096;
   constexpr size_t kStepBytes = 4 << 20;
   const Checkpoint& checkpoint = model.checkpoint();
+  const bool streamed = model.expert_cache() != nullptr;
   const auto wanted = [&](const TensorInfo& tensor) {
     return !(streamed && is_expert(tensor)) && !model.is_tiled(tensor);
   };
@@ -459,7 +460,7 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   if (plan) model.stream_experts(plan->cache_bytes);
   const uint64_t tile_bytes =
       !plan && options.tiles != nullptr ? tile_weights(model, needs, options, output) : 0;
-  if (options.warm) warm_files(model, plan.has_value(), output);
+  if (options.warm) warm_files(model, output);
   return {std::move(model),  std::move(tokenizer), format, sizes,     std::move(name),
           std::move(advice), std::move(stop_ids),  plan,   tile_bytes};
 }

@@ -372,14 +372,7 @@ TEST_P(EveryModel, DecodingAllocatesNothing) {
   Context ctx(1);
   Engine engine(model, ctx, {.context_tokens = kContext, .cache_tokens = 3 * kContext});
   for (uint64_t i = 0; i < 3; ++i) {
-    engine.submit({some_tokens(i, 70),
-                   100,
-                   {},
-                   {.temperature = 1,
-                    .top_k = i == 1 ? 5 : 0,
-                    .top_p = i == 2 ? 0.9 : 1,
-                    .frequency_penalty = i == 0 ? 0.5 : 0},
-                   {}});
+    engine.submit({some_tokens(i, 70), 100, {}, some_sampling(i), {}});
   }
   std::vector<TokenEvent> events;
   events.reserve(1000);

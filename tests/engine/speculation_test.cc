@@ -203,14 +203,7 @@ TEST_P(EveryModel, DecodingWithDraftsAllocatesNothing) {
   std::vector<Request> requests;
   std::vector<std::vector<int32_t>> texts;
   for (uint64_t i = 0; i < 3; ++i) {
-    requests.push_back({some_tokens(i, 70),
-                        240,
-                        {},
-                        {.temperature = 1,
-                         .top_k = i == 1 ? 5 : 0,
-                         .top_p = i == 2 ? 0.9 : 1,
-                         .frequency_penalty = i == 0 ? 0.5 : 0},
-                        {}});
+    requests.push_back({some_tokens(i, 70), 240, {}, some_sampling(i), {}});
     texts.push_back(text_of(requests.back(), run_alone(model, ctx, plain, requests.back())));
   }
   for (EngineOptions way : all_ways(model, plain, texts)) {

@@ -64,6 +64,14 @@ inline std::vector<int32_t> some_tokens(uint64_t stream, int64_t count) {
   return ids;
 }
 
+// One of three ways to sample: with a penalty, among 5, within 0.9.
+inline SamplingParams some_sampling(uint64_t i) {
+  return {.temperature = 1,
+          .top_k = i == 1 ? 5 : 0,
+          .top_p = i == 2 ? 0.9 : 1,
+          .frequency_penalty = i == 0 ? 0.5 : 0};
+}
+
 // A request of any shape: one token or several key blocks, greedy or sampled, with and without
 // penalties and log-probabilities.
 inline Request some_request(uint64_t i) {

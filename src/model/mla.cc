@@ -7,7 +7,6 @@
 #include "model/mla.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/attention.h"
 #include "kernels/attention_backward.h"
@@ -69,15 +68,6 @@ void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   }
 }
 
-// x [tokens, heads * width] <-> y [heads * tokens, width]: rows of one head together, as
-// grouped_linear wants them.
-template <class Copy>
-void for_each_head_row(Context& ctx, int64_t tokens, int64_t heads, Copy copy) {
-  ctx.pool().run(heads, [&](int64_t head, int) {
-    for (int64_t t = 0; t < tokens; ++t) copy(t, head, head * tokens + t);
-  });
-}
-
 // Absorbed form: W_uk moves to the query, W_uv behind the softmax, and all heads attend to one row
 // [c | k_rope] (V2 §2.1.2):
 //   q~ = W_uk^T q_nope;  s_j = scale ([q~ | q_rope] · [c_j | k_rope_j]);  u = sum_j p_j c_j;  o =
@@ -88,24 +78,14 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
                 turned = c.qk_rope_head_dim;
   const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim;
   ArenaScope scope(ctx.scratch());
-  auto* offsets = scope.array<int64_t>(heads + 1);
-  for (int64_t i = 0; i <= heads; ++i) offsets[i] = i * tokens;
-  const std::span<const int64_t> head_offsets(offsets, static_cast<size_t>(heads + 1));
-
-  const Rows q_nope = scope.rows(heads * tokens, nope);
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(q_nope.row(row), q.row(t) + head * (nope + turned),
-                static_cast<size_t>(nope) * sizeof(float));
-  });
-  const Rows q_latent = scope.rows(heads * tokens, rank);
-  grouped_forward(ctx, q_nope, head_offsets, w.absorbed.k_up_transposed, q_latent);
   const Rows q_absorbed = scope.rows(tokens, heads * (rank + turned));
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    float* to = q_absorbed.row(t) + head * (rank + turned);
-    std::memcpy(to, q_latent.row(row), static_cast<size_t>(rank) * sizeof(float));
-    std::memcpy(to + rank, q.row(t) + head * (nope + turned) + nope,
-                static_cast<size_t>(turned) * sizeof(float));
-  });
+  heads_forward(ctx, {q.data, tokens, nope, q.stride}, nope + turned, w.absorbed.k_up_transposed,
+                q_absorbed.columns(0, rank), rank + turned);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t h = 0; h < heads; ++h)
+      std::copy_n(q.row(t) + h * (nope + turned) + nope, turned,
+                  q_absorbed.row(t) + h * (rank + turned) + rank);
+  }
 
   const KvCacheView& cache = *batch.cache;
   const std::byte* base = cache.layers[static_cast<size_t>(layer)];
@@ -117,16 +97,7 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   attention(ctx, q_absorbed, batch.sequences, heads, 1, static_cast<float>(softmax_scale(c)), parts,
             u);
 
-  const Rows u_heads = scope.rows(heads * tokens, rank);
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(u_heads.row(row), u.row(t) + head * rank,
-                static_cast<size_t>(rank) * sizeof(float));
-  });
-  const Rows o_heads = scope.rows(heads * tokens, v);
-  grouped_forward(ctx, u_heads, head_offsets, w.absorbed.v_up, o_heads);
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(out.row(t) + head * v, o_heads.row(row), static_cast<size_t>(v) * sizeof(float));
-  });
+  heads_forward(ctx, u.columns(0, rank), rank, w.absorbed.v_up, out.columns(0, v), v);
 }
 
 AttentionKeys packed_keys(const ModelConfig& c, const MlaActivations& a) {

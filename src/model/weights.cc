@@ -302,7 +302,7 @@ void absorb(const ModelConfig& c, MlaWeights& mla, ModelWeights& w) {
   const bool fresh = up.k_up_transposed.empty();
   if (!kv_b.lora_a.empty()) {
     if (fresh) mla.absorbed.merged = reinterpret_cast<float*>(own(source.rows * rank * 4));
-    merge_lora(source, kv_b.lora_a, kv_b.lora_b, kv_b.lora_scale, up.merged);
+    merge_lora(kv_b, 0, source.rows, up.merged);
     source = {.dtype = DType::kF32,
               .rows = source.rows,
               .cols = rank,

@@ -36,6 +36,7 @@ Speculation speculation(const RunOptions& options, const OpenedModel& opened) {
   constexpr std::pair<std::string_view, Speculation> kNames[] = {{"auto", Speculation::kAuto},
                                                                  {"mtp", Speculation::kMtp},
                                                                  {"lookup", Speculation::kLookup},
+                                                                 {"both", Speculation::kBoth},
                                                                  {"off", Speculation::kOff}};
   const auto* found = std::find_if(std::begin(kNames), std::end(kNames),
                                    [&](const auto& one) { return one.first == options.speculate; });

@@ -151,7 +151,12 @@ class Engine {
   void run_batch();
   void sample();
   void sample_rows(Sequence& s);
+  struct DraftCosts {
+    double row, mtp;  // what a draft's row and an MTP guess must gain, in tokens
+  };
+  DraftCosts draft_costs() const;
   void draft();
+  void look_up(Sequence& s, int64_t most);
   void draft_mtp(Sequence& s, ConstRows fresh, int64_t most);
   void take_back();
   void finish_step(std::vector<TokenEvent>& events);

@@ -151,7 +151,8 @@ void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, 
                   int64_t n, const Output& y) {
   const int64_t stride = row_bytes(w.dtype, w.cols);
   for (int64_t row = n0; row < std::min(n0 + n, w.rows); row += 16) {
-    float total[kInt8MostFew * 16] = {};
+    float total[kInt8MostFew * 16];
+    std::fill_n(total, m * 16, 0.0f);  // m is mostly 1
     const int64_t rows = std::min<int64_t>(16, w.rows - row);
     const uint8_t* const from = rows_from(w, row);
     const bool more = row + 16 < w.rows;
@@ -218,7 +219,9 @@ bool is_few(const Problem& p, const WeightView& w, int64_t rows) {
 // follows, but only after a while.
 void fetch_first(const WeightView& w, int64_t n) {
   const uint8_t* const from = rows_from(w, n);
-  const int64_t bytes = std::min((w.rows - n) * row_bytes(w.dtype, w.cols), kFetchFirst);
+  const int64_t stride = row_bytes(w.dtype, w.cols),
+                most = w.tiles != nullptr ? kFetchFirst : 16 * stride,
+                bytes = std::min((w.rows - n) * stride, most);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 

@@ -100,6 +100,13 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   heads_forward(ctx, u.columns(0, rank), rank, w.absorbed.v_up, out.columns(0, v), v);
 }
 
+// W_kva x becomes [c | k_rope]. Only the latent is normed, not the rope part behind it.
+void finish_latent(Context& ctx, const ModelConfig& c, const MlaWeights& w, ConstRows cos_sin,
+                   Rows kv_a, Rows latent) {
+  rms_norm(ctx, kv_a.columns(0, c.kv_lora_rank), w.kv_a_layernorm.data(), kLatentNormEps, latent);
+  rope(ctx, cos_sin, c.rope.layout, 1, kv_a.cols, c.kv_lora_rank, kv_a);
+}
+
 AttentionKeys packed_keys(const ModelConfig& c, const MlaActivations& a) {
   const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim;
   const Rows key_rope = a.kv_a.columns(c.kv_lora_rank, c.qk_rope_head_dim);
@@ -110,6 +117,15 @@ AttentionKeys packed_keys(const ModelConfig& c, const MlaActivations& a) {
 }
 
 }  // namespace
+
+void mla_keys(Context& ctx, const ModelConfig& c, const MlaWeights& w, const KeySource& keys,
+              ConstRows cos_sin, ConstRows x) {
+  ArenaScope scope(ctx.scratch());
+  const Rows kv_a = scope.rows(x.rows, c.kv_lora_rank + c.qk_rope_head_dim);
+  linear_forward(ctx, x, w.kv_a_proj_with_mqa, nullptr, kv_a);
+  finish_latent(ctx, c, w, cos_sin, kv_a, kv_a.columns(0, c.kv_lora_rank));
+  store_cache_rows(ctx, *keys.infer, keys.layer, kv_a);
+}
 
 void mla_forward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const KeySource& keys,
                  ConstRows cos_sin, ConstRows x, const MlaActivations& a, Rows out) {
@@ -123,11 +139,7 @@ void mla_forward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const 
     linear_forward(ctx, a.q_a_normed, w.q_b_proj, nullptr, a.q);
   }
   rope(ctx, cos_sin, c.rope.layout, heads, c.qk_head_dim(), c.qk_nope_head_dim, a.q);
-
-  // Only the latent is normed, not the rope part behind it.
-  rms_norm(ctx, a.kv_a.columns(0, c.kv_lora_rank), w.kv_a_layernorm.data(), kLatentNormEps,
-           a.latent);
-  rope(ctx, cos_sin, c.rope.layout, 1, a.kv_a.cols, c.kv_lora_rank, a.kv_a);
+  finish_latent(ctx, c, w, cos_sin, a.kv_a, a.latent);
 
   if (keys.infer == nullptr) {
     linear_forward(ctx, a.latent, w.kv_b_proj, nullptr, a.kv);

@@ -473,6 +473,12 @@ std::optional<DType> parse_cache_dtype(const std::string& name) {
   fail("--cache: found {}, expected f32, bf16 or int8", quoted(name));
 }
 
+int64_t parse_mla(const std::string& name) {
+  if (name == "fast") return kExpandedRows;
+  if (name == "strict") return 0;
+  fail("--mla: found {}, expected fast or strict", quoted(name));
+}
+
 std::optional<Isa> parse_isa(const std::string& name) {
   if (name.empty()) return std::nullopt;
   for (const auto& [spelling, isa] :

@@ -234,6 +234,26 @@ TEST(FastMode, ARepeatedPromptComputesAbsorbedRowsOnly) {
   }
 }
 
+// Of a chunk that another prompt has begun, a long one takes nothing but what it ends with.
+TEST(FastMode, FewExpandedRowsWaitForTheNextChunk) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  for (const auto& [opening, rows] : std::vector<std::pair<int64_t, int64_t>>{
+           {0, 300}, {301, 100}, {190, 300}}) {  // absorbed, cut, not cut
+    EngineOptions options = fast();
+    options.prefill_chunk = 300;
+    options.expand_by = 30;
+    Engine engine(model, ctx, options);
+    engine.submit(plain(some_tokens(1, 100), 0, 1));
+    engine.submit(plain(some_tokens(2, 301), opening, 1));
+    std::vector<TokenEvent> events;
+    ASSERT_TRUE(engine.step(events));
+    EXPECT_EQ(engine.stats().prefill_tokens, rows) << opening;
+    ASSERT_TRUE(engine.step(events));
+    EXPECT_EQ(engine.stats().prefill_tokens, std::min<int64_t>(401, rows + 300)) << opening;
+  }
+}
+
 // A restart, in fast and in strict mode over one folder: each finds its own rows, and those of the
 // other that have no other form.
 TEST(FastMode, TheStoreKeepsTheFormsApart) {

@@ -14,13 +14,15 @@ void add_mlp(const MlpWeights& mlp, double rows, Cost& cost) {
 }
 
 void add_block(const BlockWeights& block, const ModelConfig& config, const StepShape& shape,
-               Cost& cost) {
+               DType cache_dtype, Cost& cost) {
   const double rows = shape.rows, absorbed = rows - shape.expanded_rows;
   if (block.mla) {
     const MlaWeights& w = *block.mla;
     for (const Linear* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.kv_a_proj_with_mqa, &w.o_proj})
       cost.add_weight(v->weight, rows);
-    if (shape.expanded_rows > 0) cost.add_weight(w.kv_b_proj.weight, shape.expanded_keys);
+    WeightView kv_b = w.kv_b_proj.weight;  // mla.cc rounds it where expanded keys are bf16
+    if (kv_b.dtype == DType::kF32 && cache_dtype != DType::kF32) kv_b.dtype = DType::kBF16;
+    if (shape.expanded_rows > 0) cost.add_weight(kv_b, shape.expanded_keys);
     for (const auto* part : {&w.absorbed.k_up_transposed, &w.absorbed.v_up}) {
       for (const WeightView& v : *part) cost.add_weight(v, absorbed, absorbed > 0 ? 1 : 0);
     }
@@ -79,7 +81,8 @@ StepShape decode_step(double sequences, double context) {
 Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype) {
   const ModelConfig& c = model.config();
   Cost cost;
-  for (const BlockWeights& block : model.weights().layers) add_block(block, c, shape, cost);
+  for (const BlockWeights& block : model.weights().layers)
+    add_block(block, c, shape, cache_dtype, cost);
   cost.add_weight(model.weights().lm_head.weight, shape.logit_rows);
   const auto per_pair =
       static_cast<double>(c.is_mla() ? 2 * c.kv_lora_rank + c.qk_rope_head_dim : 2 * c.head_dim);

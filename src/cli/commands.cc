@@ -48,6 +48,11 @@ void bind_threads(CLI::App& app, int& threads) {
       ->check(CLI::Range(0, 4096));
 }
 
+void bind_pin(CLI::App& app, bool& pin) {
+  app.add_flag("--pin", pin,
+               "keep each thread on one processor: for a machine that nothing else uses");
+}
+
 void bind_cache(CLI::App& app, std::string& cache) {
   app.add_option("--cache", cache, "type of the key-value cache: f32, bf16 or int8");
 }
@@ -80,6 +85,7 @@ Action bind_run(CLI::App& app) {
   app.add_option("-n,--max-tokens", o->max_tokens,
                  "longest answer (default: what the context leaves)");
   bind_threads(app, o->threads);
+  bind_pin(app, o->pin);
   app.add_option("--temp", o->sampling.temperature,
                  "temperature; 0 always takes the likeliest token (default: the model's advice)");
   app.add_option("--top-p", o->sampling.top_p,
@@ -246,6 +252,7 @@ Action bind_bench(CLI::App& app) {
   app.add_option("--generate", o->generate, "tokens timed of each sequence");
   app.add_option("--repeat", o->repeat, "repetitions of each prompt");
   bind_threads(app, o->threads);
+  bind_pin(app, o->pin);
   bind_cache(app, o->cache);
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   app.add_option("-o,--out", o->page, "also write a picture: a .html page or an .svg");

@@ -32,6 +32,7 @@ struct BenchOptions {
   int threads = 0;
   bool pin = false;  // threads to processors (base/affinity.h)
   std::string cache;
+  std::string mla = "fast";  // parse_mla()
   std::string page;  // file to write: .html or .svg
   bool json = false;
 

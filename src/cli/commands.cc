@@ -69,6 +69,12 @@ void bind_model(CLI::App& app, std::string& model) {
                  "the only one in ./models");
 }
 
+void bind_mla(CLI::App& app, std::string& mla) {
+  app.add_option("--mla", mla,
+                 "latent attention: fast (default) expands the keys of long prompts, strict "
+                 "computes all in one form");
+}
+
 Action bind_run(CLI::App& app) {
   auto o = std::make_shared<RunOptions>();
   app.add_option("MODEL PROMPT", o->words, "the model, and what to say to it");
@@ -115,6 +121,7 @@ Action bind_run(CLI::App& app) {
                  "log-probabilities of the tokens, with this many alternatives")
       ->check(CLI::Range(0, 20));
   bind_cache(app, o->cache);
+  bind_mla(app, o->mla);
   app.add_option(
       "--prefix-dir", o->prefix_folder,
       "keep computed prompts in this folder, so that the next start finds them (private: "
@@ -254,6 +261,7 @@ Action bind_bench(CLI::App& app) {
   bind_threads(app, o->threads);
   bind_pin(app, o->pin);
   bind_cache(app, o->cache);
+  bind_mla(app, o->mla);
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   app.add_option("-o,--out", o->page, "also write a picture: a .html page or an .svg");
   bind_output(app, o->output);

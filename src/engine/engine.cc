@@ -21,9 +21,10 @@ void check_option(const char* name, int64_t found, int64_t low, int64_t high, co
 
 // With several sequences rows are no longer nearly free.
 constexpr int64_t kMostDraftingRows = 4;
-// A chain of guesses is right to its end ever less often. Kernels take rows in pairs: odd numbers
-// of drafts waste none.
-constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 3, kMostDrafts = 64;
+// The MTP layer's own second guess is mostly wrong; how far a lookup goes DraftPace says.
+constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 7, kMostDrafts = 64;
+// What a row costs beside the first of a step: it picks experts of its own.
+constexpr double kRowCost = 0.15, kRowCostWithExperts = 0.3;
 
 EngineOptions with_defaults(const Model& model, EngineOptions options) {
   const ModelConfig& config = model.config();
@@ -37,10 +38,17 @@ EngineOptions with_defaults(const Model& model, EngineOptions options) {
   check_option("prefill_chunk", options.prefill_chunk, 1, INT32_MAX, "");
   check_option("max_sequences", options.max_sequences, 1, INT32_MAX, "");
   check_cache_dtype(config, options.cache_dtype);
+  check_option("expand_by", options.expand_by, 0, INT32_MAX, " (0 = strict mode)");
+  if (!config.is_mla()) options.expand_by = 0;
+  FATHOM_CHECK(options.expand_by == 0 || options.form == MlaForm::kAbsorbed, options.expand_by);
   if (options.speculation == Speculation::kAuto)
-    options.speculation = model.has_mtp() ? Speculation::kMtp : Speculation::kLookup;
-  if (options.speculation == Speculation::kMtp && !model.has_mtp())
-    fail("engine: speculation: found mtp, expected lookup or off (the model has no MTP layer)");
+    options.speculation = model.has_mtp() ? Speculation::kBoth : Speculation::kLookup;
+  const bool mtp =
+      options.speculation == Speculation::kMtp || options.speculation == Speculation::kBoth;
+  if (mtp && !model.has_mtp()) {
+    fail("engine: speculation: found {}, expected lookup or off (the model has no MTP layer)",
+         options.speculation == Speculation::kMtp ? "mtp" : "both");
+  }
   if (options.draft_tokens == 0)
     options.draft_tokens = options.speculation == Speculation::kMtp ? kMtpDrafts : kLookupDrafts;
   check_option("draft_tokens", options.draft_tokens, 1, kMostDrafts, "");
@@ -75,7 +83,8 @@ Engine::Engine(const Model& model, Context& ctx, const EngineOptions& options)
       ctx_(ctx),
       options_(with_defaults(model, options)),
       cache_(model, options_.cache_dtype, options_.cache_tokens) {
-  if (options_.speculation == Speculation::kMtp) mtp_.emplace(model, cache_.view(), options_.form);
+  if (options_.speculation == Speculation::kMtp || options_.speculation == Speculation::kBoth)
+    mtp_.emplace(model, cache_.view(), options_.form);
 }
 
 Engine::~Engine() = default;
@@ -97,8 +106,9 @@ uint64_t Engine::submit(Request request) {
     fail("request: prompt of {} tokens + max_tokens {}: expected at most {} together (the context)",
          prompt_tokens, request.max_tokens, options_.context_tokens);
   }
+  if (request.opening < 0 || request.opening > prompt_tokens) request.opening = prompt_tokens;
   validate_sampling(request.sampling, vocab_size);
-  waiting_.push_back(std::make_unique<Sequence>(next_id_, std::move(request)));
+  waiting_.push_back(std::make_unique<Sequence>(next_id_, std::move(request), options_.expand_by));
   return next_id_++;
 }
 
@@ -145,9 +155,7 @@ bool Engine::step(std::vector<TokenEvent>& events) {
     take_back();
     throw;
   }
-  finish_step(events);
-  int64_t rows = 0;
-  for (const SequenceRows& sequence : rows_) rows += sequence.rows;
+  const int64_t rows = finish_step(events);
   (prompt_rows > 0 ? stats_.prefill_tokens : stats_.decode_tokens) += rows;
   (prompt_rows > 0 ? stats_.prefill_seconds : stats_.decode_seconds) += seconds_now() - start;
   return true;
@@ -185,7 +193,7 @@ void Engine::reserve_step() {
   const auto rows = static_cast<size_t>(sequences + options_.draft_tokens *
                                                         std::min(sequences, kMostDraftingRows));
   tokens_.reserve(rows);
-  rows_.reserve(running_.size());
+  rows_.reserve(sequences);
   planned_.reserve(running_.size());
   sampling_.reserve(running_.size());
   logit_rows_.reserve(rows);
@@ -206,27 +214,28 @@ int64_t Engine::plan() {
   // All rows that must be have their blocks before drafts take any.
   for (size_t i = 0; i < running_.size() && grow(*running_[i]); ++i) {
   }
-  int64_t budget = options_.prefill_chunk;
+  int64_t budget = options_.prefill_chunk, used = 0;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     Sequence& s = *sequence;
     const int64_t left = s.size() - s.computed;
-    s.rows = s.prefilling() ? std::min(left, budget) : 1;
+    s.rows = s.prefilling() ? prompt_rows(s, budget) : 1;
     s.size_before = s.size();
     s.rejected = 0;
     s.completes = false;
     s.finish = FinishReason::kNone;
-    if (s.rows == 0) continue;
     if (s.prefilling()) {
-      budget -= s.rows;
+      budget = s.rows == 0 ? 0 : budget - s.rows;  // nobody overtakes
+      used += s.rows;
     } else {
       fit_drafts(s);
     }
+    if (s.rows == 0) continue;
     const bool samples = s.rows == left;
     const auto first = s.tokens.begin() + s.computed;
     tokens_.insert(tokens_.end(), first, first + s.rows);
     tokens_.insert(tokens_.end(), s.drafts.begin(), s.drafts.end());
     s.rows += std::ssize(s.drafts);
-    rows_.push_back({s.rows, s.computed, s.block_rows});
+    rows_.add({s.rows, s.computed, s.block_rows}, s.expanded_end, options_.form);
     planned_.push_back(&s);
     if (!samples) continue;
     s.logit_row = std::ssize(logit_rows_);
@@ -235,7 +244,16 @@ int64_t Engine::plan() {
       logit_rows_.push_back(static_cast<int32_t>(row));
     sampling_.push_back(&s);
   }
-  return options_.prefill_chunk - budget;
+  return used;
+}
+
+// What the next chunk takes of a prompt. Few expanded rows, if they are not the last of them, wait
+// for a chunk that they need share with nobody.
+int64_t Engine::prompt_rows(const Sequence& s, int64_t budget) const {
+  const int64_t rows = std::min(s.size() - s.computed, budget);
+  const int64_t expanded = s.expanded_end - s.computed;
+  const bool few = rows < expanded && rows < kExpandedRows;
+  return few && budget < options_.prefill_chunk ? 0 : rows;
 }
 
 // Blocks for the rows of its drafts, if they are to be had without anybody giving way; else fewer
@@ -274,6 +292,7 @@ void Engine::preempt_youngest() {
   give_back(s);
   s.computed = s.complete = s.published = s.prefill_end = 0;
   s.drafts.clear();
+  s.guesses.clear();
   s.states.clear();
   ++stats_.preemptions;
 }
@@ -284,8 +303,9 @@ void Engine::run_batch() {
   const Rows logits{logits_.data(), std::ssize(logit_rows_), vocab_size, vocab_size};
   std::optional<Rows> hidden;
   if (mtp_) hidden = mtp_->hidden(std::ssize(tokens_));
-  model_.forward_infer(ctx_, {tokens_, rows_, logit_rows_, &cache_.view(), options_.form}, logits,
-                       hidden ? &*hidden : nullptr);
+  model_.forward_infer(
+      ctx_, {tokens_, rows_.sequences, logit_rows_, &cache_.view(), options_.form, rows_.forms},
+      logits, hidden ? &*hidden : nullptr);
   log_sum_exp_.resize(logit_rows_.size());
   if (std::any_of(sampling_.begin(), sampling_.end(),
                   [](const Sequence* s) { return s->sampler.wants_logprobs(); })) {
@@ -314,7 +334,7 @@ void Engine::sample_rows(Sequence& s) {
       return;
     }
     const int32_t token = sampled_[row]->token;
-    s.tokens.push_back(token);
+    s.push_generated(token);
     s.sampler.remember(token);
     s.finish = s.finish_of_last();
     if (s.finish != FinishReason::kNone || accepted == drafts ||
@@ -323,43 +343,86 @@ void Engine::sample_rows(Sequence& s) {
   }
 }
 
+// Steps of decoding sequences cost 1 + row (rows - 1) of a step of one row, and yield at best
+// somewhat more than a token for each.
+Engine::DraftCosts Engine::draft_costs() const {
+  constexpr double kGain = 1.3;
+  const ModelConfig& config = model_.config();
+  const double row = config.n_routed_experts > 0 ? kRowCostWithExperts : kRowCost;
+  const auto sequences = static_cast<double>(std::max<int64_t>(1, std::ssize(sampling_)));
+  const double tokens_for_cost = kGain * sequences / (1 + row * (sequences - 1));
+  return {row * tokens_for_cost, kGain / static_cast<double>(config.num_hidden_layers)};
+}
+
 // Drafts for the next step, and the MTP layer's rows of this one.
 void Engine::draft() {
   if (options_.speculation == Speculation::kOff) return;
   if (mtp_) mtp_->begin();
   const bool few = std::ssize(sampling_) <= kMostDraftingRows;
+  const bool looks_up = options_.speculation != Speculation::kMtp;
+  const DraftCosts costs = draft_costs();
   const int64_t hidden_size = model_.config().hidden_size;
   int64_t row = 0;  // of the step
   for (Sequence* planned : planned_) {
     Sequence& s = *planned;
-    s.next_drafts.clear();
+    s.next_guesses.clear();
     const bool goes_on = s.finish == FinishReason::kNone && s.computed_then() >= s.prefill_end;
-    const bool wanted = goes_on && few && !s.pace.paused();
     // a step yields one token more than it confirms drafts
     const int64_t most =
-        wanted ? std::min(options_.draft_tokens, s.request.max_tokens - s.generated() - 1) : 0;
+        goes_on && few ? std::min(options_.draft_tokens, s.request.max_tokens - s.generated() - 1)
+                       : 0;
+    if (looks_up && most > 0) look_up(s, most);
     if (mtp_) {
+      const bool guesses =
+          most > 0 && (!options_.pause_drafts ||
+                       (!s.pace.mtp_paused() && s.pace.mtp_gains(s.next_guesses, costs.mtp)));
+      if (guesses) s.next_guesses.clear();
       const float* states = mtp_->hidden(std::ssize(tokens_)).row(row);
-      draft_mtp(s, {states, s.rows - s.rejected, hidden_size, hidden_size}, most);
-    } else if (most > 0) {
-      options_.drafter(s.tokens, most, s.next_drafts);
-      FATHOM_CHECK(std::ssize(s.next_drafts) <= most, s.next_drafts.size(), most);
+      draft_mtp(s, {states, s.rows - s.rejected, hidden_size, hidden_size},
+                guesses ? (looks_up ? 1 : most) : 0);
     }
     row += s.rows;
   }
   if (mtp_) mtp_->run(ctx_);
-  // A row behind the end of an answer is for nothing.
-  for (Sequence* s : planned_) {
-    const auto end = std::find_first_of(s->next_drafts.begin(), s->next_drafts.end(),
-                                        s->request.stop_ids.begin(), s->request.stop_ids.end());
-    s->next_drafts.erase(end, s->next_drafts.end());
+  for (Sequence* planned : planned_) {
+    Sequence& s = *planned;
+    Guesses& guesses = s.next_guesses;
+    if (s.mtp_guesses) {
+      guesses.of_mtp = std::ssize(guesses.tokens);
+      const int64_t most =
+          std::min(options_.draft_tokens, s.request.max_tokens - s.generated() - 1);
+      if (looks_up && guesses.of_mtp == 1 && most > 1) look_up(s, most - 1);
+    }
+    // A row behind the end of an answer is for nothing.
+    const auto end = std::find_first_of(guesses.tokens.begin(), guesses.tokens.end(),
+                                        s.request.stop_ids.begin(), s.request.stop_ids.end());
+    s.next_drafts = end - guesses.tokens.begin();
+    if (options_.pause_drafts)
+      s.next_drafts = std::min(s.next_drafts, s.pace.worth(guesses, costs.row));
   }
+}
+
+// Appends what the drafter guesses to follow the text and the guesses so far.
+void Engine::look_up(Sequence& s, int64_t most) {
+  std::vector<int32_t>& guesses = s.next_guesses.tokens;
+  const size_t before = guesses.size();
+  struct Longer {  // has room: the answer may become so long
+    Longer(std::vector<int32_t>& text_, std::span<const int32_t> with) : text(text_) {
+      text.insert(text.end(), with.begin(), with.end());
+    }
+    ~Longer() { text.resize(size); }
+    std::vector<int32_t>& text;
+    const size_t size = text.size();
+  } longer(s.tokens, guesses);
+  s.next_guesses.match = options_.drafter(s.tokens, most, guesses);
+  FATHOM_CHECK(std::ssize(guesses) - static_cast<int64_t>(before) <= most, guesses.size(), most);
 }
 
 void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
   const int64_t end = s.computed_then();
   const bool block_full = end / kKeyBlock > s.complete / kKeyBlock;
   const bool kept = options_.prefix_cache && s.finish != FinishReason::kNone;
+  s.mtp_guesses = most > 0;
   // of the last row of a numerical error nobody knows the next token
   s.completes = (end < s.prefill_end || most > 0 || block_full || kept) && s.size() > end;
   if (!s.completes) return;
@@ -367,43 +430,49 @@ void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
                         .first(static_cast<size_t>(end + 1))
                         .subspan(static_cast<size_t>(s.complete + 1));
   mtp_->add({.rows = {end - s.complete, s.complete, s.block_rows},
+             .expanded_end = s.expanded_end,
              .next_tokens = next,
              .kept = {s.states.data(), s.computed - s.complete, fresh.cols, fresh.cols},
              .fresh = fresh,
              .sampler = &s.sampler,
              .most = most,
-             .drafts = &s.next_drafts});
+             .drafts = &s.next_guesses.tokens});
 }
 
 // The step has failed: its tokens were never sampled.
 void Engine::take_back() {
   for (Sequence* s : sampling_) {
-    for (; s->size() > s->size_before; s->tokens.pop_back()) s->sampler.forget(s->tokens.back());
+    for (; s->size() > s->size_before; s->pop_generated()) s->sampler.forget(s->tokens.back());
   }
 }
 
-// From here on nothing throws: the step happens as a whole.
-void Engine::finish_step(std::vector<TokenEvent>& events) {
+// From here on nothing throws: the step happens as a whole. Returns its rows, without those of
+// rejected drafts.
+int64_t Engine::finish_step(std::vector<TokenEvent>& events) {
   const int64_t hidden_size = model_.config().hidden_size;
   int64_t row = 0;  // of the step
-  for (size_t i = 0; i < planned_.size(); ++i) {
-    Sequence& s = *planned_[i];
-    const int64_t drafted = std::ssize(s.drafts);
-    rows_[i].rows -= s.rejected;
-    s.computed += rows_[i].rows;
+  int64_t kept_rows = 0;
+  for (Sequence* planned : planned_) {
+    Sequence& s = *planned;
+    const int64_t drafted = std::ssize(s.drafts), kept = s.rows - s.rejected;
+    s.computed += kept;
+    kept_rows += kept;
     if (s.completes || !mtp_) {
       s.complete = s.computed;
       s.states.clear();
     } else if (s.finish == FinishReason::kNone) {
       const float* states = mtp_->hidden(std::ssize(tokens_)).row(row);
-      s.states.insert(s.states.end(), states, states + rows_[i].rows * hidden_size);
+      s.states.insert(s.states.end(), states, states + kept * hidden_size);
     }
     row += s.rows;
     stats_.drafted += drafted;
     stats_.accepted += drafted - s.rejected;
-    if (options_.pause_drafts && s.computed > s.prefill_end)
-      s.pace.note(drafted, drafted - s.rejected);
-    s.drafts.swap(s.next_drafts);
+    if (s.computed > s.prefill_end) {
+      s.pace.note(s.guesses, drafted,
+                  std::span(s.tokens).subspan(static_cast<size_t>(s.size_before)));
+    }
+    std::swap(s.guesses, s.next_guesses);
+    s.drafts.assign(s.guesses.tokens.begin(), s.guesses.tokens.begin() + s.next_drafts);
     publish(s);
   }
   for (Sequence* sequence : sampling_) {
@@ -420,10 +489,11 @@ void Engine::finish_step(std::vector<TokenEvent>& events) {
     if (s.finish != FinishReason::kNone) give_back(s);
   }
   std::erase_if(running_, [](const auto& s) { return s->finish != FinishReason::kNone; });
+  return kept_rows;
 }
 
 // Blocks that have become full can be found from now on. A block whose content somebody else has
-// published meanwhile is given back for that one: same tokens, same bits.
+// published meanwhile is given back for that one: same tokens in the same forms, same bits.
 void Engine::publish(Sequence& s) {
   if (!options_.prefix_cache) return;
   s.extend_hashes(s.computed);
@@ -439,16 +509,16 @@ void Engine::give_back(Sequence& s) {
   if (options_.prefix_cache && rows > 0) {
     const int64_t parent = s.block_before(s.published);
     const Hash128& before = s.hash_before(s.published);
-    const std::span<const int32_t> tokens =
-        std::span(s.tokens).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
+    const std::span<const int32_t> names =
+        std::span(s.names).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
     BlockPool& pool = cache_.pool();
-    const BlockPool::Alike alike = pool.most_alike(parent, before, tokens);
+    const BlockPool::Alike alike = pool.most_alike(parent, before, names);
     int64_t& row = s.block_rows[static_cast<size_t>(s.published)];
     if (alike.tokens == rows) {
       pool.renew(alike.block);
     } else {
-      const Hash128 hash = hash_chained(before, std::as_bytes(tokens));
-      row = pool.publish(row / kKeyBlock, {parent, before, hash, tokens}) * kKeyBlock;
+      const Hash128 hash = hash_chained(before, std::as_bytes(names));
+      row = pool.publish(row / kKeyBlock, {parent, before, hash, names}) * kKeyBlock;
     }
   }
   cache_.release(s.block_rows);

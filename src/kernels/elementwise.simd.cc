@@ -2,13 +2,6 @@
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
-namespace {
-
-// g / (1 + e^-g): for g below -88 the exponential is infinite and the quotient the right -0.
-inline F32x16 silu_times(F32x16 g, F32x16 up) { return g / (set(1.0f) + exp(zero() - g)) * up; }
-
-}  // namespace
-
 void swiglu_row(const float* gate, const float* up, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(silu_times(load(gate + i), load(up + i)), out + i);

@@ -27,6 +27,18 @@ void block_forward(Context& ctx, const ModelConfig& c, const BlockWeights& w, co
   add(ctx, a.middle, y);
 }
 
+void block_keys(Context& ctx, const ModelConfig& c, const BlockWeights& w, const KeySource& keys,
+                ConstRows cos_sin, ConstRows x) {
+  ArenaScope scope(ctx.scratch());
+  const Rows input = scope.rows(x.rows, x.cols);
+  rms_norm(ctx, x, w.input_layernorm.data(), static_cast<float>(c.rms_norm_eps), input);
+  if (w.mla) {
+    mla_keys(ctx, c, *w.mla, keys, cos_sin, input);
+  } else {
+    gqa_keys(ctx, c, *w.gqa, keys, cos_sin, input);
+  }
+}
+
 double block_backward(Context& ctx, const ModelConfig& c, const BlockWeights& w,
                       const KeySource& keys, ConstRows cos_sin, ConstRows x,
                       const BlockActivations& a, const BalanceObjective& balance,

@@ -14,6 +14,10 @@ void block_forward(Context& ctx, const ModelConfig& config, const BlockWeights& 
                    const KeySource& keys, ConstRows cos_sin, ConstRows x, const BlockActivations& a,
                    Rows y);
 
+// Only writes the cache rows that block_forward() writes: of tokens whose y nobody wants.
+void block_keys(Context& ctx, const ModelConfig& config, const BlockWeights& weights,
+                const KeySource& keys, ConstRows cos_sin, ConstRows x);
+
 // inout: the gradient of y becomes that of x. Parameter gradients are added to; `a` was kept, and
 // is used up. Returns the value of the balance loss.
 double block_backward(Context& ctx, const ModelConfig& config, const BlockWeights& weights,

@@ -56,6 +56,17 @@ void gqa_forward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const 
   linear_forward(ctx, a.o, w.o_proj, nullptr, out);
 }
 
+void gqa_keys(Context& ctx, const ModelConfig& c, const GqaWeights& w, const KeySource& keys,
+              ConstRows cos_sin, ConstRows x) {
+  const int64_t kv_heads = c.num_key_value_heads, dim = c.head_dim;
+  ArenaScope scope(ctx.scratch());
+  const Rows kv = scope.rows(x.rows, 2 * kv_heads * dim);
+  const Rows k = kv.columns(0, kv_heads * dim), v = kv.columns(kv_heads * dim, kv_heads * dim);
+  linears_forward(ctx, x, {{w.k_proj, w.k_bias.data(), k}, {w.v_proj, w.v_bias.data(), v}});
+  rope(ctx, cos_sin, c.rope.layout, kv_heads, dim, 0, k);
+  store_cache_rows(ctx, *keys.infer, keys.layer, kv);
+}
+
 void gqa_backward(Context& ctx, const ModelConfig& c, const GqaWeights& w, const KeySource& keys,
                   ConstRows cos_sin, ConstRows x, const GqaActivations& a, ConstRows dout,
                   const GqaGradients& g, Rows dx) {

@@ -14,6 +14,10 @@ void gqa_forward(Context& ctx, const ModelConfig& config, const GqaWeights& weig
                  const KeySource& keys, ConstRows cos_sin, ConstRows x, const GqaActivations& a,
                  Rows out);
 
+// As mla_keys.
+void gqa_keys(Context& ctx, const ModelConfig& config, const GqaWeights& weights,
+              const KeySource& keys, ConstRows cos_sin, ConstRows x);
+
 // As mla_backward.
 void gqa_backward(Context& ctx, const ModelConfig& config, const GqaWeights& weights,
                   const KeySource& keys, ConstRows cos_sin, ConstRows x, const GqaActivations& a,

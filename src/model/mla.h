@@ -16,6 +16,10 @@ void mla_forward(Context& ctx, const ModelConfig& config, const MlaWeights& weig
                  const KeySource& keys, ConstRows cos_sin, ConstRows x, const MlaActivations& a,
                  Rows out);
 
+// The same rows of the cache and nothing else.
+void mla_keys(Context& ctx, const ModelConfig& config, const MlaWeights& weights,
+              const KeySource& keys, ConstRows cos_sin, ConstRows x);
+
 // dx is assigned, parameter gradients are added to. x and `a` as mla_forward had them, with keys of
 // the batch itself and `keep`. dx overlaps nothing.
 void mla_backward(Context& ctx, const ModelConfig& config, const MlaWeights& weights,

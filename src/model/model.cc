@@ -15,6 +15,45 @@
 
 namespace fathom {
 
+namespace {
+
+// Some rows of a batch, closed up; those that follow each other in their sequence stay together.
+struct Part {
+  Rows x, cos_sin;
+  std::span<const SequenceRows> sequences;
+};
+
+// Those in `chosen` (ascending), or else all others.
+Part part_of(ArenaScope& scope, const InferBatch& batch, std::span<const int32_t> chosen,
+             bool others, ConstRows x, ConstRows cos_sin) {
+  const int64_t count = others ? x.rows - std::ssize(chosen) : static_cast<int64_t>(chosen.size());
+  const Part part{scope.rows(count, x.cols), scope.rows(count, cos_sin.cols), {}};
+  auto* const sequences = scope.array<SequenceRows>(count);
+  size_t runs = 0, next = 0;
+  int64_t row = 0, to = 0;
+  for (const SequenceRows& sequence : batch.sequences) {
+    bool goes_on = false;
+    for (int64_t i = 0; i < sequence.rows; ++i, ++row) {
+      const bool is_chosen = next < chosen.size() && chosen[next] == row;
+      next += is_chosen;
+      if (is_chosen == others) {
+        goes_on = false;
+        continue;
+      }
+      std::memcpy(part.x.row(to), x.row(row), static_cast<size_t>(x.cols) * sizeof(float));
+      std::memcpy(part.cos_sin.row(to++), cos_sin.row(row),
+                  static_cast<size_t>(cos_sin.cols) * sizeof(float));
+      if (!goes_on) sequences[runs++] = {0, sequence.position + i, sequence.block_rows};
+      ++sequences[runs - 1].rows;
+      goes_on = true;
+    }
+  }
+  FATHOM_CHECK(to == count, to, count);
+  return {part.x, part.cos_sin, {sequences, runs}};
+}
+
+}  // namespace
+
 Model Model::load(const std::filesystem::path& path) { return Model(Checkpoint::open(path)); }
 
 Model::Model(Checkpoint checkpoint)
@@ -134,13 +173,24 @@ void Model::forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden,
   rms_norm(ctx, hidden, mtp.hnorm.data(), eps, pair.columns(d, d));
   const Rows z = scope.rows(tokens, d);
   linear_forward(ctx, pair, mtp.eh_proj, nullptr, z);
-  const int64_t layer = config_.num_hidden_layers;
+  // Rows without logits have their place in the cache, and nobody reads what the block makes of them.
+  const int64_t layer = config_.num_hidden_layers, wanted = std::ssize(batch.logit_rows);
+  InferBatch part_batch = batch;
+  const KeySource keys{&part_batch, {}, layer};
+  if (wanted < tokens) {
+    const Part rest = part_of(scope, batch, batch.logit_rows, true, z, cos_sin);
+    part_batch.sequences = rest.sequences;
+    block_keys(ctx, config_, mtp.block, keys, rest.cos_sin, rest.x);
+  }
+  if (wanted == 0) return;
+  const Part part = part_of(scope, batch, batch.logit_rows, false, z, cos_sin);
+  part_batch.sequences = part.sequences;
   const BlockActivations a =
-      block_activations(scope, config_, config_.is_moe_layer(layer), tokens, false);
-  block_forward(ctx, config_, mtp.block, {&batch, {}, layer}, cos_sin, z, a, z);
-  const Rows normed = hidden_out != nullptr ? *hidden_out : z;
-  rms_norm(ctx, z, mtp.shared_head_norm.data(), eps, normed);
-  head(ctx, batch, normed, logits);
+      block_activations(scope, config_, config_.is_moe_layer(layer), wanted, false);
+  block_forward(ctx, config_, mtp.block, keys, part.cos_sin, part.x, a, part.x);
+  const Rows normed = hidden_out != nullptr ? *hidden_out : part.x;
+  rms_norm(ctx, part.x, mtp.shared_head_norm.data(), eps, normed);
+  linear_forward(ctx, normed, weights_.lm_head, nullptr, logits);
 }
 
 }  // namespace fathom

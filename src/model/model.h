@@ -58,7 +58,8 @@ class Model {
   // + 1; the logits predict position i + 2. Positions are those of the hidden states.
   //   z = eh_proj [norm(embedding; enorm) | norm(hidden; hnorm)];  logits = lm_head norm(block(z);
   //   shared_head.norm)
-  // REQUIRES: has_mtp(). Writes the last cache layer. hidden_out: [tokens, hidden_size] after
+  // REQUIRES: has_mtp(), logit_rows ascend. Writes the last cache layer; rows without logits cost
+  // little more than that. hidden_out: [logit_rows.size(), hidden_size], their states after
   // shared_head.norm (for deeper drafts).
   void forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden, Rows logits,
                    Rows* hidden_out = nullptr) const;

@@ -39,7 +39,10 @@ std::vector<EngineOptions> all_ways(const Model& model, const EngineOptions& pla
     way.drafter = knowing_drafter(texts, 3);
     ways.push_back(way);
     if (!model.has_mtp()) continue;
+    way.speculation = Speculation::kBoth;
+    ways.push_back(way);
     way.drafter = {};
+    ways.push_back(way);
     way.speculation = Speculation::kMtp;
     ways.push_back(way);
   }
@@ -183,7 +186,7 @@ TEST(Speculation, AStepThatThrowsLosesRepeatsAndChangesNothing) {
     solo.push_back(run_alone(model, warm, {.context_tokens = 256}, requests.back()));
     texts.push_back(text_of(requests.back(), solo.back()));
   }
-  for (const Speculation kind : {Speculation::kMtp, Speculation::kLookup}) {
+  for (const Speculation kind : {Speculation::kMtp, Speculation::kBoth, Speculation::kLookup}) {
     Context fresh(1);
     EngineOptions options{.context_tokens = 256, .cache_tokens = 256, .prefill_chunk = 50};
     options.speculation = kind;
@@ -238,6 +241,7 @@ TEST(Speculation, DraftsThatAreNotFiniteChangeNothing) {
     options.pause_drafts = false;
     options.drafter = [](std::span<const int32_t>, int64_t most, std::vector<int32_t>& drafts) {
       drafts.insert(drafts.end(), static_cast<size_t>(most), 250);
+      return kMostMatch;
     };
     Engine engine(model, ctx, options);
     expect_solo_results(guests, run_trace(engine, guests), solo);
@@ -422,7 +426,7 @@ TEST(Mtp, IsRefusedByAModelWithoutTheLayer) {
   EXPECT_EQ(Engine(model, ctx, {.speculation = Speculation::kAuto}).options().speculation,
             Speculation::kLookup);
   EXPECT_EQ(Engine(load_tiny("v3"), ctx, {.speculation = Speculation::kAuto}).options().speculation,
-            Speculation::kMtp);
+            Speculation::kBoth);
 }
 
 TEST(Speculation, PausesWhenDraftsAreWrong) {

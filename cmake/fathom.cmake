@@ -58,7 +58,7 @@ function(fathom_program)
   target_link_libraries(fathom_cli PUBLIC fathom_train
                         PRIVATE CLI11::CLI11 nlohmann_json::nlohmann_json)
   add_executable(fathom ${CMAKE_SOURCE_DIR}/src/cli/main.cc)
-  target_link_libraries(fathom PRIVATE fathom_cli CLI11::CLI11)
+  target_link_libraries(fathom PRIVATE fathom_cli)
 endfunction()
 
 # tests/<layer>/NAME_test.cc -> program <layer>_NAME_test. A file whose first lines say "label: slow" gets that label.

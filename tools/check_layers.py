@@ -18,7 +18,7 @@ ALLOWED = {
     "cli": ["train", "engine", "text", "model", "kernels", "formats", "tensor", "base"],
 }
 # Libraries with heavy headers live in one file each.
-ONLY_IN = {"CLI/": "src/cli/main.cc", "toml++/": "src/train/recipe.cc"}
+ONLY_IN = {"CLI/": "src/cli/commands.cc", "toml++/": "src/train/recipe.cc"}
 
 
 def main() -> int:

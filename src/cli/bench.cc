@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "base/affinity.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/bench_parts.h"
@@ -131,6 +132,7 @@ int run_bench(const BenchOptions& options) {
     if (path.empty() && !options.only.empty()) path = resolve_model("");
   }
   Context ctx(thread_count(options.threads));
+  if (options.pin) pin_threads(ctx.pool());
   constexpr int kFirstRounds = 12;
   if (!options.output.quiet) note("measuring the roofs ...");
   InterruptScope scope;

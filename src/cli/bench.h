@@ -30,6 +30,7 @@ struct BenchOptions {
   int64_t generate = 32;       // tokens timed of each sequence
   int repeat = 3;
   int threads = 0;
+  bool pin = false;  // threads to processors (base/affinity.h)
   std::string cache;
   std::string mla = "fast";  // parse_mla()
   std::string page;  // file to write: .html or .svg

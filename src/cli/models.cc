@@ -207,14 +207,23 @@ void warm_files(const Model& model, const OutputOptions& output) {
 }
 
 // Tiles instead of the mapping, where they fit; the bytes they took. A model that does not fit as a
-// whole (--ignore-memory) leaves the memory to the pages of its files.
+// whole (--ignore-memory) leaves the memory to the pages of its files. The answer is the same.
 uint64_t tile_weights(Model& model, const MemoryNeeds& needs, const OpenOptions& options,
                       const OutputOptions& output) {
   const uint64_t bytes = model.tile_bytes(),
                  available = usable_memory(options.memory_gib).available;
   if (bytes == 0 || needs.total > available) return 0;
+  const auto leave_out = [&] {
+    if (output.verbose)
+      note(
+          "note: too little memory to arrange the weights ({}): they are read as they lie in the "
+          "file, which is slower",
+          bytes_text(bytes));
+    return uint64_t{0};
+  };
   const uint64_t own = needs.total - needs.weights + bytes;
-  if (own + own / 16 > std::min(available, own_memory_left().value_or(UINT64_MAX))) return 0;
+  if (own + own / 16 > std::min(available, own_memory_left().value_or(UINT64_MAX)))
+    return leave_out();
   InterruptScope scope;
   Progress bar(output, "arranging", Progress::Unit::kBytes, bytes);
   try {
@@ -223,7 +232,7 @@ uint64_t tile_weights(Model& model, const MemoryNeeds& needs, const OpenOptions&
       check_interrupt();
     });
   } catch (const std::bad_alloc&) {  // the mapping does, too
-    return 0;
+    return leave_out();
   }
   return bytes;
 }

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "base/affinity.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/chat.h"
@@ -317,6 +318,7 @@ Session::Session(const RunOptions& options_, const std::filesystem::path& path)
                   engine.cache().view());
     engine.use_store(&*store);
   }
+  if (options.pin) pin_threads(ctx.pool());
 }
 
 void keep_computed(Session& session) {

@@ -30,6 +30,7 @@ struct RunOptions {
   int64_t context_tokens = 0;  // 0 = min(max_position_embeddings, 8192)
   int64_t max_tokens = 0;      // 0 = what the context leaves
   int threads = 0;
+  bool pin = false;  // threads to processors (base/affinity.h)
   SamplingFlags sampling;
   std::vector<std::string> stops;
   std::string template_name;

@@ -384,24 +384,28 @@ void few(const Int8Few& f) {
   for (int64_t r = 0; r < f.m; ++r) store(sums.y[r], f.total + r * 16);
 }
 
-// R or half as many and so on, as few as m needs.
+// The first R rows, or half as many and so on until there are so many. Reading a block once more
+// costs less than rows that nobody wants, but for one of four. Returns how many it was.
 template <class Format, class Block, int64_t R>
-void few_or_fewer(const Int8Few& f) {
+int64_t few_or_fewer(const Int8Few& f) {
   if constexpr (R > 1) {
-    if (2 * f.m <= R) return few_or_fewer<Format, Block, R / 2>(f);
+    if (f.m < R - (R == 4 ? 1 : 0)) return few_or_fewer<Format, Block, R / 2>(f);
   }
-  few<Format, Block, R>(f);
+  Int8Few part = f;
+  part.m = f.m < R ? f.m : R;
+  few<Format, Block, R>(part);
+  return part.m;
 }
 
 template <class Format, class Block>
 void few_rows(const Int8Few& f) {
-  for (int64_t m = 0; m < f.m; m += kFewTogether) {
-    Int8Few part = f;
-    part.x = {row_of(f.x.codes, m, f.x_stride), row_of(f.x.scale, m, f.x_stride),
+  for (int64_t m = 0; m < f.m;) {
+    Int8Few rest = f;
+    rest.x = {row_of(f.x.codes, m, f.x_stride), row_of(f.x.scale, m, f.x_stride),
               row_of(f.x.start, m, f.x_stride), row_of(f.x.sum, m, f.x_stride)};
-    part.m = f.m - m < kFewTogether ? f.m - m : kFewTogether;
-    part.total = f.total + m * 16;
-    few_or_fewer<Format, Block, kFewTogether>(part);
+    rest.m = f.m - m;
+    rest.total = f.total + m * 16;
+    m += few_or_fewer<Format, Block, kFewTogether>(rest);
   }
 }
 

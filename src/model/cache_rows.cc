@@ -23,13 +23,18 @@ void store_cache_rows(Context& ctx, const InferBatch& batch, int64_t layer, Cons
   const KvCacheView& cache = *batch.cache;
   int64_t first = 0;
   for (const SequenceRows& sequence : batch.sequences) {
-    ctx.pool().run((sequence.rows + kRowsPerItem - 1) / kRowsPerItem, [&](int64_t item, int) {
+    const auto store = [&](int64_t item, int) {
       for (int64_t i = item * kRowsPerItem; i < std::min(sequence.rows, (item + 1) * kRowsPerItem);
            ++i) {
         store_cached_row(ctx.isa(), cache.dtype, x.row(first + i), cache.row_width,
                          cache_row(cache, layer, sequence, sequence.position + i));
       }
-    });
+    };
+    if (sequence.rows <= kRowsPerItem) {  // sooner done than handed out, once for each sequence
+      store(0, 0);
+    } else {
+      ctx.pool().run((sequence.rows + kRowsPerItem - 1) / kRowsPerItem, store);
+    }
     first += sequence.rows;
   }
 }

@@ -519,5 +519,27 @@ TEST(Run, AnswersTheSameFromTilesAndFromTheMapping) {
   EXPECT_EQ(mapped.out, tiles.out);
 }
 
+TEST(Run, LeavesTilesOutWhereMemoryIsShortAndAnswersTheSame) {
+  const std::string shape[] = {"-c", "128", "--cache", "f32"};
+  std::vector<std::string> estimate = {"estimate", kSoftModel, "--json"},
+                           words = {"run",    kSoftModel, "abc",    "-n", "24",
+                                    "--temp", "1",        "--seed", "3",  "--verbose"};
+  estimate.insert(estimate.end(), std::begin(shape), std::end(shape));
+  words.insert(words.end(), std::begin(shape), std::end(shape));
+  const double total = json_lines(run_fathom(estimate).out)[0]["total_bytes"];
+  const auto with_memory = [&](double bytes) {
+    std::vector<std::string> limited = words;
+    limited.insert(limited.end(), {"--memory", fmt::format("{:.9f}", bytes / (1 << 30))});
+    return run_fathom(limited);
+  };
+  const Finished ample = with_memory(2 * total), tight = with_memory(1.0001 * total);
+  EXPECT_EQ(ample.code, 0) << ample.err;
+  EXPECT_FALSE(has(ample.err, "arrange")) << ample.err;
+  EXPECT_EQ(tight.code, 0) << tight.err;
+  EXPECT_TRUE(has(tight.err, "too little memory to arrange the weights")) << tight.err;
+  EXPECT_GT(tight.out.size(), 8u);
+  EXPECT_EQ(tight.out, ample.out);
+}
+
 }  // namespace
 }  // namespace fathom

@@ -1,9 +1,12 @@
 // The program on a terminal.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 
+#include "formats/gguf.h"
+#include "formats/gguf_writer.h"
 #include "tests/base/test_files.h"
 #include "tests/cli/subprocess.h"
 
@@ -140,6 +143,65 @@ TEST(Terminal, ColoursKeepAwayFromThoseWhoDoNotWantThem) {
   colored.type("\x04");
   EXPECT_EQ(colored.finish(), 0);
   EXPECT_NE(colored.screen().find("\x1b[2m"), std::string::npos) << colored.screen();
+}
+
+// The tiny model with feed-forward matrices of zeros that take so many bytes together.
+fs::path write_large_model(const TempDir& folder, int64_t bytes) {
+  const Gguf tiny = Gguf::open(kTinyModel);
+  GgufWriter writer;
+  const int64_t hidden = tiny.integer("qwen2.embedding_length", 1, 1 << 20);
+  const int64_t intermediate = bytes / 3 / row_bytes(DType::kQ8_0, hidden) / 256 * 256;
+  for (const auto& [name, value] : tiny.metadata()) {
+    if (name == "qwen2.feed_forward_length") {
+      writer.key(name, static_cast<uint32_t>(intermediate));
+    } else {
+      writer.stored_key(name, value.stored);
+    }
+  }
+  for (const TensorInfo& tensor : tiny.tensors()) {
+    if (tensor.name.find(".ffn_") == tensor.name.npos || tensor.shape.size() < 2) {
+      writer.tensor(tensor.name, tensor.shape, tensor.dtype, [&](const auto& put) {
+        put({tensor.data, tensor.bytes});
+      });
+      continue;
+    }
+    const bool down = tensor.name.find("down") != tensor.name.npos;
+    writer.tensor(
+        tensor.name, down ? std::vector{hidden, intermediate} : std::vector{intermediate, hidden},
+        DType::kQ8_0, [&](const auto& put) {
+          const std::vector<std::byte> row(static_cast<size_t>(row_bytes(DType::kQ8_0, hidden)));
+          for (int64_t r = 0; r < intermediate; ++r) put(row);
+        });
+  }
+  const fs::path path = folder / "large.gguf";
+  writer.write(path);
+  return path;
+}
+
+// Stopped again and again, so that a fast machine shows the bar, too.
+TEST(Terminal, ControlCWhileWeightsAreArrangedEndsWith130AndNoAnswer) {
+  const TempDir folder;
+  const fs::path model = write_large_model(folder, int64_t{96} << 20);
+  TerminalChild child({"run", model, "abc", "-n", "1", "-c", "64", "-t", "1"});
+  std::atomic<bool> shown = false;
+  std::thread brake([&] {
+    using std::chrono::milliseconds;
+    while (!shown) {
+      kill(child.pid(), SIGSTOP);
+      std::this_thread::sleep_for(milliseconds(20));
+      kill(child.pid(), SIGCONT);
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  });
+  const bool arranging = child.wait_for("arranging");
+  kill(child.pid(), SIGINT);
+  shown = true;
+  brake.join();
+  ASSERT_TRUE(arranging);
+  EXPECT_EQ(child.finish(), 130);
+  // the bar is wiped, and nothing follows
+  EXPECT_TRUE(child.screen().ends_with("\r\x1b[K")) << child.screen();
+  EXPECT_FALSE(has(child.screen(), "error")) << child.screen();
 }
 
 TEST(Terminal, ATerminatedChatLeavesTheTerminalAsItWas) {

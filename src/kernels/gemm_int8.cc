@@ -122,12 +122,13 @@ void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, 
 void multiply_few(const Problem& p, const LinearPart& part, const WeightView& w, int64_t m0,
                   int64_t m, int64_t n0, int64_t n) {
   const int64_t stride = row_bytes(w.dtype, w.cols);
-  for (int64_t row = n0; row < n0 + n; row += 16) {
-    float total[kInt8MostFew * 16] = {};
+  const Int8Row x = p.layout.at(p.x + m0 * p.layout.stride, 0);
+  const uint8_t* from = rows_from(w, n0);
+  for (int64_t row = n0; row < n0 + n; row += 16, from += 16 * stride) {
+    float total[kInt8MostFew * 16];
+    std::fill_n(total, m * 16, 0.0f);  // m is mostly 1
     const int64_t rows = std::min<int64_t>(16, n0 + n - row);
-    const uint8_t* const from = rows_from(w, row);
     const bool more = row + 16 < n0 + n;
-    const Int8Row x = p.layout.at(p.x + m0 * p.layout.stride, 0);
     if (w.tiles != nullptr) {
       p.kernels.tiles.few({from, from + kTileAhead, stride, w.cols, x, p.layout.stride, m, total});
     } else if (rows == 16) {
@@ -258,7 +259,8 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
     const int64_t together = few ? 16 : kItemRows;
     const int64_t bytes = std::min(std::min(together, end - n0) * row_bytes(w.dtype, w.cols),
                                    w.tiles != nullptr ? kTileFirst : INT64_MAX);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(rows_from(w, n0) + i, 0, 2);
+    const uint8_t* const from = rows_from(w, n0);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
     if (few) return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
     for (int64_t n = n0; n < end; n += kItemRows)
       multiply(p, part, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end,

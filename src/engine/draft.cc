@@ -8,7 +8,8 @@
 
 namespace fathom {
 
-void draft_by_lookup(std::span<const int32_t> tokens, int64_t most, std::vector<int32_t>& drafts) {
+int64_t draft_by_lookup(std::span<const int32_t> tokens, int64_t most,
+                        std::vector<int32_t>& drafts) {
   const int64_t size = std::ssize(tokens);
   const auto at = [&](int64_t i) { return tokens[static_cast<size_t>(i)]; };
   int64_t longest = kLeastMatch - 1, follows = 0;
@@ -22,27 +23,68 @@ void draft_by_lookup(std::span<const int32_t> tokens, int64_t most, std::vector<
       follows = end;
     }
   }
-  if (longest < kLeastMatch) return;
+  if (longest < kLeastMatch) return 0;
   // Past the end of the text go the drafts themselves: what repeats goes on repeating.
   const size_t begin = drafts.size();
   for (int64_t i = follows; i < follows + most; ++i)
     drafts.push_back(i < size ? at(i) : drafts[begin + static_cast<size_t>(i - size)]);
+  return longest;
 }
 
-void DraftPace::note(int64_t drafted, int64_t accepted) {
+double DraftPace::chance(const Guesses& guesses, int64_t i) const {
+  if (i < guesses.of_mtp) return mtp_;
+  const int64_t match = guesses.match + i - guesses.of_mtp;  // those before count, if right
+  return shares_[static_cast<size_t>(std::clamp<int64_t>(match, 0, kMostMatch))].right;
+}
+
+int64_t DraftPace::worth(const Guesses& guesses, double pays) const {
+  const int64_t size = std::ssize(guesses.tokens);
+  int64_t count = guesses.of_mtp;
+  double all_right = count > 0 ? mtp_ : 1;
+  while (count < size && (all_right *= chance(guesses, count)) >= pays) ++count;
+  return count;
+}
+
+bool DraftPace::mtp_gains(const Guesses& by_drafter, double cost) const {
+  if (by_drafter.tokens.empty()) return true;
+  const double first = chance(by_drafter, 0);
+  double behind = 1, all_right = 1;
+  for (int64_t i = 1; i < std::ssize(by_drafter.tokens); ++i)
+    behind += all_right *= chance(by_drafter, i);
+  return (mtp_ - first) * behind > cost;
+}
+
+void DraftPace::note(const Guesses& guesses, int64_t drafted, std::span<const int32_t> came) {
+  constexpr int32_t kFirst = 4, kRemembered = 12;  // weight of what was known before: kFirst - 1
+  int64_t right = 0;
+  for (bool goes_on = true;
+       goes_on && right < std::min(std::ssize(guesses.tokens), std::ssize(came));
+       right += goes_on) {
+    goes_on = guesses.tokens[static_cast<size_t>(right)] == came[static_cast<size_t>(right)];
+    if (right < guesses.of_mtp) continue;
+    const int64_t match = guesses.match + right - guesses.of_mtp;
+    Share& share = shares_[static_cast<size_t>(std::clamp<int64_t>(match, 0, kMostMatch))];
+    share.right += (goes_on - share.right) / (kFirst + share.seen);
+    share.seen = std::min(share.seen + 1, kRemembered - kFirst);
+  }
+  const int64_t by_mtp = std::min(drafted, guesses.of_mtp);
+  note_mtp(by_mtp, std::min(right, by_mtp));
+}
+
+void DraftPace::note_mtp(int64_t drafted, int64_t accepted) {
   constexpr double kPays = 0.35, kForget = 1.0 / 6;
   constexpr int32_t kFirstPause = 16, kLongestPause = 256;
   if (pause_left_ > 0) {
     // Then a few tries tell whether the text has changed.
-    if (--pause_left_ == 0) accepted_ = kPays + 0.1;
+    if (--pause_left_ == 0) mtp_ = kPays + 0.1;
     return;
   }
   if (drafted == 0) return;
-  accepted_ += kForget * (static_cast<double>(accepted) / static_cast<double>(drafted) - accepted_);
-  if (accepted_ < kPays) {
+  mtp_ += kForget * (static_cast<double>(accepted) / static_cast<double>(drafted) - mtp_);
+  if (mtp_ < kPays) {
     pause_ = std::clamp(2 * pause_, kFirstPause, kLongestPause);
     pause_left_ = pause_;
-  } else if (accepted_ > kPays + 0.2) {
+  } else if (mtp_ > kPays + 0.2) {
     pause_ = 0;
   }
 }
@@ -61,7 +103,7 @@ void MtpDrafter::reserve(int64_t sequences, int64_t rows) {
   step_hidden_.reserve(states(rows));
   tokens_.reserve(static_cast<size_t>(with_kept));
   hidden_.reserve(states(with_kept));
-  hidden_out_.reserve(states(with_kept));
+  hidden_out_.reserve(states(sequences));
   rows_.reserve(count);
   logit_rows_.reserve(count);
   jobs_.reserve(count);
@@ -96,10 +138,9 @@ void MtpDrafter::add(const Rest& rest) {
   }
   if (rest.most == 0) return;
   picking_.push_back(jobs_.size());
-  const int64_t row = std::ssize(tokens_) - 1;
-  logit_rows_.push_back(static_cast<int32_t>(row));
+  logit_rows_.push_back(static_cast<int32_t>(std::ssize(tokens_) - 1));
   const int64_t position = rest.rows.position + rest.rows.rows - 1;
-  jobs_.push_back({rest.sampler, rest.most, rest.drafts, {1, position, rest.rows.block_rows}, row});
+  jobs_.push_back({rest.sampler, rest.most, rest.drafts, {1, position, rest.rows.block_rows}});
 }
 
 void MtpDrafter::run(Context& ctx) {
@@ -119,9 +160,9 @@ void MtpDrafter::run(Context& ctx) {
 void MtpDrafter::forward(Context& ctx) {
   const int64_t hidden_size = model_.config().hidden_size, vocab_size = model_.config().vocab_size;
   const int64_t rows = std::ssize(tokens_), wanted = std::ssize(logit_rows_);
-  hidden_out_.resize(hidden_.size());
+  hidden_out_.resize(static_cast<size_t>(wanted * hidden_size));
   logits_.resize(static_cast<size_t>(wanted * vocab_size));
-  Rows out{hidden_out_.data(), rows, hidden_size, hidden_size};
+  Rows out{hidden_out_.data(), wanted, hidden_size, hidden_size};
   model_.forward_mtp(ctx, {tokens_, rows_, logit_rows_, &cache_, form_},
                      {hidden_.data(), rows, hidden_size, hidden_size},
                      {logits_.data(), wanted, vocab_size, vocab_size}, &out);
@@ -153,16 +194,15 @@ bool MtpDrafter::go_deeper() {
   logit_rows_.clear();
   rows_.clear();
   size_t count = 0;
-  for (const size_t index : picking_) {
+  for (size_t i = 0; i < picking_.size(); ++i) {
+    const size_t index = picking_[i];
     Job& job = jobs_[index];
     const int64_t position = job.last.position + 1;
     if (job.remembered >= job.most || position >= std::ssize(job.last.block_rows) * kKeyBlock)
       continue;
-    std::memcpy(hidden_.data() + count * hidden_size,
-                hidden_out_.data() + static_cast<size_t>(job.hidden_row) * hidden_size,
+    std::memcpy(hidden_.data() + count * hidden_size, hidden_out_.data() + i * hidden_size,
                 hidden_size * sizeof(float));
     job.last.position = position;
-    job.hidden_row = static_cast<int64_t>(count);
     tokens_.push_back(job.drafts->back());
     logit_rows_.push_back(static_cast<int32_t>(count));
     rows_.push_back(job.last);

@@ -15,6 +15,7 @@
 // at temperature 1.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -29,29 +30,60 @@ enum class Speculation {
   kOff,
   kMtp,     // drafts of the model's own MTP layer
   kLookup,  // what followed the last tokens when they came before in the same text
-  kAuto,    // kMtp if the model has that layer, else kLookup
+  kBoth,    // the MTP layer's guess and what followed it, or a lookup alone that is as sure
+  kAuto,    // kBoth if the model has that layer, else kLookup
 };
 
-// Appends at most `most` guesses of the tokens that follow `tokens` to `drafts`. Whatever they are,
-// texts stay the same; each must be in the vocabulary.
-using TokenDrafter = std::function<void(std::span<const int32_t> tokens, int64_t most,
-                                        std::vector<int32_t>& drafts)>;
+// Appends at most `most` guesses of the tokens that follow `tokens` to `drafts`. Returns how many
+// of the last tokens they are founded on, 1 to kMostMatch. Whatever it says, texts stay the same;
+// each guess must be in the vocabulary.
+using TokenDrafter = std::function<int64_t(std::span<const int32_t> tokens, int64_t most,
+                                           std::vector<int32_t>& drafts)>;
 
 // Prompt lookup: the tokens behind the place where the longest end of `tokens` occurred before (at
 // least kLeastMatch tokens, kMostMatch count), the last such place if there are several. O(tokens).
 inline constexpr int64_t kLeastMatch = 2, kMostMatch = 8;
-void draft_by_lookup(std::span<const int32_t> tokens, int64_t most, std::vector<int32_t>& drafts);
+int64_t draft_by_lookup(std::span<const int32_t> tokens, int64_t most,
+                        std::vector<int32_t>& drafts);
 
-// Whether drafts of one sequence pay: pauses them while too few are accepted, longer each time.
+// Tokens that may follow a text; a beginning of them is drafted.
+struct Guesses {
+  std::vector<int32_t> tokens;
+  int64_t of_mtp = 0;  // the first ones, by the MTP layer; the others by the drafter
+  int64_t match = 0;   // what the drafter returned
+
+  void clear() {
+    tokens.clear();
+    of_mtp = match = 0;
+  }
+};
+
+// How often guesses at one sequence were right of late, and so how many are worth a row. Those of
+// the drafter cost nothing, so they are judged whether drafted or not; those of the MTP layer pause
+// while too few are right, longer each time.
 class DraftPace {
  public:
-  bool paused() const { return pause_left_ > 0; }
-  // After each decode step.
-  void note(int64_t drafted, int64_t accepted);
+  bool mtp_paused() const { return pause_left_ > 0; }
+  // So many of the first guesses are right with a chance of at least `pays`.
+  int64_t worth(const Guesses& guesses, double pays) const;
+  // Whether the MTP layer's guess instead of the drafter's first one gains `cost` tokens.
+  bool mtp_gains(const Guesses& by_drafter, double cost) const;
+  // After each decode step: `drafted` of the guesses had a row, and these tokens came.
+  void note(const Guesses& guesses, int64_t drafted, std::span<const int32_t> came);
 
  private:
-  double accepted_ = 0.7;  // share, decaying; begins well above what pays
+  double chance(const Guesses& guesses, int64_t i) const;  // if all before are right
+  void note_mtp(int64_t drafted, int64_t accepted);
+
+  double mtp_ = 0.7;  // share, decaying; begins well above what pays
   int32_t pause_ = 0, pause_left_ = 0;
+  // Of the drafter's guesses, by what they are founded on.
+  struct Share {
+    double right;
+    int32_t seen = 0;
+  };
+  std::array<Share, kMostMatch + 1> shares_{
+      {{0.2}, {0.2}, {0.25}, {0.35}, {0.6}, {0.75}, {0.8}, {0.85}, {0.85}}};
 };
 
 // The MTP layer over the new rows of a step's sequences, all at once, and drafts for some of them.
@@ -89,7 +121,6 @@ class MtpDrafter {
     int64_t most;
     std::vector<int32_t>* drafts;
     SequenceRows last;  // the row that guesses next
-    int64_t hidden_row;
     int64_t remembered = 0;
   };
   void forward(Context& ctx);

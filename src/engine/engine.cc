@@ -21,9 +21,10 @@ void check_option(const char* name, int64_t found, int64_t low, int64_t high, co
 
 // With several sequences rows are no longer nearly free.
 constexpr int64_t kMostDraftingRows = 4;
-// A chain of guesses is right to its end ever less often. Kernels take rows in pairs: odd numbers
-// of drafts waste none.
-constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 3, kMostDrafts = 64;
+// The MTP layer's own second guess is mostly wrong; how far a lookup goes DraftPace says.
+constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 7, kMostDrafts = 64;
+// What a row costs beside the first of a step: it picks experts of its own.
+constexpr double kRowCost = 0.2, kRowCostWithExperts = 0.38;
 
 EngineOptions with_defaults(const Model& model, EngineOptions options) {
   const ModelConfig& config = model.config();
@@ -38,9 +39,13 @@ EngineOptions with_defaults(const Model& model, EngineOptions options) {
   check_option("max_sequences", options.max_sequences, 1, INT32_MAX, "");
   check_cache_dtype(config, options.cache_dtype);
   if (options.speculation == Speculation::kAuto)
-    options.speculation = model.has_mtp() ? Speculation::kMtp : Speculation::kLookup;
-  if (options.speculation == Speculation::kMtp && !model.has_mtp())
-    fail("engine: speculation: found mtp, expected lookup or off (the model has no MTP layer)");
+    options.speculation = model.has_mtp() ? Speculation::kBoth : Speculation::kLookup;
+  const bool mtp =
+      options.speculation == Speculation::kMtp || options.speculation == Speculation::kBoth;
+  if (mtp && !model.has_mtp()) {
+    fail("engine: speculation: found {}, expected lookup or off (the model has no MTP layer)",
+         options.speculation == Speculation::kMtp ? "mtp" : "both");
+  }
   if (options.draft_tokens == 0)
     options.draft_tokens = options.speculation == Speculation::kMtp ? kMtpDrafts : kLookupDrafts;
   check_option("draft_tokens", options.draft_tokens, 1, kMostDrafts, "");
@@ -75,7 +80,8 @@ Engine::Engine(const Model& model, Context& ctx, const EngineOptions& options)
       ctx_(ctx),
       options_(with_defaults(model, options)),
       cache_(model, options_.cache_dtype, options_.cache_tokens) {
-  if (options_.speculation == Speculation::kMtp) mtp_.emplace(model, cache_.view(), options_.form);
+  if (options_.speculation == Speculation::kMtp || options_.speculation == Speculation::kBoth)
+    mtp_.emplace(model, cache_.view(), options_.form);
 }
 
 Engine::~Engine() = default;
@@ -274,6 +280,7 @@ void Engine::preempt_youngest() {
   give_back(s);
   s.computed = s.complete = s.published = s.prefill_end = 0;
   s.drafts.clear();
+  s.guesses.clear();
   s.states.clear();
   ++stats_.preemptions;
 }
@@ -323,43 +330,86 @@ void Engine::sample_rows(Sequence& s) {
   }
 }
 
+// Steps of decoding sequences cost 1 + row (rows - 1) of a step of one row, and yield at best
+// somewhat more than a token for each.
+Engine::DraftCosts Engine::draft_costs() const {
+  constexpr double kGain = 1.3;
+  const ModelConfig& config = model_.config();
+  const double row = config.n_routed_experts > 0 ? kRowCostWithExperts : kRowCost;
+  const auto sequences = static_cast<double>(std::max<int64_t>(1, std::ssize(sampling_)));
+  const double tokens_for_cost = kGain * sequences / (1 + row * (sequences - 1));
+  return {row * tokens_for_cost, kGain / static_cast<double>(config.num_hidden_layers)};
+}
+
 // Drafts for the next step, and the MTP layer's rows of this one.
 void Engine::draft() {
   if (options_.speculation == Speculation::kOff) return;
   if (mtp_) mtp_->begin();
   const bool few = std::ssize(sampling_) <= kMostDraftingRows;
+  const bool looks_up = options_.speculation != Speculation::kMtp;
+  const DraftCosts costs = draft_costs();
   const int64_t hidden_size = model_.config().hidden_size;
   int64_t row = 0;  // of the step
   for (Sequence* planned : planned_) {
     Sequence& s = *planned;
-    s.next_drafts.clear();
+    s.next_guesses.clear();
     const bool goes_on = s.finish == FinishReason::kNone && s.computed_then() >= s.prefill_end;
-    const bool wanted = goes_on && few && !s.pace.paused();
     // a step yields one token more than it confirms drafts
     const int64_t most =
-        wanted ? std::min(options_.draft_tokens, s.request.max_tokens - s.generated() - 1) : 0;
+        goes_on && few ? std::min(options_.draft_tokens, s.request.max_tokens - s.generated() - 1)
+                       : 0;
+    if (looks_up && most > 0) look_up(s, most);
     if (mtp_) {
+      const bool guesses =
+          most > 0 && (!options_.pause_drafts ||
+                       (!s.pace.mtp_paused() && s.pace.mtp_gains(s.next_guesses, costs.mtp)));
+      if (guesses) s.next_guesses.clear();
       const float* states = mtp_->hidden(std::ssize(tokens_)).row(row);
-      draft_mtp(s, {states, s.rows - s.rejected, hidden_size, hidden_size}, most);
-    } else if (most > 0) {
-      options_.drafter(s.tokens, most, s.next_drafts);
-      FATHOM_CHECK(std::ssize(s.next_drafts) <= most, s.next_drafts.size(), most);
+      draft_mtp(s, {states, s.rows - s.rejected, hidden_size, hidden_size},
+                guesses ? (looks_up ? 1 : most) : 0);
     }
     row += s.rows;
   }
   if (mtp_) mtp_->run(ctx_);
-  // A row behind the end of an answer is for nothing.
-  for (Sequence* s : planned_) {
-    const auto end = std::find_first_of(s->next_drafts.begin(), s->next_drafts.end(),
-                                        s->request.stop_ids.begin(), s->request.stop_ids.end());
-    s->next_drafts.erase(end, s->next_drafts.end());
+  for (Sequence* planned : planned_) {
+    Sequence& s = *planned;
+    Guesses& guesses = s.next_guesses;
+    if (s.mtp_guesses) {
+      guesses.of_mtp = std::ssize(guesses.tokens);
+      const int64_t most =
+          std::min(options_.draft_tokens, s.request.max_tokens - s.generated() - 1);
+      if (looks_up && guesses.of_mtp == 1 && most > 1) look_up(s, most - 1);
+    }
+    // A row behind the end of an answer is for nothing.
+    const auto end = std::find_first_of(guesses.tokens.begin(), guesses.tokens.end(),
+                                        s.request.stop_ids.begin(), s.request.stop_ids.end());
+    s.next_drafts = end - guesses.tokens.begin();
+    if (options_.pause_drafts)
+      s.next_drafts = std::min(s.next_drafts, s.pace.worth(guesses, costs.row));
   }
+}
+
+// Appends what the drafter guesses to follow the text and the guesses so far.
+void Engine::look_up(Sequence& s, int64_t most) {
+  std::vector<int32_t>& guesses = s.next_guesses.tokens;
+  const size_t before = guesses.size();
+  struct Longer {  // has room: the answer may become so long
+    Longer(std::vector<int32_t>& text_, std::span<const int32_t> with) : text(text_) {
+      text.insert(text.end(), with.begin(), with.end());
+    }
+    ~Longer() { text.resize(size); }
+    std::vector<int32_t>& text;
+    const size_t size = text.size();
+  } longer(s.tokens, guesses);
+  s.next_guesses.match = options_.drafter(s.tokens, most, guesses);
+  FATHOM_CHECK(std::ssize(guesses) - static_cast<int64_t>(before) <= most, guesses.size(), most);
 }
 
 void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
   const int64_t end = s.computed_then();
   const bool block_full = end / kKeyBlock > s.complete / kKeyBlock;
   const bool kept = options_.prefix_cache && s.finish != FinishReason::kNone;
+  s.mtp_guesses = most > 0;
   // of the last row of a numerical error nobody knows the next token
   s.completes = (end < s.prefill_end || most > 0 || block_full || kept) && s.size() > end;
   if (!s.completes) return;
@@ -372,7 +422,7 @@ void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
              .fresh = fresh,
              .sampler = &s.sampler,
              .most = most,
-             .drafts = &s.next_drafts});
+             .drafts = &s.next_guesses.tokens});
 }
 
 // The step has failed: its tokens were never sampled.
@@ -401,9 +451,12 @@ void Engine::finish_step(std::vector<TokenEvent>& events) {
     row += s.rows;
     stats_.drafted += drafted;
     stats_.accepted += drafted - s.rejected;
-    if (options_.pause_drafts && s.computed > s.prefill_end)
-      s.pace.note(drafted, drafted - s.rejected);
-    s.drafts.swap(s.next_drafts);
+    if (s.computed > s.prefill_end) {
+      s.pace.note(s.guesses, drafted,
+                  std::span(s.tokens).subspan(static_cast<size_t>(s.size_before)));
+    }
+    std::swap(s.guesses, s.next_guesses);
+    s.drafts.assign(s.guesses.tokens.begin(), s.guesses.tokens.begin() + s.next_drafts);
     publish(s);
   }
   for (Sequence* sequence : sampling_) {

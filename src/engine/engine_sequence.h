@@ -59,7 +59,8 @@ struct Engine::Sequence {
     hashes.reserve(static_cast<size_t>(most_blocks()));
     block_rows.reserve(static_cast<size_t>(most_blocks()));
     drafts.reserve(static_cast<size_t>(draft_tokens));
-    next_drafts.reserve(static_cast<size_t>(draft_tokens));
+    guesses.tokens.reserve(static_cast<size_t>(draft_tokens));
+    next_guesses.tokens.reserve(static_cast<size_t>(draft_tokens));
     states.reserve(static_cast<size_t>(kept_states));
     extend_hashes(size() - 1);
   }
@@ -83,7 +84,8 @@ struct Engine::Sequence {
   PrefixReuse reuse;        // of its first start
   bool cancelled = false;
 
-  std::vector<int32_t> drafts;  // guesses at what follows `tokens`, for the next step
+  Guesses guesses;              // at what follows `tokens`
+  std::vector<int32_t> drafts;  // the first of them, for the next step
   std::vector<float> states;    // [computed - complete, hidden_size], what the MTP layer reads
   DraftPace pace;
 
@@ -92,7 +94,9 @@ struct Engine::Sequence {
   int64_t logit_row = 0;
   bool completes = false;  // the MTP layer's rows, too
   FinishReason finish = FinishReason::kNone;
-  std::vector<int32_t> next_drafts;
+  Guesses next_guesses;
+  bool mtp_guesses = false;
+  int64_t next_drafts = 0;  // of next_guesses
 };
 
 }  // namespace fathom

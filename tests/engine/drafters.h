@@ -15,6 +15,7 @@ inline TokenDrafter bad_drafter() {
   return [](std::span<const int32_t> tokens, int64_t most, std::vector<int32_t>& drafts) {
     for (int64_t i = 0; i < most; ++i)
       drafts.push_back(static_cast<int32_t>(random_bits({.seed = 12}, tokens.size()) % 200));
+    return kMostMatch;
   };
 }
 
@@ -29,8 +30,9 @@ inline TokenDrafter knowing_drafter(std::vector<std::vector<int32_t>> texts, uin
         const bool lies = wrong > 0 && random_bits({.seed = 13}, i) % wrong == 0;
         drafts.push_back(lies ? (text[i] + 1) % 200 : text[i]);
       }
-      return;
+      break;
     }
+    return kMostMatch;
   };
 }
 

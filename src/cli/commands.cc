@@ -139,9 +139,10 @@ Action bind_run(CLI::App& app) {
   app.add_flag("--no-history", o->no_history, "do not keep what is typed");
   app.add_option("--speculate", o->speculate,
                  "compute guesses at the next tokens along, which changes no answer: mtp (the "
-                 "model's own layer), lookup (from the text so far), off or auto (default)");
+                 "model's own layer), lookup (from the text so far), both, off or auto (default: "
+                 "both, or lookup without such a layer)");
   app.add_option("--drafts", o->draft_tokens,
-                 "guessed tokens per step at most (default: mtp 1, lookup 3)")
+                 "guessed tokens per step at most (default: mtp 1, lookup and both 7)")
       ->check(CLI::Range(1, 64));
   app.add_flag("--json", o->json, "one JSON object with the answer");
   app.add_option("--check", o->check,

@@ -42,10 +42,12 @@ Speculation speculation(const RunOptions& options, const OpenedModel& opened) {
   const auto* found = std::find_if(std::begin(kNames), std::end(kNames),
                                    [&](const auto& one) { return one.first == options.speculate; });
   if (found == std::end(kNames))
-    fail("--speculate: found {}, expected auto, mtp, lookup or off", quoted(options.speculate));
-  if (found->second == Speculation::kMtp && !model.has_mtp())
-    fail(
-        "--speculate: mtp: this model has no layer for multi-token prediction (lookup needs none)");
+    fail("--speculate: found {}, expected auto, mtp, lookup, both or off",
+         quoted(options.speculate));
+  const bool mtp = found->second == Speculation::kMtp || found->second == Speculation::kBoth;
+  if (mtp && !model.has_mtp())
+    fail("--speculate: {}: this model has no layer for multi-token prediction (lookup needs none)",
+         options.speculate);
   // rows of wrong drafts would read experts from disk
   if (found->second == Speculation::kAuto && opened.streaming) return Speculation::kOff;
   return found->second;

@@ -45,7 +45,7 @@ struct RunOptions {
   bool no_history = false;
   std::string prefix_folder;       // computed prompts are kept there; "" = in memory only
   double prefix_gib = 4;           // at most
-  std::string speculate = "auto";  // "auto", "mtp", "lookup" or "off"
+  std::string speculate = "auto";  // "auto", "mtp", "lookup", "both" or "off"
   int64_t draft_tokens = 0;        // per step at most; 0 = EngineOptions' own choice
   bool json = false;
   std::string check;  // a task whose verifier judges the answer (train/tasks.h)

@@ -34,7 +34,7 @@ int64_t draft_by_lookup(std::span<const int32_t> tokens, int64_t most,
 double DraftPace::chance(const Guesses& guesses, int64_t i) const {
   if (i < guesses.of_mtp) return mtp_;
   const int64_t match = guesses.match + i - guesses.of_mtp;  // those before count, if right
-  return right_[static_cast<size_t>(std::clamp<int64_t>(match, 0, kMostMatch))];
+  return shares_[static_cast<size_t>(std::clamp<int64_t>(match, 0, kMostMatch))].right;
 }
 
 int64_t DraftPace::worth(const Guesses& guesses, double pays) const {
@@ -55,7 +55,7 @@ bool DraftPace::mtp_gains(const Guesses& by_drafter, double cost) const {
 }
 
 void DraftPace::note(const Guesses& guesses, int64_t drafted, std::span<const int32_t> came) {
-  constexpr double kForget = 1.0 / 12;
+  constexpr int32_t kFirst = 4, kRemembered = 12;  // weight of what was known before: kFirst - 1
   int64_t right = 0;
   for (bool goes_on = true;
        goes_on && right < std::min(std::ssize(guesses.tokens), std::ssize(came));
@@ -63,8 +63,9 @@ void DraftPace::note(const Guesses& guesses, int64_t drafted, std::span<const in
     goes_on = guesses.tokens[static_cast<size_t>(right)] == came[static_cast<size_t>(right)];
     if (right < guesses.of_mtp) continue;
     const int64_t match = guesses.match + right - guesses.of_mtp;
-    double& share = right_[static_cast<size_t>(std::clamp<int64_t>(match, 0, kMostMatch))];
-    share += kForget * (goes_on - share);
+    Share& share = shares_[static_cast<size_t>(std::clamp<int64_t>(match, 0, kMostMatch))];
+    share.right += (goes_on - share.right) / (kFirst + share.seen);
+    share.seen = std::min(share.seen + 1, kRemembered - kFirst);
   }
   const int64_t by_mtp = std::min(drafted, guesses.of_mtp);
   note_mtp(by_mtp, std::min(right, by_mtp));

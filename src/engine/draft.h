@@ -78,8 +78,13 @@ class DraftPace {
 
   double mtp_ = 0.7;  // share, decaying; begins well above what pays
   int32_t pause_ = 0, pause_left_ = 0;
-  // of the drafter's guesses, by what they are founded on
-  std::array<double, kMostMatch + 1> right_{0.3, 0.3, 0.3, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7};
+  // Of the drafter's guesses, by what they are founded on.
+  struct Share {
+    double right;
+    int32_t seen = 0;
+  };
+  std::array<Share, kMostMatch + 1> shares_{
+      {{0.2}, {0.2}, {0.25}, {0.35}, {0.6}, {0.75}, {0.8}, {0.85}, {0.85}}};
 };
 
 // The MTP layer over the new rows of a step's sequences, all at once, and drafts for some of them.

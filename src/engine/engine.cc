@@ -24,7 +24,7 @@ constexpr int64_t kMostDraftingRows = 4;
 // The MTP layer's own second guess is mostly wrong; how far a lookup goes DraftPace says.
 constexpr int64_t kMtpDrafts = 1, kLookupDrafts = 7, kMostDrafts = 64;
 // What a row costs beside the first of a step: it picks experts of its own.
-constexpr double kRowCost = 0.15, kRowCostWithExperts = 0.3;
+constexpr double kRowCost = 0.2, kRowCostWithExperts = 0.38;
 
 EngineOptions with_defaults(const Model& model, EngineOptions options) {
   const ModelConfig& config = model.config();

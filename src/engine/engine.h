@@ -33,7 +33,9 @@
 // computed in the same batch. Rows of drafts that were not confirmed lie behind `computed`, where
 // the next step's rows go; nobody else sees them, as blocks are published up to `computed` only.
 // Drafts take free or cached blocks but no running request's place, count for no prefill_chunk, and
-// are not made beside more than kMostDraftingRows decode rows.
+// are not made beside more than kMostDraftingRows decode rows. How many there are follows from how
+// often such guesses were right in this sequence (DraftPace) and from how many rows there are
+// beside them, never from a clock.
 // The MTP layer's cache row of a position depends on the next token too. Rows are filled in at the
 // end of the step that learns it, or, while drafts are paused, at the latest when their block
 // becomes full or the answer ends, and before it can be found. Of copied rows the last is computed again, as it may
@@ -73,8 +75,8 @@ struct EngineOptions {
   // Changes no token, only how many a step yields.
   Speculation speculation = Speculation::kOff;
   int64_t draft_tokens = 0;   // at most, per sequence and step; 0 = what mostly pays
-  bool pause_drafts = true;   // while too few are accepted
-  TokenDrafter drafter = {};  // for kLookup: another way to find drafts
+  bool pause_drafts = true;   // fewer or none where too few would be accepted
+  TokenDrafter drafter = {};  // instead of the lookup
 };
 
 // Cache type for a model without a wish: F32 for F32 weights, else BF16.

@@ -283,8 +283,9 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
   float* const panel = scope.array<float>(in_place && !scaled ? 0 : kPanelRows * panel_stride);
   float* const scales = scope.array<float>(scaled ? ceil_div(w.cols, kScaleColumns) : 0);
   const int64_t ahead = in_place ? kPanelRows * row_bytes(w.dtype, w.cols) : 0;
-  for (int64_t i = 0; i < std::min(ahead, n * row_bytes(w.dtype, w.cols)); i += 64)
-    __builtin_prefetch(w.row(n0) + i, 0, 2);
+  const std::byte* const first = w.row(n0);
+  const int64_t first_bytes = std::min(ahead, n * row_bytes(w.dtype, w.cols));
+  for (int64_t i = 0; i < first_bytes; i += 64) __builtin_prefetch(first + i, 0, 2);
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
     b.n = std::min(kPanelRows, n0 + n - r0);
     b.ahead = r0 + 2 * kPanelRows <= n0 + n ? ahead : 0;

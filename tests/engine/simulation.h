@@ -110,7 +110,9 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
       options.prefix_cache = pick(6, 8) > 0;
       if (pick(14, 2) == 0) {
         const uint64_t kind = pick(15, 4);
-        options.speculation = kind == 0 ? Speculation::kAuto : Speculation::kLookup;
+        options.speculation = kind == 0                      ? Speculation::kAuto
+                              : kind == 3 && model.has_mtp() ? Speculation::kBoth
+                                                             : Speculation::kLookup;
         options.draft_tokens = static_cast<int64_t>(pick(16, 6));
         options.pause_drafts = pick(17, 3) == 0;
         if (kind >= 2) options.drafter = knowing_drafter(pool.texts(), kind == 2 ? 4 : 2);

@@ -298,12 +298,16 @@ int64_t rows_of_one_pass(const Model& model, Context& ctx, Engine& engine,
   const int64_t bytes = cached_row_bytes(view.dtype, view.row_width);
   int64_t rows = 0;
   engine.cache().pool().for_each_cached([&](int64_t block, const BlockPool::Content& content) {
-    const auto at =
-        std::search(text.begin(), text.end(), content.tokens.begin(), content.tokens.end());
-    if (at == text.end()) return;  // of another text
     const int64_t size = std::ssize(content.tokens);
+    size_t index = 0;  // of the block in the text; what repeats does so at other places
+    const auto is_here = [&](size_t begin) {
+      return begin + content.tokens.size() <= text.size() &&
+             std::equal(content.tokens.begin(), content.tokens.end(),
+                        text.begin() + static_cast<ptrdiff_t>(begin));
+    };
+    while (index * kKeyBlock < text.size() && !is_here(index * kKeyBlock)) ++index;
+    if (index * kKeyBlock >= text.size()) return;  // of another text
     rows += size;
-    const auto index = static_cast<size_t>((at - text.begin()) / kKeyBlock);
     ASSERT_LT(index, pass.block_rows.size());
     for (size_t layer = 0; layer < view.layers.size(); ++layer) {
       EXPECT_EQ(std::memcmp(view.layers[layer] + block * kKeyBlock * bytes,
@@ -355,12 +359,12 @@ TEST(Mtp, DraftsAreTheSameWhereExpertsComeFromDisk) {
 TEST(Mtp, RowsThatOthersMayFindAreThoseOfOnePassOverTheText) {
   const Model model = load_tiny("v3");
   Context ctx(1);
-  for (const int64_t drafts : {1, 3}) {
+  for (const int64_t drafts : {1, 3, 7}) {
     for (const bool pause : {false, true}) {
       const Request first{some_tokens(3, 90), 200, {}, {.temperature = 1}};
       EngineOptions options{.context_tokens = kContext, .cache_tokens = 2 * kContext};
       options.prefill_chunk = 40;
-      options.speculation = Speculation::kMtp;
+      options.speculation = drafts == 7 ? Speculation::kBoth : Speculation::kMtp;
       options.draft_tokens = drafts;
       options.pause_drafts = pause;
       Engine engine(model, ctx, options);
@@ -412,6 +416,34 @@ TEST(Mtp, DraftsAreThoseOfOnePassOverTheText) {
   }
 }
 
+// Long matches make the layer's guess unnecessary; its rows are complete all the same.
+TEST(Mtp, AndLookupTogetherYieldMoreThanEither) {
+  const Model model = load_mtp(true).model;
+  Context ctx(2);
+  // Use 27, 7 and 12 to make 22.
+  Request request{{0,  3, 61, 91, 77, 8,  26, 31, 20, 8, 31, 8,  73, 86, 76, 8, 25,
+                   26, 8, 92, 87, 8,  85, 73, 83, 77, 8, 26, 26, 22, 4,  5,  7},
+                  280,
+                  {},
+                  {}};
+  EngineOptions options{.context_tokens = kContext};
+  const Outcome plain = run_alone(model, ctx, options, request);
+  std::vector<double> yields;
+  for (const Speculation way : {Speculation::kMtp, Speculation::kLookup, Speculation::kBoth}) {
+    options.speculation = way;
+    Engine engine(model, ctx, options);
+    EXPECT_EQ(run_alone(engine, request), plain);
+    const EngineStats& stats = engine.stats();
+    yields.push_back(280.0 / static_cast<double>(280 - stats.accepted));
+    if (way == Speculation::kBoth) {
+      EXPECT_EQ(rows_of_one_pass(model, ctx, engine, text_of(request, plain)),
+                std::ssize(request.prompt) + 279);
+    }
+  }
+  EXPECT_GT(yields[2], yields[0] + 0.2) << yields[0];
+  EXPECT_GT(yields[2], yields[1] + 0.2) << yields[1];
+}
+
 TEST(Mtp, IsRefusedByAModelWithoutTheLayer) {
   const Model model = load_tiny("qwen2");
   Context ctx(1);
@@ -445,6 +477,49 @@ std::vector<int32_t> lookup(const std::vector<int32_t>& tokens, int64_t most) {
   std::vector<int32_t> drafts;
   draft_by_lookup(tokens, most, drafts);
   return drafts;
+}
+
+TEST(Lookup, SaysHowLongTheMatchIs) {
+  const auto match = [](const std::vector<int32_t>& tokens) {
+    std::vector<int32_t> drafts{7};  // stays
+    const int64_t length = draft_by_lookup(tokens, 2, drafts);
+    EXPECT_EQ(drafts.size(), length > 0 ? 3u : 1u);
+    return length;
+  };
+  EXPECT_EQ(match({1, 2, 3}), 0);
+  EXPECT_EQ(match({1, 2, 3, 1, 2}), 2);
+  EXPECT_EQ(match({1, 2, 3, 4, 1, 2, 3}), 3);
+  EXPECT_EQ(match(std::vector<int32_t>(40, 5)), kMostMatch);
+}
+
+// The chance of a guess is that of its kind, by how much of the text it is founded on.
+TEST(DraftPace, DraftsWhatIsRightOftenEnough) {
+  DraftPace pace;
+  const Guesses far{{1, 2, 3, 4}, 0, kMostMatch}, near{{1, 2, 3, 4}, 0, kLeastMatch};
+  EXPECT_EQ(pace.worth(far, 0.5), 4);
+  EXPECT_EQ(pace.worth(near, 0.5), 0);
+  EXPECT_EQ(pace.worth(near, 0.06), 2);
+  EXPECT_EQ(pace.worth({{1}, 1, 0}, 0.5), 1);
+  EXPECT_TRUE(pace.mtp_gains(near, 0.2));
+  EXPECT_FALSE(pace.mtp_gains(far, 0.2));
+
+  // judged though none was drafted: the first right, the second wrong, the third nobody knows
+  for (int i = 0; i < 40; ++i) pace.note(near, 0, std::vector<int32_t>{1, 9, 3});
+  EXPECT_EQ(pace.worth(near, 0.5), 1);
+  EXPECT_EQ(pace.worth({{1}, 0, kLeastMatch + 1}, 0.1), 0);
+  EXPECT_EQ(pace.worth({{1}, 0, kLeastMatch + 2}, 0.5), 1);
+  for (int i = 0; i < 40; ++i) pace.note(far, 0, std::vector<int32_t>{9});
+  EXPECT_EQ(pace.worth(far, 0.1), 0);
+  EXPECT_TRUE(pace.mtp_gains(far, 0.2));
+  for (int i = 0; i < 40; ++i) pace.note(far, 0, std::vector<int32_t>{1, 2, 3, 4, 5});
+  EXPECT_EQ(pace.worth(far, 0.5), 4);
+
+  // those of the layer only when drafted
+  const Guesses both{{1, 2}, 1, kMostMatch};
+  for (int i = 0; i < 10; ++i) pace.note(both, 0, std::vector<int32_t>{9});
+  EXPECT_FALSE(pace.mtp_paused());
+  for (int i = 0; i < 10; ++i) pace.note(both, 2, std::vector<int32_t>{9});
+  EXPECT_TRUE(pace.mtp_paused());
 }
 
 TEST(Lookup, TakesWhatFollowedTheLongestMatchTheLastIfSeveral) {

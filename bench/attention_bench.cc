@@ -40,6 +40,10 @@ const Shape kAbsorbed128Int8{
 const Shape kGqaInt8{"GQA decode, int8, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kI8, 1};
 const Shape kGqa{"GQA decode, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 1};
 const Shape kExpanded{"MLA expanded, 16 heads", 16, 16, 128, 64, 128, false, DType::kF32, 512};
+const Shape kExpandedBf16{
+    "MLA expanded, bf16, 16 heads", 16, 16, 192, 0, 128, false, DType::kBF16, 512};
+const Shape kAbsorbedPrefill{
+    "absorbed prefill, 16 heads", 16, 1, 576, 0, 512, true, DType::kBF16, 512};
 const Shape kGqaPrefill{"GQA prefill, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kBF16, 512};
 const Shape kTinyTraining{"MLA tiny", 4, 4, 32, 16, 32, false, DType::kF32, 512};
 const Shape kGqaTraining{"GQA, 12 / 2 heads", 12, 2, 128, 0, 128, false, DType::kF32, 512};
@@ -171,6 +175,9 @@ int main(int argc, char** argv) {
   }
   add(kExpanded, 512);
   add(kExpanded, 4096);
+  add(kExpandedBf16, 512);
+  add(kExpandedBf16, 2048);
+  add(kAbsorbedPrefill, 2048);
   add(kGqaPrefill, 512);
   const auto add_backward = [&](const Shape& shape, int64_t tokens) {
     benchmark::RegisterBenchmark(

@@ -8,14 +8,17 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/error.h"
 
 namespace fathom {
 namespace {
 
-// Some 20 µs of spinning: longer than the gap between two loops of a decode step, far shorter than
-// a user notices.
-constexpr int kSpins = 500;
+// Longer than what one thread does alone between two loops of a decode step (attention over a short
+// context, sampling), far shorter than a user notices. Waking a sleeper takes 20 to 50 µs in a guest.
+constexpr double kSpinSeconds = 200e-6;
+constexpr int kSpinsPerLook = 64;  // at the clock
+constexpr int kSpinsBeforeYield = 500;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -25,7 +28,8 @@ inline void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads)
+    : stretches_(std::make_unique<Stretch[]>(static_cast<size_t>(std::max(threads, 1)))) {
   FATHOM_CHECK(threads >= 1, threads);
   try {
     for (int w = 1; w < threads; ++w) workers_.emplace_back([this, w] { worker_loop(w); });
@@ -86,8 +90,9 @@ void ThreadPool::run_erased(int64_t items, Call call, void* body) {
     wake_.notify_all();
   }
   work(0, loop);
+  // A processor of its own is not certain: whoever has the last item may need this one.
   for (int spin = 0; done_.load(std::memory_order_acquire) != items; ++spin) {
-    spin < kSpins ? relax() : std::this_thread::yield();
+    spin < kSpinsBeforeYield ? relax() : std::this_thread::yield();
   }
   if (failed_.load()) {
     failed_.store(false);
@@ -95,10 +100,50 @@ void ThreadPool::run_erased(int64_t items, Call call, void* body) {
   }
 }
 
+void ThreadPool::make_stretches(int64_t items) {
+  FATHOM_CHECK(items >= 0 && items < int64_t{1} << 32, items);
+  uint64_t begin = 0;
+  for (int t = 0; t < threads(); ++t) {
+    const uint64_t end = static_cast<uint64_t>(items) * static_cast<uint64_t>(t + 1) /
+                         static_cast<uint64_t>(threads());
+    stretches_[static_cast<size_t>(t)].items.store(end << 32 | begin, std::memory_order_relaxed);
+    begin = end;
+  }
+}
+
+int64_t ThreadPool::take(size_t own) {
+  const auto begin_of = [](uint64_t stretch) { return static_cast<int64_t>(stretch & 0xffffffff); };
+  const auto end_of = [](uint64_t stretch) { return static_cast<int64_t>(stretch >> 32); };
+  constexpr auto kOrder = std::memory_order_relaxed;  // an item's data is the loop's
+  std::atomic<uint64_t>& mine = stretches_[own].items;
+  for (uint64_t stretch = mine.load(kOrder); begin_of(stretch) < end_of(stretch);) {
+    if (mine.compare_exchange_weak(stretch, stretch + 1, kOrder)) return begin_of(stretch);
+  }
+  while (true) {
+    size_t longest = own;
+    uint64_t stretch = 0;
+    for (size_t t = 0; t < static_cast<size_t>(threads()); ++t) {
+      const uint64_t other = stretches_[t].items.load(kOrder);
+      if (end_of(other) - begin_of(other) > end_of(stretch) - begin_of(stretch)) {
+        longest = t;
+        stretch = other;
+      }
+    }
+    if (stretch == 0) return -1;
+    if (stretches_[longest].items.compare_exchange_weak(stretch, stretch - (uint64_t{1} << 32),
+                                                        kOrder))
+      return end_of(stretch) - 1;
+  }
+}
+
 void ThreadPool::worker_loop(int worker) {
   uint32_t seen = 0;
   while (true) {
-    for (int spin = 0; current_loop() == seen && spin < kSpins; ++spin) relax();
+    const double begin = seconds_now();
+    for (int spin = 1; current_loop() == seen; ++spin) {
+      relax();
+      if (spin % kSpinsPerLook == 0 && seconds_now() - begin > kSpinSeconds) break;
+    }
     if (current_loop() == seen) {
       std::unique_lock lock(mutex_);
       sleepers_.fetch_add(1);

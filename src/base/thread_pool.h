@@ -1,8 +1,8 @@
 // A fixed set of threads that run the items of one loop at a time.
 //
 // Work is cut by the caller so that every result is made whole within one item and in an order of
-// its shape: whoever runs it, and however many items there are, the bits are the same. Items are handed out dynamically (an atomic counter), so
-// uneven items balance. Between loops workers spin briefly, then sleep: thousands of loops per
+// its shape: whoever runs it, and however many items there are, the bits are the same. Items are
+// handed out dynamically, so uneven items balance. Between loops workers spin briefly, then sleep: thousands of loops per
 // token are cheap, an idle process costs nothing.
 #pragma once
 
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -40,10 +41,26 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
+  // The same, but a worker takes items that follow each other, which pays where these lie one behind
+  // the other in memory: each begins with its own stretch of the items; who has come to its end takes
+  // the last item of the longest stretch left. body(item, worker, follows): whether this worker's last item
+  // was the one before.
+  template <class Body>
+  void run_in_stretches(int64_t items, Body&& body) {
+    make_stretches(items);
+    run(threads(), [&](int64_t own, int worker) {
+      int64_t last = -1;
+      for (int64_t item; (item = take(static_cast<size_t>(own))) >= 0; last = item)
+        body(item, worker, last >= 0 && item == last + 1);
+    });
+  }
+
  private:
   using Call = void (*)(void*, int64_t, int);
   void run_erased(int64_t items, Call call, void* body);
   void work(int worker, uint32_t loop);
+  void make_stretches(int64_t items);
+  int64_t take(size_t own);  // -1: none left
   void worker_loop(int worker);
   void stop();
   uint32_t current_loop() const { return static_cast<uint32_t>(ticket_.load() >> 32); }
@@ -61,6 +78,12 @@ class ThreadPool {
   std::atomic<int64_t> items_{0};
   std::atomic<int64_t> done_{0};
   std::atomic<int> sleepers_{0};
+  // Of each thread: the items from the lower half on up to, not with, the upper half. Only touched
+  // by items of the loop under way, so nobody comes late.
+  struct alignas(64) Stretch {
+    std::atomic<uint64_t> items{0};
+  };
+  std::unique_ptr<Stretch[]> stretches_;  // [threads()]
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;

@@ -31,6 +31,7 @@ struct BenchOptions {
   int repeat = 3;
   int threads = 0;
   std::string cache;
+  std::string mla = "fast";  // parse_mla()
   std::string page;  // file to write: .html or .svg
   bool json = false;
 

@@ -13,13 +13,17 @@ void add_mlp(const MlpWeights& mlp, double rows, Cost& cost) {
     cost.add_weight(w->weight, rows);
 }
 
-void add_block(const BlockWeights& block, const ModelConfig& config, double rows, Cost& cost) {
+void add_block(const BlockWeights& block, const ModelConfig& config, const StepShape& shape,
+               Cost& cost) {
+  const double rows = shape.rows, absorbed = rows - shape.expanded_rows;
   if (block.mla) {
     const MlaWeights& w = *block.mla;
     for (const Linear* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.kv_a_proj_with_mqa, &w.o_proj})
       cost.add_weight(v->weight, rows);
-    for (const WeightView& v : w.absorbed.k_up_transposed) cost.add_weight(v, rows);
-    for (const WeightView& v : w.absorbed.v_up) cost.add_weight(v, rows);
+    if (shape.expanded_rows > 0) cost.add_weight(w.kv_b_proj.weight, shape.expanded_keys);
+    for (const auto* part : {&w.absorbed.k_up_transposed, &w.absorbed.v_up}) {
+      for (const WeightView& v : *part) cost.add_weight(v, absorbed, absorbed > 0 ? 1 : 0);
+    }
   } else {
     for (const Linear* v :
          {&block.gqa->q_proj, &block.gqa->k_proj, &block.gqa->v_proj, &block.gqa->o_proj})
@@ -62,8 +66,10 @@ double Cost::shortest_seconds(const Roofs& roofs) const {
   return std::max(arithmetic_seconds(roofs), memory_seconds(roofs));
 }
 
-StepShape prefill_step(double context, double rows) {
-  return {rows, rows * (context + (rows + 1) / 2), context, 1};
+StepShape prefill_step(double context, double rows, double expanded) {
+  const double all = rows * (context + (rows + 1) / 2),
+               pairs = expanded * (context + (expanded + 1) / 2);
+  return {rows, all - pairs, context, 1, expanded, pairs, expanded > 0 ? context + expanded : 0};
 }
 
 StepShape decode_step(double sequences, double context) {
@@ -73,14 +79,16 @@ StepShape decode_step(double sequences, double context) {
 Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype) {
   const ModelConfig& c = model.config();
   Cost cost;
-  for (const BlockWeights& block : model.weights().layers) add_block(block, c, shape.rows, cost);
+  for (const BlockWeights& block : model.weights().layers) add_block(block, c, shape, cost);
   cost.add_weight(model.weights().lm_head.weight, shape.logit_rows);
   const auto per_pair =
       static_cast<double>(c.is_mla() ? 2 * c.kv_lora_rank + c.qk_rope_head_dim : 2 * c.head_dim);
+  const auto heads = static_cast<double>(c.num_attention_heads * c.num_hidden_layers);
   (cache_dtype == DType::kI8     ? cost.int8_ops
    : cache_dtype == DType::kBF16 ? cost.bf16_flops
-                                 : cost.f32_flops) +=
-      2 * shape.pairs * per_pair * static_cast<double>(c.num_attention_heads * c.num_hidden_layers);
+                                 : cost.f32_flops) += 2 * shape.pairs * per_pair * heads;
+  (cache_dtype == DType::kF32 ? cost.f32_flops : cost.bf16_flops) +=
+      2 * shape.expanded_pairs * static_cast<double>(c.qk_head_dim() + c.v_head_dim) * heads;
   cost.bytes += shape.cache_rows *
                 static_cast<double>(KvCache::bytes_per_token(c, c.num_hidden_layers, cache_dtype));
   return cost;

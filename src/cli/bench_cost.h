@@ -29,14 +29,18 @@ struct StepShape {
   double pairs = 0;       // of a query and a key it attends to
   double cache_rows = 0;  // read from the cache, of all sequences together
   double logit_rows = 0;
+  // MLA in fast mode: rows in the expanded form (of `rows`), their pairs (beside `pairs`), and the
+  // keys that are expanded for them, once.
+  double expanded_rows = 0, expanded_pairs = 0, expanded_keys = 0;
 };
-// `rows` new tokens of a prompt behind `context` computed ones; logits of the last.
-StepShape prefill_step(double context, double rows);
+// `rows` new tokens of a prompt behind `context` computed ones, the first `expanded` in the
+// expanded form; logits of the last.
+StepShape prefill_step(double context, double rows, double expanded = 0);
 // One new token for each of `sequences`, `context` rows of each in the cache.
 StepShape decode_step(double sequences, double context);
 
-// Active weights once, the cache rows once, attention in the cache's type in the form that the
-// engine computes by default (MLA absorbed). Tokens choose experts about evenly.
+// Active weights once, the cache rows once, attention in the cache's type, expanded keys in bf16
+// (f32 with a cache of f32). Tokens choose experts about evenly.
 Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype);
 
 }  // namespace fathom

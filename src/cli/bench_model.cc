@@ -86,6 +86,7 @@ class ModelBench {
     described_.file_bytes = opened_->sizes.bytes;
     engine_options_.cache_dtype = open.cache_dtype.value_or(default_cache_dtype(model()));
     described_.cache_dtype = dtype_name(engine_options_.cache_dtype);
+    engine_options_.expand_by = model().config().is_mla() ? parse_mla(options_.mla) : 0;
     described_.cache_bytes_per_token = static_cast<uint64_t>(KvCache::bytes_per_token(
         model().config(), model().cache_layers(), engine_options_.cache_dtype));
     if (!timed)
@@ -264,9 +265,11 @@ class ModelBench {
     }
     line.tokens = static_cast<double>(computed);
     const int64_t before = context + rows - computed;
-    line.cost =
-        step_cost(model(), prefill_step(static_cast<double>(before), static_cast<double>(computed)),
-                  engine_options_.cache_dtype);
+    const int64_t expanded = expanded_end(context + rows, engine_options_.expand_by) - before;
+    line.cost = step_cost(model(),
+                          prefill_step(static_cast<double>(before), static_cast<double>(computed),
+                                       static_cast<double>(std::max<int64_t>(0, expanded))),
+                          engine_options_.cache_dtype);
     log_.add(std::move(line));
   }
 

@@ -225,16 +225,15 @@ class Chat {
   }
 
   Generation answer() {
-    SamplingParams sampling = session_.sampling;
+    GenerationRequest request = request_for(session_, messages_);
+    request.max_tokens = max_tokens_;
     // the same question again may get another answer, yet a session can be repeated
-    sampling.choice = static_cast<uint64_t>(turns_);
+    request.sampling.choice = static_cast<uint64_t>(turns_);
     PartPrinter printer(session_.options.output, session_.options.hide_thinking);
     const ConsoleTerminal silent(ConsoleTerminal::Mode::kSilent);
     const Generation generation =
-        generate(session_.engine, session_.opened,
-                 {encode_messages(session_, messages_), max_tokens_, sampling,
-                  session_.options.stops, session_marks(session_)},
-                 session_.options.output, [&](const OutputPart& part) { printer.show(part); });
+        generate(session_.engine, session_.opened, std::move(request), session_.options.output,
+                 [&](const OutputPart& part) { printer.show(part); });
     printer.finish();
     say("{}", rate_line(generation));
     last_reuse_ = generation.reuse;

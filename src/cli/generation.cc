@@ -77,7 +77,8 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
       {.prompt = std::move(request.prompt),
        .max_tokens = request.max_tokens > 0 ? request.max_tokens : context - result.prompt_tokens,
        .stop_ids = opened.stop_ids,
-       .sampling = request.sampling});
+       .sampling = request.sampling,
+       .opening = request.opening});
   const double begin = seconds_now();
   // Prompt rows that are done: computed, or found in the cache.
   const auto done_rows = [&] {

@@ -21,6 +21,7 @@ struct GenerationRequest {
   SamplingParams sampling;
   std::vector<std::string> stops;  // looked for in the answer, not in the thought
   std::optional<ThinkingMarks> marks;
+  int64_t opening = -1;  // Request's
 };
 
 struct Generation {

@@ -56,6 +56,12 @@ void bind_model(CLI::App& app, std::string& model) {
                  "the only one in ./models");
 }
 
+void bind_mla(CLI::App& app, std::string& mla) {
+  app.add_option("--mla", mla,
+                 "latent attention: fast (default) expands the keys of long prompts, strict "
+                 "computes all in one form");
+}
+
 Action bind_run(CLI::App& app) {
   auto o = std::make_shared<RunOptions>();
   app.add_option("MODEL PROMPT", o->words, "the model, and what to say to it");
@@ -102,6 +108,7 @@ Action bind_run(CLI::App& app) {
                  "log-probabilities of the tokens, with this many alternatives")
       ->check(CLI::Range(0, 20));
   app.add_option("--cache", o->cache, "type of the key-value cache: f32, bf16 or int8");
+  bind_mla(app, o->mla);
   app.add_option(
       "--prefix-dir", o->prefix_folder,
       "keep computed prompts in this folder, so that the next start finds them (private: "
@@ -244,6 +251,7 @@ Action bind_bench(CLI::App& app) {
   app.add_option("-t,--threads", o->threads, "threads (default: all cores)")
       ->check(CLI::Range(0, 4096));
   app.add_option("--cache", o->cache, "type of the key-value cache: f32, bf16 or int8");
+  bind_mla(app, o->mla);
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   app.add_option("-o,--out", o->page, "also write a picture: a .html page or an .svg");
   bind_output(app, o->output);

@@ -352,16 +352,18 @@ uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& c) {
     const TensorInfo* whole =
         checkpoint.find(gguf ? fmt::format("blk.{}.attn_kv_b.weight", layer)
                              : fmt::format("model.layers.{}.self_attn.kv_b_proj.weight", layer));
-    // stored by side: the whole is rebuilt, in f32 unless both parts are BF16
+    // stored by side: the whole is rebuilt, in BF16 unless one part is F32 or F16
     if (whole == nullptr) {
       const auto part = [&](const char* name) {
         return gguf ? checkpoint.find(fmt::format("blk.{}.{}.weight", layer, name)) : nullptr;
       };
       const TensorInfo *k_b = part("attn_k_b"), *v_b = part("attn_v_b");
-      const bool both_bf16 = k_b != nullptr && v_b != nullptr && k_b->dtype == DType::kBF16 &&
-                             v_b->dtype == DType::kBF16;
+      const auto is_wide = [](const TensorInfo* t) {
+        return t == nullptr || t->dtype == DType::kF32 || t->dtype == DType::kF16;
+      };
       if (k_b != nullptr)
-        bytes = bytes + counted(both_bf16 ? 2 : 4) * elements(c.qk_nope_head_dim + c.v_head_dim);
+        bytes = bytes + counted(is_wide(k_b) || is_wide(v_b) ? 4 : 2) *
+                            elements(c.qk_nope_head_dim + c.v_head_dim);
       continue;
     }
     bytes = bytes + elements(c.qk_nope_head_dim) * counted(whole->dtype == DType::kBF16 ? 2 : 4);
@@ -471,6 +473,12 @@ std::optional<DType> parse_cache_dtype(const std::string& name) {
   if (name == "bf16") return DType::kBF16;
   if (name == "int8") return DType::kI8;
   fail("--cache: found {}, expected f32, bf16 or int8", quoted(name));
+}
+
+int64_t parse_mla(const std::string& name) {
+  if (name == "fast") return kExpandedRows;
+  if (name == "strict") return 0;
+  fail("--mla: found {}, expected fast or strict", quoted(name));
 }
 
 std::optional<Isa> parse_isa(const std::string& name) {

@@ -132,6 +132,7 @@ OpenedModel open_model(const std::filesystem::path& path, const OpenOptions& opt
 
 // "f32" or "bf16", as flags spell it. Throws otherwise.
 std::optional<DType> parse_cache_dtype(const std::string& name);  // "" = absent
+int64_t parse_mla(const std::string& name);  // EngineOptions::expand_by of "fast" or "strict"
 // "" = absent; refuses what the CPU lacks
 std::optional<Isa> parse_isa(const std::string& name);
 int thread_count(int wanted);  // 0 = available_cores()

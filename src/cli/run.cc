@@ -63,6 +63,7 @@ EngineOptions engine_options(const RunOptions& options, const OpenedModel& opene
       options.context_tokens > 0 ? options.context_tokens : std::min(longest, kDefaultContext);
   engine.max_sequences = 1;
   engine.cache_dtype = parse_cache_dtype(options.cache).value_or(default_cache_dtype(opened.model));
+  engine.expand_by = parse_mla(options.mla);
   engine.speculation = speculation(options, opened);
   engine.draft_tokens = options.draft_tokens;
   return engine;
@@ -178,14 +179,13 @@ void note_session(Session& s) {
     note("note: a base model without a chat format: it continues your text");
 }
 
-GenerationRequest request_for(const Session& session, const std::string& prompt) {
+GenerationRequest request_for_prompt(const Session& session, const std::string& prompt) {
   const RunOptions& options = session.options;
   std::vector<ChatMessage> messages;
   if (!options.system.empty())
     messages.push_back({ChatMessage::Role::kSystem, options.system, "", {}});
   messages.push_back({ChatMessage::Role::kUser, prompt, "", {}});
-  return {encode_messages(session, messages), options.max_tokens, session.sampling, options.stops,
-          session_marks(session)};
+  return request_for(session, messages);
 }
 
 int answer_once(Session& session, const std::string& prompt) {
@@ -195,8 +195,8 @@ int answer_once(Session& session, const std::string& prompt) {
     if (!options.json) printer.show(part);
   };
   InterruptScope scope;
-  const Generation generation = generate(session.engine, session.opened,
-                                         request_for(session, prompt), options.output, on_part);
+  const Generation generation = generate(
+      session.engine, session.opened, request_for_prompt(session, prompt), options.output, on_part);
   if (options.json) {
     print_result(session, generation);
   } else {
@@ -225,7 +225,7 @@ int answer_checked(Session& session, const std::string& prompt) {
   const int tries = session.sampling.temperature == 0 ? 1 : options.tries;
   InterruptScope scope;
   for (int attempt = 1;; ++attempt) {
-    GenerationRequest request = request_for(session, prompt);
+    GenerationRequest request = request_for_prompt(session, prompt);
     request.sampling.choice = static_cast<uint64_t>(attempt);
     std::vector<OutputPart> parts;
     const Generation g =
@@ -347,6 +347,20 @@ std::vector<int32_t> encode_messages(const Session& session,
   const std::vector<int32_t> text = opened.tokenizer.encode(messages.back().content, false);
   ids.insert(ids.end(), text.begin(), text.end());
   return ids;
+}
+
+GenerationRequest request_for(const Session& session, std::span<const ChatMessage> messages) {
+  const RunOptions& options = session.options;
+  const OpenedModel& opened = session.opened;
+  return {.prompt = encode_messages(session, messages),
+          .max_tokens = options.max_tokens,
+          .sampling = session.sampling,
+          .stops = options.stops,
+          .marks = session_marks(session),
+          .opening = opened.format && !options.raw
+                         ? opening_tokens(opened.tokenizer, *opened.format, messages,
+                                          {.thinking = session.thinking})
+                         : -1};
 }
 
 std::optional<ThinkingMarks> session_marks(const Session& session) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/generation.h"
 #include "cli/models.h"
 #include "cli/output.h"
 #include "engine/engine.h"
@@ -36,6 +37,7 @@ struct RunOptions {
   bool hide_thinking = false;
   bool raw = false;  // no template: continue the text
   std::string cache;
+  std::string mla = "fast";  // parse_mla()
   bool ignore_memory = false;
   bool mapped = false;    // no tiles (OpenOptions::tiles)
   double memory_gib = 0;  // use at most that much; 0 = what is available
@@ -72,6 +74,8 @@ void keep_computed(Session& session);
 // The ids of a conversation; of a base model (or with --raw) the text of the last message,
 // continued.
 std::vector<int32_t> encode_messages(const Session& session, std::span<const ChatMessage> messages);
+// What is asked of the engine for them, with the session's settings.
+GenerationRequest request_for(const Session& session, std::span<const ChatMessage> messages);
 std::optional<ThinkingMarks> session_marks(const Session& session);
 
 SamplingParams sampling_params(const SamplingFlags& flags, const SamplingParams& advice,

@@ -34,7 +34,7 @@ class Panel : public RunObserver {
         fmt::format("{}: {:.2f} M trained parameters; {} steps from step {}; memory {} for the "
                     "numbers, at most {} for a step",
                     f.model, static_cast<double>(f.parameters) / 1e6, f.steps, f.first_step,
-                    mebibytes(f.state_bytes), mebibytes(f.step_bytes)));
+                    mebibytes(f.frozen_bytes + f.state_bytes), mebibytes(f.step_bytes)));
     begin_ = seconds_now();
     first_step_ = f.first_step;
   }

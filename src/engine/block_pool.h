@@ -37,7 +37,7 @@ class BlockPool {
   struct Content {
     int64_t parent = kNone;  // a published full block, or kNone for the first of a text
     Hash128 parent_hash, hash;
-    std::span<const int32_t> tokens;  // [1 to kKeyBlock]
+    std::span<const int32_t> tokens;  // [1 to kKeyBlock], as the engine names them (row_name())
   };
 
   explicit BlockPool(int64_t blocks);

@@ -104,7 +104,7 @@ void MtpDrafter::reserve(int64_t sequences, int64_t rows) {
   tokens_.reserve(static_cast<size_t>(with_kept));
   hidden_.reserve(states(with_kept));
   hidden_out_.reserve(states(sequences));
-  rows_.reserve(count);
+  rows_.reserve(sequences);
   logit_rows_.reserve(count);
   jobs_.reserve(count);
   picking_.reserve(count);
@@ -131,7 +131,7 @@ void MtpDrafter::add(const Rest& rest) {
                    rest.rows.rows == rest.kept.rows + rest.fresh.rows,
                rest.rows.rows, rest.next_tokens.size(), rest.kept.rows, rest.fresh.rows);
   tokens_.insert(tokens_.end(), rest.next_tokens.begin(), rest.next_tokens.end());
-  rows_.push_back(rest.rows);
+  rows_.add(rest.rows, rest.expanded_end, form_);
   for (const ConstRows& from : {rest.kept, rest.fresh}) {
     FATHOM_CHECK(from.stride == from.cols || from.rows == 0, from.stride);
     hidden_.insert(hidden_.end(), from.data, from.data + from.rows * from.cols);
@@ -163,7 +163,7 @@ void MtpDrafter::forward(Context& ctx) {
   hidden_out_.resize(static_cast<size_t>(wanted * hidden_size));
   logits_.resize(static_cast<size_t>(wanted * vocab_size));
   Rows out{hidden_out_.data(), wanted, hidden_size, hidden_size};
-  model_.forward_mtp(ctx, {tokens_, rows_, logit_rows_, &cache_, form_},
+  model_.forward_mtp(ctx, {tokens_, rows_.sequences, logit_rows_, &cache_, form_, rows_.forms},
                      {hidden_.data(), rows, hidden_size, hidden_size},
                      {logits_.data(), wanted, vocab_size, vocab_size}, &out);
 }
@@ -205,7 +205,7 @@ bool MtpDrafter::go_deeper() {
     job.last.position = position;
     tokens_.push_back(job.drafts->back());
     logit_rows_.push_back(static_cast<int32_t>(count));
-    rows_.push_back(job.last);
+    rows_.add(job.last, 0, form_);
     picking_[count++] = index;
   }
   picking_.resize(count);

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "engine/sampler.h"
+#include "engine/step_rows.h"
 #include "model/model.h"
 
 namespace fathom {
@@ -105,6 +106,7 @@ class MtpDrafter {
   // run() is over.
   struct Rest {
     SequenceRows rows;
+    int64_t expanded_end = 0;  // positions before it are expanded, others in the drafter's form
     std::span<const int32_t> next_tokens;
     ConstRows kept, fresh;
     Sampler* sampler = nullptr;
@@ -134,7 +136,7 @@ class MtpDrafter {
   std::vector<float> step_hidden_;
   // One forward_mtp().
   std::vector<int32_t> tokens_, logit_rows_;
-  std::vector<SequenceRows> rows_;
+  StepRows rows_;
   std::vector<float> hidden_, hidden_out_, logits_;
   std::vector<Job> jobs_;
   std::vector<size_t> picking_;  // jobs_ of logit_rows_

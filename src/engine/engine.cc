@@ -38,6 +38,9 @@ EngineOptions with_defaults(const Model& model, EngineOptions options) {
   check_option("prefill_chunk", options.prefill_chunk, 1, INT32_MAX, "");
   check_option("max_sequences", options.max_sequences, 1, INT32_MAX, "");
   check_cache_dtype(config, options.cache_dtype);
+  check_option("expand_by", options.expand_by, 0, INT32_MAX, " (0 = strict mode)");
+  if (!config.is_mla()) options.expand_by = 0;
+  FATHOM_CHECK(options.expand_by == 0 || options.form == MlaForm::kAbsorbed, options.expand_by);
   if (options.speculation == Speculation::kAuto)
     options.speculation = model.has_mtp() ? Speculation::kBoth : Speculation::kLookup;
   const bool mtp =
@@ -103,8 +106,9 @@ uint64_t Engine::submit(Request request) {
     fail("request: prompt of {} tokens + max_tokens {}: expected at most {} together (the context)",
          prompt_tokens, request.max_tokens, options_.context_tokens);
   }
+  if (request.opening < 0 || request.opening > prompt_tokens) request.opening = prompt_tokens;
   validate_sampling(request.sampling, vocab_size);
-  waiting_.push_back(std::make_unique<Sequence>(next_id_, std::move(request)));
+  waiting_.push_back(std::make_unique<Sequence>(next_id_, std::move(request), options_.expand_by));
   return next_id_++;
 }
 
@@ -151,9 +155,7 @@ bool Engine::step(std::vector<TokenEvent>& events) {
     take_back();
     throw;
   }
-  finish_step(events);
-  int64_t rows = 0;
-  for (const SequenceRows& sequence : rows_) rows += sequence.rows;
+  const int64_t rows = finish_step(events);
   (prompt_rows > 0 ? stats_.prefill_tokens : stats_.decode_tokens) += rows;
   (prompt_rows > 0 ? stats_.prefill_seconds : stats_.decode_seconds) += seconds_now() - start;
   return true;
@@ -191,7 +193,7 @@ void Engine::reserve_step() {
   const auto rows = static_cast<size_t>(sequences + options_.draft_tokens *
                                                         std::min(sequences, kMostDraftingRows));
   tokens_.reserve(rows);
-  rows_.reserve(running_.size());
+  rows_.reserve(sequences);
   planned_.reserve(running_.size());
   sampling_.reserve(running_.size());
   logit_rows_.reserve(rows);
@@ -212,27 +214,28 @@ int64_t Engine::plan() {
   // All rows that must be have their blocks before drafts take any.
   for (size_t i = 0; i < running_.size() && grow(*running_[i]); ++i) {
   }
-  int64_t budget = options_.prefill_chunk;
+  int64_t budget = options_.prefill_chunk, used = 0;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     Sequence& s = *sequence;
     const int64_t left = s.size() - s.computed;
-    s.rows = s.prefilling() ? std::min(left, budget) : 1;
+    s.rows = s.prefilling() ? prompt_rows(s, budget) : 1;
     s.size_before = s.size();
     s.rejected = 0;
     s.completes = false;
     s.finish = FinishReason::kNone;
-    if (s.rows == 0) continue;
     if (s.prefilling()) {
-      budget -= s.rows;
+      budget = s.rows == 0 ? 0 : budget - s.rows;  // nobody overtakes
+      used += s.rows;
     } else {
       fit_drafts(s);
     }
+    if (s.rows == 0) continue;
     const bool samples = s.rows == left;
     const auto first = s.tokens.begin() + s.computed;
     tokens_.insert(tokens_.end(), first, first + s.rows);
     tokens_.insert(tokens_.end(), s.drafts.begin(), s.drafts.end());
     s.rows += std::ssize(s.drafts);
-    rows_.push_back({s.rows, s.computed, s.block_rows});
+    rows_.add({s.rows, s.computed, s.block_rows}, s.expanded_end, options_.form);
     planned_.push_back(&s);
     if (!samples) continue;
     s.logit_row = std::ssize(logit_rows_);
@@ -241,7 +244,16 @@ int64_t Engine::plan() {
       logit_rows_.push_back(static_cast<int32_t>(row));
     sampling_.push_back(&s);
   }
-  return options_.prefill_chunk - budget;
+  return used;
+}
+
+// What the next chunk takes of a prompt. Few expanded rows, if they are not the last of them, wait
+// for a chunk that they need share with nobody.
+int64_t Engine::prompt_rows(const Sequence& s, int64_t budget) const {
+  const int64_t rows = std::min(s.size() - s.computed, budget);
+  const int64_t expanded = s.expanded_end - s.computed;
+  const bool few = rows < expanded && rows < kExpandedRows;
+  return few && budget < options_.prefill_chunk ? 0 : rows;
 }
 
 // Blocks for the rows of its drafts, if they are to be had without anybody giving way; else fewer
@@ -291,8 +303,9 @@ void Engine::run_batch() {
   const Rows logits{logits_.data(), std::ssize(logit_rows_), vocab_size, vocab_size};
   std::optional<Rows> hidden;
   if (mtp_) hidden = mtp_->hidden(std::ssize(tokens_));
-  model_.forward_infer(ctx_, {tokens_, rows_, logit_rows_, &cache_.view(), options_.form}, logits,
-                       hidden ? &*hidden : nullptr);
+  model_.forward_infer(
+      ctx_, {tokens_, rows_.sequences, logit_rows_, &cache_.view(), options_.form, rows_.forms},
+      logits, hidden ? &*hidden : nullptr);
   log_sum_exp_.resize(logit_rows_.size());
   if (std::any_of(sampling_.begin(), sampling_.end(),
                   [](const Sequence* s) { return s->sampler.wants_logprobs(); })) {
@@ -321,7 +334,7 @@ void Engine::sample_rows(Sequence& s) {
       return;
     }
     const int32_t token = sampled_[row]->token;
-    s.tokens.push_back(token);
+    s.push_generated(token);
     s.sampler.remember(token);
     s.finish = s.finish_of_last();
     if (s.finish != FinishReason::kNone || accepted == drafts ||
@@ -417,6 +430,7 @@ void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
                         .first(static_cast<size_t>(end + 1))
                         .subspan(static_cast<size_t>(s.complete + 1));
   mtp_->add({.rows = {end - s.complete, s.complete, s.block_rows},
+             .expanded_end = s.expanded_end,
              .next_tokens = next,
              .kept = {s.states.data(), s.computed - s.complete, fresh.cols, fresh.cols},
              .fresh = fresh,
@@ -428,25 +442,27 @@ void Engine::draft_mtp(Sequence& s, ConstRows fresh, int64_t most) {
 // The step has failed: its tokens were never sampled.
 void Engine::take_back() {
   for (Sequence* s : sampling_) {
-    for (; s->size() > s->size_before; s->tokens.pop_back()) s->sampler.forget(s->tokens.back());
+    for (; s->size() > s->size_before; s->pop_generated()) s->sampler.forget(s->tokens.back());
   }
 }
 
-// From here on nothing throws: the step happens as a whole.
-void Engine::finish_step(std::vector<TokenEvent>& events) {
+// From here on nothing throws: the step happens as a whole. Returns its rows, without those of
+// rejected drafts.
+int64_t Engine::finish_step(std::vector<TokenEvent>& events) {
   const int64_t hidden_size = model_.config().hidden_size;
   int64_t row = 0;  // of the step
-  for (size_t i = 0; i < planned_.size(); ++i) {
-    Sequence& s = *planned_[i];
-    const int64_t drafted = std::ssize(s.drafts);
-    rows_[i].rows -= s.rejected;
-    s.computed += rows_[i].rows;
+  int64_t kept_rows = 0;
+  for (Sequence* planned : planned_) {
+    Sequence& s = *planned;
+    const int64_t drafted = std::ssize(s.drafts), kept = s.rows - s.rejected;
+    s.computed += kept;
+    kept_rows += kept;
     if (s.completes || !mtp_) {
       s.complete = s.computed;
       s.states.clear();
     } else if (s.finish == FinishReason::kNone) {
       const float* states = mtp_->hidden(std::ssize(tokens_)).row(row);
-      s.states.insert(s.states.end(), states, states + rows_[i].rows * hidden_size);
+      s.states.insert(s.states.end(), states, states + kept * hidden_size);
     }
     row += s.rows;
     stats_.drafted += drafted;
@@ -473,10 +489,11 @@ void Engine::finish_step(std::vector<TokenEvent>& events) {
     if (s.finish != FinishReason::kNone) give_back(s);
   }
   std::erase_if(running_, [](const auto& s) { return s->finish != FinishReason::kNone; });
+  return kept_rows;
 }
 
 // Blocks that have become full can be found from now on. A block whose content somebody else has
-// published meanwhile is given back for that one: same tokens, same bits.
+// published meanwhile is given back for that one: same tokens in the same forms, same bits.
 void Engine::publish(Sequence& s) {
   if (!options_.prefix_cache) return;
   s.extend_hashes(s.computed);
@@ -492,16 +509,16 @@ void Engine::give_back(Sequence& s) {
   if (options_.prefix_cache && rows > 0) {
     const int64_t parent = s.block_before(s.published);
     const Hash128& before = s.hash_before(s.published);
-    const std::span<const int32_t> tokens =
-        std::span(s.tokens).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
+    const std::span<const int32_t> names =
+        std::span(s.names).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
     BlockPool& pool = cache_.pool();
-    const BlockPool::Alike alike = pool.most_alike(parent, before, tokens);
+    const BlockPool::Alike alike = pool.most_alike(parent, before, names);
     int64_t& row = s.block_rows[static_cast<size_t>(s.published)];
     if (alike.tokens == rows) {
       pool.renew(alike.block);
     } else {
-      const Hash128 hash = hash_chained(before, std::as_bytes(tokens));
-      row = pool.publish(row / kKeyBlock, {parent, before, hash, tokens}) * kKeyBlock;
+      const Hash128 hash = hash_chained(before, std::as_bytes(names));
+      row = pool.publish(row / kKeyBlock, {parent, before, hash, names}) * kKeyBlock;
     }
   }
   cache_.release(s.block_rows);

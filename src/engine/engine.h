@@ -3,7 +3,8 @@
 //
 // A request's tokens never depend on what runs beside it, on prefill_chunk, on threads, on the
 // cache and what it still held, on preemption or on cancellations of others: bit for bit. (The rows
-// of a position depend on the tokens up to it alone, and random draws on (seed, choice, position).)
+// of a position depend on the tokens up to it alone and, in fast mode, on the length of the
+// request's opening; random draws on (seed, choice, position).)
 //
 // Policy. Requests have an order, that of submit(). At any time all running ones are older than all
 // waiting ones.
@@ -11,7 +12,8 @@
 //     its tokens and, if others run, one more for each sequence that still grows. Nobody overtakes.
 //   Step: every sequence that has computed its prompt decodes one row, and its drafts, in every
 //     step; beside these, prefill_chunk rows of prompts are computed, the oldest first. So neither
-//     holds up the other.
+//     holds up the other. (In fast mode a prompt that would get less than kExpandedRows of the
+//     chunk and need more waits for the next, as expanding its keys would not pay.)
 //   Room: a block is taken when its first row is. If none is left (cached ones are evicted first),
 //     the youngest running request is preempted: it gives its blocks back, becomes the first to
 //     wait and later computes its tokens again, as far as the cache does not still hold them. No
@@ -19,8 +21,8 @@
 //   End: the oldest request is preempted by nobody, and a whole context fits into the cache; so it
 //     goes on in every step until it ends, then the next is the oldest. Nothing starves or blocks.
 //
-// Prefix cache. Blocks of kKeyBlock rows can be found by their tokens and all before them
-// (block_pool.h) as soon as they are full, or else when their request ends or is preempted, generated
+// Prefix cache. Blocks of kKeyBlock rows can be found by their tokens (in fast mode together with the
+// forms of their rows) and all before them (block_pool.h) as soon as they are full, or else when their request ends or is preempted, generated
 // tokens included, and stay until their room is needed. A request starts behind the full blocks it
 // finds and behind the rows that a partly equal block or an equal sequence under way has for it
 // (copied); at least its last token is computed. While a
@@ -52,6 +54,7 @@
 #include "engine/prefix_store.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
+#include "engine/step_rows.h"
 #include "model/model.h"
 
 namespace fathom {
@@ -65,6 +68,10 @@ struct EngineOptions {
   DType cache_dtype = DType::kF32;
   MlaForm form = MlaForm::kAbsorbed;
   bool prefix_cache = true;  // find and keep computed blocks
+  // Fast mode of MLA (step_rows.h): rows of a request's opening are expanded up to a multiple of
+  // this, mostly kExpandedRows, all others in `form`, which must be absorbed. 0: strict mode, all
+  // rows in `form`. A prefill_chunk much below kExpandedRows makes fast mode slow.
+  int64_t expand_by = 0;
   // Changes no token, only how many a step yields.
   Speculation speculation = Speculation::kOff;
   int64_t draft_tokens = 0;   // at most, per sequence and step; 0 = what mostly pays
@@ -147,6 +154,7 @@ class Engine {
   void give_back(Sequence& s);
   ReuseEnd reuse_end(const Sequence& s, int64_t found, Copied copied) const;
   int64_t plan();
+  int64_t prompt_rows(const Sequence& s, int64_t budget) const;
   bool grow(Sequence& s);
   void fit_drafts(Sequence& s);
   void preempt_youngest();
@@ -161,7 +169,7 @@ class Engine {
   void look_up(Sequence& s, int64_t most);
   void draft_mtp(Sequence& s, ConstRows fresh, int64_t most);
   void take_back();
-  void finish_step(std::vector<TokenEvent>& events);
+  int64_t finish_step(std::vector<TokenEvent>& events);
   void publish(Sequence& s);
   BlockPool::Content content(const Sequence& s, int64_t block) const;
 
@@ -178,9 +186,9 @@ class Engine {
 
   // The step under way; kept so that steps allocate nothing.
   std::vector<int32_t> tokens_;
-  std::vector<SequenceRows> rows_;
+  StepRows rows_;
   std::vector<int32_t> logit_rows_;
-  std::vector<Sequence*> planned_;   // [rows_.size()]
+  std::vector<Sequence*> planned_;
   std::vector<Sequence*> sampling_;  // those with logit rows, 1 + drafts each
   // [logit_rows_.size(), vocab_size], [logit_rows_.size()]
   std::vector<float> logits_, log_sum_exp_;

@@ -10,7 +10,7 @@ namespace fathom {
 
 BlockPool::Content Engine::content(const Sequence& s, int64_t block) const {
   const auto i = static_cast<size_t>(block);
-  return {s.block_before(block), s.hash_before(block), s.hashes[i], s.block_tokens(block)};
+  return {s.block_before(block), s.hash_before(block), s.hashes[i], s.block_names(block)};
 }
 
 // Gives the sequence its blocks: those found, then own ones for the rest of its tokens. False, and
@@ -95,7 +95,7 @@ bool Engine::has_room(const Sequence& s, int64_t growing) const {
 // is missing, to the rest of its prompt. That prefill goes on in every step (it is older), so the
 // wait ends.
 bool Engine::better_wait(const Sequence& s, int64_t found) const {
-  const std::span<const int32_t> wanted = s.findable_tokens(found);
+  const std::span<const int32_t> wanted = s.findable_names(found);
   return std::any_of(running_.begin(), running_.end(), [&](const auto& other) {
     const Sequence& o = *other;
     if (!o.prefilling() || std::ssize(o.hashes) < found ||
@@ -104,7 +104,7 @@ bool Engine::better_wait(const Sequence& s, int64_t found) const {
     if (found < s.findable_blocks())
       return found < std::ssize(o.hashes) &&
              o.hashes[static_cast<size_t>(found)] == s.hashes[static_cast<size_t>(found)];
-    const auto has = std::span(o.tokens).subspan(static_cast<size_t>(found * kKeyBlock));
+    const auto has = std::span(o.names).subspan(static_cast<size_t>(found * kKeyBlock));
     return !wanted.empty() && o.computed < s.size() - 1 && has.size() >= wanted.size() &&
            std::equal(wanted.begin(), wanted.end(), has.begin());
   });
@@ -113,14 +113,14 @@ bool Engine::better_wait(const Sequence& s, int64_t found) const {
 // So that the room for its blocks is not made of what it is about to copy, if there is any else.
 void Engine::renew_alike(const Sequence& s, int64_t found) {
   const BlockPool::Alike alike = cache_.pool().most_alike(
-      s.block_before(found), s.hash_before(found), s.findable_tokens(found));
+      s.block_before(found), s.hash_before(found), s.findable_names(found));
   if (alike.tokens >= BlockPool::kAkin) cache_.pool().renew(alike.block);
 }
 
 // Copies rows of the block behind the shared ones from whoever has the most equal tokens there: a
 // cached block, a running sequence or the store.
 Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
-  const std::span<const int32_t> wanted = s.findable_tokens(found);
+  const std::span<const int32_t> wanted = s.findable_names(found);
   const int64_t parent = s.block_before(found);
   const BlockPool::Alike alike = cache_.pool().most_alike(parent, s.hash_before(found), wanted);
   Copied copied{alike.tokens, alike.differs};
@@ -130,7 +130,7 @@ Engine::Copied Engine::copy_alike(Sequence& s, int64_t found) {
     if (o.published != found || o.hash_before(found) != s.hash_before(found) ||
         o.block_before(found) != parent)
       continue;  // `found` is not the block it is filling, or it follows another text
-    const auto has = std::span(o.tokens)
+    const auto has = std::span(o.names)
                          .first(static_cast<size_t>(o.complete))
                          .subspan(static_cast<size_t>(found * kKeyBlock));
     const int64_t equal =

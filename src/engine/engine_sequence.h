@@ -11,13 +11,18 @@
 namespace fathom {
 
 struct Engine::Sequence {
-  Sequence(uint64_t id_, Request request_)
+  Sequence(uint64_t id_, Request request_, int64_t expand_by)
       : id(id_),
         request(std::move(request_)),
         prompt_tokens(std::ssize(request.prompt)),
         scope(hash_chained({}, std::as_bytes(std::span(request.cache_scope)))),
         sampler(request.sampling, request.prompt, request.max_tokens),
-        tokens(std::move(request.prompt)) {}
+        tokens(std::move(request.prompt)),
+        names(tokens),
+        expanded_end(fathom::expanded_end(request.opening, expand_by)) {
+    for (auto name = names.begin(); name < names.begin() + expanded_end; ++name)
+      *name = row_name(*name, true);
+  }
 
   int64_t size() const { return std::ssize(tokens); }
   int64_t generated() const { return size() - prompt_tokens; }
@@ -29,12 +34,12 @@ struct Engine::Sequence {
   bool still_grows() const { return std::ssize(block_rows) < most_blocks(); }
   // Full blocks that it may find instead of computing them: its last token must be computed.
   int64_t findable_blocks() const { return (size() - 1) / kKeyBlock; }
-  std::span<const int32_t> block_tokens(int64_t block) const {
-    return std::span(tokens).subspan(static_cast<size_t>(block * kKeyBlock), kKeyBlock);
+  std::span<const int32_t> block_names(int64_t block) const {
+    return std::span(names).subspan(static_cast<size_t>(block * kKeyBlock), kKeyBlock);
   }
   // Those behind the first `found` blocks.
-  std::span<const int32_t> findable_tokens(int64_t found) const {
-    return std::span(tokens)
+  std::span<const int32_t> findable_names(int64_t found) const {
+    return std::span(names)
         .first(static_cast<size_t>(size() - 1))
         .subspan(static_cast<size_t>(found * kKeyBlock));
   }
@@ -56,6 +61,7 @@ struct Engine::Sequence {
   // Room for all it will ever hold, and the names of the full blocks so far.
   void prepare(int64_t draft_tokens, int64_t kept_states) {
     tokens.reserve(static_cast<size_t>(prompt_tokens + request.max_tokens));
+    names.reserve(tokens.capacity());
     hashes.reserve(static_cast<size_t>(most_blocks()));
     block_rows.reserve(static_cast<size_t>(most_blocks()));
     drafts.reserve(static_cast<size_t>(draft_tokens));
@@ -66,7 +72,17 @@ struct Engine::Sequence {
   }
   void extend_hashes(int64_t end) {
     for (int64_t block = std::ssize(hashes); (block + 1) * kKeyBlock <= end; ++block)
-      hashes.push_back(hash_chained(hash_before(block), std::as_bytes(block_tokens(block))));
+      hashes.push_back(hash_chained(hash_before(block), std::as_bytes(block_names(block))));
+  }
+
+  // A token of the answer, whose row is never an expanded one.
+  void push_generated(int32_t token) {
+    tokens.push_back(token);
+    names.push_back(token);
+  }
+  void pop_generated() {
+    tokens.pop_back();
+    names.pop_back();
   }
 
   uint64_t id;
@@ -75,6 +91,8 @@ struct Engine::Sequence {
   Hash128 scope;
   Sampler sampler;
   std::vector<int32_t> tokens;  // prompt and answer so far
+  std::vector<int32_t> names;   // row_name() of each: what the cache knows its row by
+  int64_t expanded_end;         // rows before are expanded, if it is fast mode
   std::vector<Hash128> hashes;  // of the full blocks
   std::vector<int64_t> block_rows;
   int64_t computed = 0;     // rows in the cache

@@ -11,7 +11,8 @@
 // 0700, files with 0600, and a folder is refused that others own or may write to.
 //
 // The rows of a beginning are the same bits each time only for the same weights, dtype, form,
-// precision and instruction set, and the same program; all of that is in the name of the folder.
+// precision and instruction set, and the same program; all of that is in the name of the folder. In
+// fast mode rows that are not in the engine's form have names (row_name()) in place of tokens.
 //
 // All files that a store knows of stay within max_bytes together; the least recently used go first
 // (modification time; a load or another save renews it). Several processes may share a folder:

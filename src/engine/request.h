@@ -35,6 +35,9 @@ struct Request {
   // Cached rows are found only by requests of the same scope (a key or user that must not learn
   // from the speed of answers what others have asked).
   std::string cache_scope = {};
+  // Tokens of the prompt before the first answer in it, the same in all turns of a conversation (in
+  // fast mode they choose the form of rows, step_rows.h); -1, or more than there are: all of them.
+  int64_t opening = -1;
 };
 
 // Why a request's reuse of cached rows ended where it did.
@@ -44,7 +47,7 @@ enum class ReuseEnd {
   kPromptEnd,     // all full blocks were found, at least one; or all but the last token (with
                   // MTP, where rows were copied, all but the last two)
   kTokenDiffers,  // the token at position cached_tokens (with MTP, or the one behind it) is another
-                  // than in what is cached
+                  // than in what is cached; in fast mode also: its row was computed in another form
   kEvicted,       // the next block was cached once; its room was needed
   kNothingCached,  // nobody has computed what follows, or too little to be worth reading a file
 };

@@ -1,18 +1,10 @@
+#include "kernels/bf16-inl.h"
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
-namespace {
 
 // Plain loops vectorise well here and have no reduction; the root and the quotient are the
 // processor's own, rounded correctly, so all targets agree but for FMA.
-inline uint16_t narrow(float x) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
-}
-
-}  // namespace
-
 void adamw_range(float lr, float beta1, float beta2, float eps, float decay, float bias2,
                  float gradient_scale, int64_t n, float* __restrict w, float* __restrict gradient,
                  float* __restrict m, float* __restrict v, uint16_t* __restrict compute) {
@@ -29,7 +21,7 @@ void adamw_range(float lr, float beta1, float beta2, float eps, float decay, flo
     gradient[i] = 0.0f;
   }
   if (compute == nullptr) return;
-  for (int64_t i = 0; i < n; ++i) compute[i] = narrow(w[i]);
+  for (int64_t i = 0; i < n; ++i) compute[i] = to_bf16(w[i]);
 }
 
 double sum_of_squares_range(const float* x, int64_t n) {

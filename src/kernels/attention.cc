@@ -24,6 +24,7 @@ namespace {
 static_assert(kKeyBlock == kTileBlock && kKeySegment == kTileSegment && kInt8Block == kTileBlock);
 
 constexpr int64_t kMergeRows = 4;
+constexpr int64_t kTilesOfThread = 4;
 
 // Query rows that are computed together. All heads of a kv head go into one tile as far as they
 // fit, so that a block of keys is read and converted once for them; then several tokens.
@@ -39,15 +40,15 @@ struct Tile {
   int64_t segments() const { return ceil_div(position + tokens, kKeySegment); }
 };
 
-// f(tile) for all of them, without slots.
+// f(tile) for all of them, without slots; those that read the same keys one after the other.
 template <class F>
 void for_each_tile(std::span<const SequenceRows> sequences, int64_t kv_heads, int64_t group, F f) {
   const int64_t heads_per_tile = std::min(group, kTileQueries),
                 tokens_per_tile = kTileQueries / heads_per_tile;
   int64_t row = 0;
   for (const SequenceRows& s : sequences) {
-    for (int64_t t = 0; t < s.rows; t += tokens_per_tile) {
-      for (int64_t kv_head = 0; kv_head < kv_heads; ++kv_head) {
+    for (int64_t kv_head = 0; kv_head < kv_heads; ++kv_head) {
+      for (int64_t t = 0; t < s.rows; t += tokens_per_tile) {
         for (int64_t head = 0; head < group; head += heads_per_tile) {
           f(Tile{row + t, std::min(tokens_per_tile, s.rows - t), kv_head, kv_head * group + head,
                  std::min(heads_per_tile, group - head), s.position + t, s.block_rows.data(),
@@ -138,14 +139,18 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
 
   ArenaScope scope(ctx.scratch());
   const int64_t group = num_attention_heads / num_key_value_heads;
-  int64_t count = 0, most_segments = 0, most_rows = 0, query_floats = 0, slot_floats = 0;
+  int64_t count = 0, segments = 0, most_segments = 0, most_rows = 0, query_floats = 0,
+          slot_floats = 0;
   for_each_tile(sequences, num_key_value_heads, group, [&](const Tile& t) {
     ++count;
+    segments += t.segments();
     most_segments = std::max(most_segments, t.segments());
     most_rows = std::max(most_rows, t.rows());
     query_floats = std::max(query_floats, shape.query_floats(t));
     if (t.segments() > 1) slot_floats += shape.slot_floats(t);
   });
+  // Many tiles of about one length: each is one item.
+  const bool whole = most_segments * ctx.pool().threads() * kTilesOfThread <= segments;
   const int64_t at_once =
       std::clamp<int64_t>(kAttentionSlotFloats / std::max<int64_t>(1, slot_floats), 1,
                           std::max<int64_t>(1, most_segments - 1));
@@ -153,7 +158,7 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
   Tile* next_tile = tiles;
   for_each_tile(sequences, num_key_value_heads, group, [&](Tile t) {
     // A tile of one segment finishes on its own.
-    if (t.segments() > 1) {
+    if (t.segments() > 1 && !whole) {
       t.slots =
           scope.array<float>((1 + std::min(at_once, t.segments() - 1)) * shape.slot_floats(t));
     }
@@ -176,6 +181,45 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
     (total.out + r * shape.out_stride, total.sum[r], value_dim,
      out.row(t.row + r / t.heads) + (t.head + r % t.heads) * value_dim);
   };
+  const auto compute_segment = [&](int64_t i, int64_t segment, int worker, const Slot& result) {
+    const Tile& t = tiles[i];
+    float* const q_tile = queries + worker * query_floats;
+    if (tile_of_queries[worker] != i) {
+      transpose({shape.form, q.row(t.row) + t.head * d, q.stride, t.rows(), t.heads, shape.key_dim,
+                 shape.rope_dim, q_tile});
+      tile_of_queries[worker] = i;
+    }
+    ArenaScope local(ctx.worker_scratch(worker));
+    compute(
+        {shape.form, attention_part(keys.key, t.kv_head), attention_part(keys.key_rope, t.kv_head),
+         attention_part(keys.value, t.kv_head), t.block_rows + segment * (kKeySegment / kKeyBlock),
+         t.rows(), t.heads, t.position + 1 - segment * kKeySegment, t.lanes(), q_tile, scale,
+         local.array<float>(kTileBlock * kTileBlock), local.array<float>(kKeySegment * t.lanes()),
+         local.array<float>(shape.weight_floats(t)), shape.out_stride, result.out, result.max,
+         result.sum});
+  };
+  const auto merge = [&](const Tile& t, int64_t r, int64_t segment, const Slot& next,
+                         const Slot& total) {
+    if (segment * kKeySegment > t.position + r / t.heads) return;
+    FATHOM_SIMD_CALL(isa, attention_merge)
+    (next.out + r * shape.out_stride, next.max[r], next.sum[r], shape.out_stride,
+     total.out + r * shape.out_stride, &total.max[r], &total.sum[r]);
+  };
+  if (whole) {
+    ctx.pool().run(count, [&](int64_t i, int worker) {
+      const Tile& t = tiles[i];
+      ArenaScope local(ctx.worker_scratch(worker));
+      const Slot total = shape.slot(t, local.array<float>(shape.slot_floats(t))),
+                 next = shape.slot(t, local.array<float>(shape.slot_floats(t)));
+      compute_segment(i, 0, worker, total);
+      for (int64_t s = 1; s < t.segments(); ++s) {
+        compute_segment(i, s, worker, next);
+        for (int64_t r = 0; r < t.rows(); ++r) merge(t, r, s, next, total);
+      }
+      for (int64_t r = 0; r < t.rows(); ++r) finish_row(t, r, total);
+    });
+    return;
+  }
   // Rounds of `at_once` segments. Slot 0 holds what is merged so far and begins as segment 0;
   // segment base + s goes to slot s.
   for (int64_t base = 0; base == 0 || base < most_segments - 1; base += at_once) {
@@ -189,25 +233,12 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
     ctx.pool().run(first_item[count], [&](int64_t item, int worker) {
       const int64_t i = std::upper_bound(first_item, first_item + count, item) - first_item - 1;
       const Tile& t = tiles[i];
-      const int64_t s = first + item - first_item[i], segment = base + s;
-      float* const q_tile = queries + worker * query_floats;
-      if (tile_of_queries[worker] != i) {
-        transpose({shape.form, q.row(t.row) + t.head * d, q.stride, t.rows(), t.heads,
-                   shape.key_dim, shape.rope_dim, q_tile});
-        tile_of_queries[worker] = i;
-      }
+      const int64_t s = first + item - first_item[i];
       ArenaScope local(ctx.worker_scratch(worker));
       const bool alone = t.segments() == 1;
       const Slot result = shape.slot(
           t, alone ? local.array<float>(shape.slot_floats(t)) : t.slots + s * shape.slot_floats(t));
-      compute({shape.form, attention_part(keys.key, t.kv_head),
-               attention_part(keys.key_rope, t.kv_head), attention_part(keys.value, t.kv_head),
-               t.block_rows + segment * (kKeySegment / kKeyBlock), t.rows(), t.heads,
-               t.position + 1 - segment * kKeySegment, t.lanes(), q_tile, scale,
-               local.array<float>(kTileBlock * kTileBlock),
-               local.array<float>(kKeySegment * t.lanes()),
-               local.array<float>(shape.weight_floats(t)), shape.out_stride, result.out, result.max,
-               result.sum});
+      compute_segment(i, base + s, worker, result);
       for (int64_t r = 0; alone && r < t.rows(); ++r) finish_row(t, r, result);
     });
     if (most_segments == 1) return;
@@ -218,14 +249,8 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
       if (last < 1) return;
       const Slot total = shape.slot(t, t.slots);
       for (int64_t r = begin; r < std::min(t.rows(), begin + kMergeRows); ++r) {
-        float* const sums = total.out + r * shape.out_stride;
-        for (int64_t s = 1; s <= last && (base + s) * kKeySegment <= t.position + r / t.heads;
-             ++s) {
-          const Slot next = shape.slot(t, t.slots + s * shape.slot_floats(t));
-          FATHOM_SIMD_CALL(isa, attention_merge)
-          (next.out + r * shape.out_stride, next.max[r], next.sum[r], shape.out_stride, sums,
-           &total.max[r], &total.sum[r]);
-        }
+        for (int64_t s = 1; s <= last; ++s)
+          merge(t, r, base + s, shape.slot(t, t.slots + s * shape.slot_floats(t)), total);
         if (base + last == t.segments() - 1) finish_row(t, r, total);
       }
     });

@@ -13,7 +13,7 @@
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-// To bf16, nearest even, kept as f32; NaN stays NaN.
+// bf16-inl.h's rounding for vectors in registers, kept as f32; of NaN it makes one quiet NaN.
 #if defined(FATHOM_SIMD_IS_avx512)
 inline F32x16 round_bf16(F32x16 a) {
   const __m512i bits = _mm512_castps_si512(a.v);

@@ -1,13 +1,7 @@
+#include "kernels/bf16-inl.h"
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
-namespace {
-
-// g / (1 + e^-g): for g below -88 the exponential is infinite and the quotient the right -0.
-inline F32x16 silu_times(F32x16 g, F32x16 up) { return g / (set(1.0f) + exp(zero() - g)) * up; }
-
-}  // namespace
-
 void swiglu_row(const float* gate, const float* up, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(silu_times(load(gate + i), load(up + i)), out + i);
@@ -33,13 +27,9 @@ void add_row(const float* x, int64_t n, float* inout) {
   store_n(load_n(inout + i, n - i) + load_n(x + i, n - i), inout + i, n - i);
 }
 
-// Integer arithmetic that compilers vectorise; vcvtneps2bf16 is no help, it flushes subnormals.
+// vcvtneps2bf16 is no help, it flushes subnormals.
 void to_bf16_row(const float* __restrict x, int64_t n, uint16_t* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, x[i]);
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    out[i] = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
-  }
+  for (int64_t i = 0; i < n; ++i) out[i] = to_bf16(x[i]);
 }
 
 void from_bf16_row(const uint16_t* __restrict x, int64_t n, float* __restrict out) {

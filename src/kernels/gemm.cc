@@ -439,6 +439,10 @@ void check(ConstRows x, std::span<const int64_t> offsets, const LinearPart& part
   FATHOM_CHECK(dtype_info(shape.dtype).computable, dtype_name(shape.dtype));
 }
 
+bool in_integers(const Context& ctx, const WeightView& w) {
+  return has_int8_product(w.dtype) && ctx.precision() == Precision::kNative;
+}
+
 void fill_with_bias(const LinearPart& part) {
   for (int64_t r = 0; r < part.y.rows; ++r) {
     for (int64_t c = 0; c < part.y.cols; ++c)
@@ -483,13 +487,9 @@ void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   for (const LinearPart& part : parts) check(x, offsets, part);
   if (offsets.size() == 1) return;  // no experts
   if (x.rows == 0) return;
-  const auto in_integers = [&](const LinearPart& part) {
-    return x.cols > 0 && has_int8_product(part.experts[0].dtype) &&
-           ctx.precision() == Precision::kNative;
-  };
   for (size_t i = 0, end = 0; i < parts.size(); i = end) {
     end = i + 1;
-    if (in_integers(parts[i])) {
+    if (x.cols > 0 && in_integers(ctx, parts[i].experts[0])) {
       while (end < parts.size() && parts[end].experts[0].dtype == parts[i].experts[0].dtype) ++end;
       int8_linears(ctx, x, offsets, parts.subspan(i, end - i));
     } else if (x.cols == 0) {
@@ -498,6 +498,54 @@ void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets
       multiply_groups(ctx, x, offsets, parts[i], false);
     }
   }
+}
+
+void head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<const WeightView> heads,
+                  Rows y, int64_t y_head) {
+  const auto count = std::ssize(heads);
+  if (count == 0 || x.rows == 0) return;
+  const int64_t offsets[] = {0, x.rows};
+  check(x, offsets, {heads.first(1), nullptr, y});
+  if (x.cols > 0 && y.cols > 0 && in_integers(ctx, heads[0]))
+    return int8_head_linears(ctx, x, x_head, heads, y, y_head);
+
+  ArenaScope scope(ctx.scratch());
+  int64_t* const groups = scope.array<int64_t>(count + 1);
+  for (int64_t i = 0; i <= count; ++i) groups[i] = i * x.rows;
+  const Rows in = scope.rows(count * x.rows, x.cols), out = scope.rows(count * x.rows, y.cols);
+  const auto for_rows_of_heads = [&](auto copy) {
+    run_items(ctx, count * x.rows * (x.cols + y.cols), count, [&](int64_t head, int) {
+      for (int64_t t = 0; t < x.rows; ++t) copy(head, t, head * x.rows + t);
+    });
+  };
+  for_rows_of_heads([&](int64_t head, int64_t t, int64_t row) {
+    std::copy_n(x.row(t) + head * x_head, x.cols, in.row(row));
+  });
+  grouped_linear(ctx, in, {groups, static_cast<size_t>(count + 1)}, heads, out);
+  for_rows_of_heads([&](int64_t head, int64_t t, int64_t row) {
+    std::copy_n(out.row(row), y.cols, y.row(t) + head * y_head);
+  });
+}
+
+bool has_swiglu_mlp(const Context& ctx, const SwigluExperts& w) {
+  return !w.gate.empty() && w.gate[0].dtype == w.up[0].dtype && w.gate[0].cols > 0 &&
+         w.gate[0].rows > 0 && in_integers(ctx, w.gate[0]) && in_integers(ctx, w.down[0]);
+}
+
+void swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
+                std::span<const int64_t> offsets, const SwigluExperts& w, Rows y) {
+  FATHOM_CHECK(offsets.size() == w.gate.size() + 1 && w.up.size() == w.gate.size() &&
+                   w.down.size() == w.gate.size(),
+               offsets.size(), w.gate.size(), w.up.size(), w.down.size());
+  const WeightView &gate = w.gate[0], &up = w.up[0], &down = w.down[0];
+  FATHOM_CHECK(gate.cols == x.cols && up.cols == x.cols && up.rows == gate.rows &&
+                   down.cols == gate.rows && down.rows == y.cols,
+               x.cols, gate.cols, up.cols, gate.rows, up.rows, down.cols, down.rows, y.cols);
+  const int64_t slots = position.empty() ? x.rows : std::ssize(position);
+  FATHOM_CHECK(offsets.front() == 0 && offsets.back() == slots && y.rows == slots, slots, y.rows);
+  if (slots == 0) return;
+  FATHOM_CHECK(slots % x.rows == 0, slots, x.rows);
+  int8_swiglu_mlp(ctx, x, position, offsets, w, y);
 }
 
 }  // namespace fathom

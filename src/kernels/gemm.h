@@ -62,6 +62,26 @@ struct LinearPart {
 void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                      std::span<const LinearPart> parts);
 
+// One layer for each head, where heads lie side by side in the rows of x and y:
+//   y[t, h y_head + n] = sum_k x[t, h x_head + k] w_h[n, k],   as linear() computes it.
+// x [T, K] and y [T, N] are the first head's columns.
+void head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<const WeightView> heads,
+                  Rows y, int64_t y_head);
+
+// SwiGLU MLPs of GGUF blocks, one for each group of rows (gate and up [I, K], down [N, I]):
+//   y = down (silu(gate x) * (up x))
+// with the very bits of grouped_linears(), swiglu() and grouped_linear() one after the other, but x
+// is rounded once for all experts of a token and the inner rows exist only rounded. position: where
+// the rows of x go, as for gather_by_expert(); empty: x is grouped already.
+struct SwigluExperts {
+  std::span<const WeightView> gate, up, down;
+};
+// Whether all are in blocks, gate and up in the same, and computed in integers.
+bool has_swiglu_mlp(const Context& ctx, const SwigluExperts& w);
+// REQUIRES: has_swiglu_mlp(); position as sort_by_expert() makes it.
+void swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
+                std::span<const int64_t> offsets, const SwigluExperts& w, Rows y);
+
 // Tiles: GGUF blocks in the order in which one product after the other reads them, 16 rows of w
 // beside each other, so that a token's weights come from memory as one stream and need no
 // rearranging. The same values and, through WeightView::tiles, the same bits of y, sooner.

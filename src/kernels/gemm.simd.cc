@@ -8,6 +8,7 @@
 // (each 32 elements widened and stored as 16 odd, then 16 even ones) under the processor's
 // flush-to-zero modes. So a CPU without the instruction, or with a slow one, computes no other
 // model.
+#include "kernels/bf16-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/simd-inl.h"
 
@@ -318,21 +319,14 @@ void split_bf16(const uint16_t* in, int64_t n, float* out) {
   split(rest, out + whole);
 }
 
-// To bf16, nearest even; NaN stays NaN. As vcvtneps2bf16: subnormals are zero, which the products
-// take them for anyway. The portable target keeps them.
+// The products take subnormals for zero; the portable target keeps them.
 void round_to_bf16(const float* in, int64_t n, uint16_t* out) {
 #if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
-  constexpr uint32_t kSmallest = 0x00800000;
+  constexpr bool kFlush = true;
 #else
-  constexpr uint32_t kSmallest = 0;
+  constexpr bool kFlush = false;
 #endif
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, in[i]), size = bits & 0x7fffffff;
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    out[i] = static_cast<uint16_t>(size > 0x7f800000   ? bits >> 16 | 0x40
-                                   : size >= kSmallest ? rounded
-                                                       : 0);
-  }
+  for (int64_t i = 0; i < n; ++i) out[i] = to_bf16<kFlush>(in[i]);
 }
 
 }  // namespace fathom::FATHOM_SIMD_TARGET

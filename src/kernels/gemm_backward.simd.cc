@@ -1,5 +1,6 @@
 // dW += dyᵀ · x as outer products: with the tokens outermost both operands are read as they lie, so
 // nothing is transposed, and an expert with three rows costs three rows.
+#include "kernels/bf16-inl.h"
 #include "kernels/simd-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
@@ -46,13 +47,7 @@ inline void outer_tile(const float* a, const float* b, int64_t m, int64_t rows, 
 // A value as it is, or rounded to bf16.
 template <bool kRound>
 inline float operand(float x) {
-  if (!kRound) return x;
-  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-  const bool subnormal = (bits & 0x7f800000) == 0;  // 0, as vcvtneps2bf16 has it
-  return __builtin_bit_cast(float, (bits & 0x7fffffff) > 0x7f800000 ? bits
-                                   : subnormal                      ? 0
-                                                                    : rounded);
+  return kRound ? __builtin_bit_cast(float, round_bf16_bits<true>(bits_of(x))) : x;
 }
 
 // Columns [0, count) of a row, zeros up to `width`, a multiple of 16.

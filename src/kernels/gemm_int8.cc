@@ -18,16 +18,19 @@ FATHOM_SIMD_DECLARE(Int8Kernels int8_q8_0(), int8_q4_0(), int8_q4_1(), int8_q5_0
                     int8_q2_k(), int8_q3_k(), int8_q4_k(), int8_q5_k(), int8_q6_k(), int8_iq4_nl(),
                     int8_iq4_xs(), int8_mxfp4();
                     void int8_round_row(const float* x, int64_t blocks, int64_t run,
-                                        int32_t zero_of_w, const Int8Row& out))
+                                        int32_t zero_of_w, const Int8Row& out);
+                    void int8_round_swiglu(const float* gate, const float* up, int64_t run,
+                                           int32_t zero_of_w, const Int8Row& out))
 
 namespace {
 
 constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-constexpr int64_t kSomeRows = 256;               // of x: fewer have longer items
-// Of tiles, measured: bytes fetched ahead, and as an item begins; items for each thread. The fewer,
-// the rarer the processor must find out anew what to fetch.
-constexpr int64_t kTileAhead = 8192, kTileFirst = 4096, kTileItems = 2;
+// Bytes of w, measured: fetched ahead where several rows of x meet a tile, and where a stretch of w
+// begins.
+constexpr int64_t kTileAhead = 8192, kFetchFirst = 4096;
+// Outputs of gate and of up that wait for each other, in so many items' width at most.
+constexpr int64_t kNearOutputs = 4096, kMostItems = 8;
 
 // Empty for types that are no GGUF blocks.
 Int8Kernels kernels_of(Isa isa, DType dtype) {
@@ -74,11 +77,36 @@ struct RowLayout {
   }
 };
 
+// Rows of x in bytes, grouped, and how the w that they meet is read.
 struct Problem {
   Context& ctx;
   Int8Kernels kernels;
   RowLayout layout;
-  std::byte* x;  // all rows of x, rounded
+  std::byte* x;
+  std::span<const int64_t> offsets;
+
+  Problem(Context& c, ArenaScope& scope, DType dtype, int64_t cols, std::span<const int64_t> groups)
+      : ctx(c),
+        kernels(kernels_of(c.isa(), dtype)),
+        layout(cols, kernels.run),
+        x(scope.array<std::byte>(groups.back() * layout.stride)),
+        offsets(groups) {}
+
+  int64_t begin(int64_t e) const { return offsets[static_cast<size_t>(e)]; }
+  int64_t rows(int64_t e) const { return begin(e + 1) - begin(e); }
+  Int8Row row(int64_t m, int64_t k) const { return layout.at(x + m * layout.stride, k); }
+};
+
+// Where outputs go: [m, n] at data + m * stride + n.
+struct Output {
+  float* data;
+  int64_t stride;
+  const float* bias;
+
+  void put(int64_t m, int64_t n, const float* total, int64_t count) const {
+    float* const y = data + m * stride + n;
+    for (int64_t i = 0; i < count; ++i) y[i] = bias != nullptr ? total[i] + bias[n + i] : total[i];
+  }
 };
 
 constexpr int64_t kMostBytes = kInt8Columns / 32 * 34;  // of kInt8Columns columns: Q8_0
@@ -118,17 +146,17 @@ void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, 
   kernels.rows.unpack(copy, kMostBytes, k, out);
 }
 
-// m <= kInt8MostFew rows of x from m0 on times rows [n0, n0 + n) of w.
-void multiply_few(const Problem& p, const LinearPart& part, const WeightView& w, int64_t m0,
-                  int64_t m, int64_t n0, int64_t n) {
+// m <= kInt8MostFew rows of x from m0 on times n rows of w from n0 on, or what there is.
+void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
+                  int64_t n, const Output& y) {
   const int64_t stride = row_bytes(w.dtype, w.cols);
-  const Int8Row x = p.layout.at(p.x + m0 * p.layout.stride, 0);
-  const uint8_t* from = rows_from(w, n0);
-  for (int64_t row = n0; row < n0 + n; row += 16, from += 16 * stride) {
+  for (int64_t row = n0; row < std::min(n0 + n, w.rows); row += 16) {
     float total[kInt8MostFew * 16];
     std::fill_n(total, m * 16, 0.0f);  // m is mostly 1
-    const int64_t rows = std::min<int64_t>(16, n0 + n - row);
-    const bool more = row + 16 < n0 + n;
+    const int64_t rows = std::min<int64_t>(16, w.rows - row);
+    const uint8_t* const from = rows_from(w, row);
+    const bool more = row + 16 < w.rows;
+    const Int8Row x = p.row(m0, 0);
     if (w.tiles != nullptr) {
       p.kernels.tiles.few({from, from + kTileAhead, stride, w.cols, x, p.layout.stride, m, total});
     } else if (rows == 16) {
@@ -139,24 +167,17 @@ void multiply_few(const Problem& p, const LinearPart& part, const WeightView& w,
         const int64_t k = std::min(kInt8Columns, w.cols - k0);
         uint8_t copy[16 * kMostBytes] = {};
         copy_rows(from + row_bytes(w.dtype, k0), stride, rows, row_bytes(w.dtype, k), copy);
-        p.kernels.rows.few({copy, copy, kMostBytes, k, p.layout.at(p.x + m0 * p.layout.stride, k0),
-                            p.layout.stride, m, total});
+        p.kernels.rows.few({copy, copy, kMostBytes, k, p.row(m0, k0), p.layout.stride, m, total});
       }
     }
-    for (int64_t r = 0; r < m; ++r) {
-      float* const y = part.y.row(m0 + r) + row;
-      for (int64_t i = 0; i < rows; ++i)
-        y[i] = part.bias != nullptr ? total[r * 16 + i] + part.bias[row + i] : total[r * 16 + i];
-    }
+    for (int64_t r = 0; r < m; ++r) y.put(m0 + r, row, total + r * 16, rows);
   }
 }
 
-// Rows [m0, m0 + m) of x times kItemRows rows of w from n0 on; those up to row `end` will follow.
-void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int64_t m0, int64_t m,
-              int64_t n0, int64_t end, int worker) {
-  ArenaScope scope(p.ctx.worker_scratch(worker));
-  auto* const panels = scope.array<Int8Panel>(kInt8Panels);
-  float* const total = scope.array<float>(m * kItemRows);
+// total [m, kItemRows] = rows [m0, m0 + m) of x times kItemRows rows of w from n0 on. Those behind
+// them are fetched meanwhile.
+void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
+              Int8Panel* panels, float* total) {
   std::fill(total, total + m * kItemRows, 0.0f);
   const uint8_t* next = rows_from(w, n0) + kItemRows * row_bytes(w.dtype, w.cols);
   for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
@@ -165,23 +186,123 @@ void multiply(const Problem& p, const LinearPart& part, const WeightView& w, int
       unpack_panel(p.kernels, w, n0 + 16 * i, k0, k, panels + i);
     // of the rows that follow, the share that these columns are of all
     const int64_t next_bytes =
-        std::clamp<int64_t>(end - n0 - kItemRows, 0, kItemRows) * row_bytes(w.dtype, k);
-    p.kernels.multiply({panels, p.layout.at(p.x + m0 * p.layout.stride, k0), p.layout.stride, m,
-                        k / kRoundedBlock, total, next, next_bytes});
+        std::clamp<int64_t>(w.rows - n0 - kItemRows, 0, kItemRows) * row_bytes(w.dtype, k);
+    p.kernels.multiply(
+        {panels, p.row(m0, k0), p.layout.stride, m, k / kRoundedBlock, total, next, next_bytes});
     next += next_bytes;
   }
-  const int64_t n = std::min(kItemRows, w.rows - n0);
+}
+
+void multiply_and_put(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
+                      int worker, const Output& y) {
+  ArenaScope scope(p.ctx.worker_scratch(worker));
+  auto* const panels = scope.array<Int8Panel>(kInt8Panels);
+  float* const total = scope.array<float>(m * kItemRows);
+  multiply(p, w, m0, m, n0, panels, total);
+  const int64_t count = std::min(kItemRows, w.rows - n0);
   constexpr int64_t kAhead = 16;
   for (int64_t r = 0; r < m; ++r) {
-    float* const y = part.y.row(m0 + r) + n0;
     if (r + kAhead < m) {
-      __builtin_prefetch(y + kAhead * part.y.stride, 1);
-      __builtin_prefetch(y + kAhead * part.y.stride + n - 1, 1);
+      const float* const ahead = y.data + (m0 + r + kAhead) * y.stride + n0;
+      __builtin_prefetch(ahead, 1);
+      __builtin_prefetch(ahead + count - 1, 1);
     }
-    for (int64_t i = 0; i < n; ++i)
-      y[i] = part.bias != nullptr ? total[r * kItemRows + i] + part.bias[n0 + i]
-                                  : total[r * kItemRows + i];
+    y.put(m0 + r, n0, total + r * kItemRows, count);
   }
+}
+
+bool is_few(const Problem& p, const WeightView& w, int64_t rows) {
+  return rows <= reader_of(p.kernels, w).few_rows;
+}
+
+// The first bytes of w from row n on, before they are read. The processor finds out by itself what
+// follows, but only after a while.
+void fetch_first(const WeightView& w, int64_t n) {
+  const uint8_t* const from = rows_from(w, n);
+  const int64_t stride = row_bytes(w.dtype, w.cols),
+                most = w.tiles != nullptr ? kFetchFirst : 16 * stride,
+                bytes = std::min((w.rows - n) * stride, most);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+// body(part, e, m0, m, n0, worker, follows) over all outputs: rows [m0, m0 + m) of group e and the
+// width(e) rows of parts[part].experts[e] from n0 on, as many as it has.
+template <class Width, class Body>
+void for_items(const Problem& p, std::span<const LinearPart> parts, const Width& width,
+               const Body& body) {
+  const auto experts = static_cast<int64_t>(p.offsets.size()) - 1,
+             count = experts * static_cast<int64_t>(parts.size());
+  ArenaScope scope(p.ctx.scratch());
+  // Items of expert e of part i are those from first[i experts + e] on.
+  int64_t* const first = scope.array<int64_t>(count + 1);
+  first[0] = 0;
+  int64_t work = 0;
+  for (int64_t group = 0; group < count; ++group) {
+    const WeightView& shape = parts[static_cast<size_t>(group / experts)].experts[0];
+    const int64_t e = group % experts, rows = p.rows(e);
+    work += rows * shape.rows * shape.cols;
+    first[group + 1] = first[group] + ceil_div(rows, kBlockRows) * ceil_div(shape.rows, width(e));
+  }
+  const auto run_item = [&](int64_t item, int worker, bool follows) {
+    const int64_t group = std::upper_bound(first, first + count, item) - first - 1;
+    const LinearPart& part = parts[static_cast<size_t>(group / experts)];
+    const int64_t e = group % experts, widths = ceil_div(part.experts[0].rows, width(e));
+    const int64_t row = (item - first[group]) / widths * kBlockRows,
+                  n0 = (item - first[group]) % widths * width(e);
+    body(part, e, p.begin(e) + row, std::min(kBlockRows, p.rows(e) - row), n0, worker,
+         follows && item != first[group]);
+  };
+  if (work > kWorthWaking) {
+    p.ctx.pool().run_in_stretches(first[count], run_item);
+  } else {
+    for (int64_t item = 0; item < first[count]; ++item) run_item(item, 0, item > 0);
+  }
+}
+
+// Rounds `rows` rows, row(i) in f32; each goes to place(i, copy) for copies from 0 on.
+template <class Row, class Place>
+void round_rows(const Problem& p, int64_t rows, int64_t cols, int64_t copies, const Row& row,
+                const Place& place) {
+  const auto round = [&](int64_t i, int) {
+    std::byte* const first = p.x + place(i, 0) * p.layout.stride;
+    FATHOM_SIMD_CALL(p.ctx.isa(), int8_round_row)
+    (row(i), cols / kRoundedBlock, p.layout.run, p.kernels.zero, p.layout.at(first, 0));
+    for (int64_t copy = 1; copy < copies; ++copy)
+      std::memcpy(p.x + place(i, copy) * p.layout.stride, first,
+                  static_cast<size_t>(p.layout.stride));
+  };
+  if (rows * cols <= kItemElements) {  // sooner done than handed out
+    for (int64_t i = 0; i < rows; ++i) round(i, 0);
+  } else {
+    p.ctx.pool().run(rows, round);
+  }
+}
+
+// Of each token once, and a copy for each of its experts.
+void round_grouped(const Problem& p, ConstRows x, std::span<const int64_t> position) {
+  const auto slots = static_cast<int64_t>(position.size());
+  round_rows(
+      p, x.rows, x.cols, position.empty() ? 1 : slots / x.rows, [&](int64_t t) { return x.row(t); },
+      [&](int64_t t, int64_t copy) {
+        return position.empty() ? t : position[static_cast<size_t>(t * (slots / x.rows) + copy)];
+      });
+}
+
+// Group e's outputs are `shift` elements further on.
+void multiply_parts(const Problem& p, std::span<const LinearPart> parts, int64_t shift) {
+  for_items(
+      p, parts, [](int64_t) { return kItemRows; },
+      [&](const LinearPart& part, int64_t e, int64_t m0, int64_t m, int64_t n0, int worker,
+          bool follows) {
+        const WeightView& w = part.experts[static_cast<size_t>(e)];
+        const Output y{part.y.data + e * shift, part.y.stride, part.bias};
+        if (!follows) fetch_first(w, n0);
+        if (is_few(p, w, p.rows(e))) {
+          multiply_few(p, w, m0, m, n0, kItemRows, y);
+        } else {
+          multiply_and_put(p, w, m0, m, n0, worker, y);
+        }
+      });
 }
 
 }  // namespace
@@ -209,66 +330,77 @@ void make_tiles(Context& ctx, const WeightView& w, std::byte* out) {
 void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                   std::span<const LinearPart> parts) {
   ArenaScope scope(ctx.scratch());
-  const Int8Kernels kernels = kernels_of(ctx.isa(), parts[0].experts[0].dtype);
-  const RowLayout layout(x.cols, kernels.run);
-  const Problem p{ctx, kernels, layout, scope.array<std::byte>(x.rows * layout.stride)};
+  const Problem p(ctx, scope, parts[0].experts[0].dtype, x.cols, offsets);
+  round_grouped(p, x, {});
+  multiply_parts(p, parts, 0);
+}
 
-  // Items of expert e of part i are those from first[i experts + e] on: blocks of its rows, and of
-  // each all rows of w.
-  const auto experts = static_cast<int64_t>(offsets.size()) - 1,
-             count = experts * static_cast<int64_t>(parts.size());
-  const auto begin_of = [&](int64_t e) { return offsets[static_cast<size_t>(e)]; };
-  const auto rows_of = [&](int64_t e) { return begin_of(e + 1) - begin_of(e); };
-  // Unless there is much to do with it, w is what takes time: long items, in which the next rows
-  // are fetched while others are multiplied, but some for each thread.
-  const auto width_of = [&](int64_t e, const LinearPart& part) {
-    if (rows_of(e) > kSomeRows) return kItemRows;
-    const bool few_of_tiles = part.experts[static_cast<size_t>(e)].tiles != nullptr &&
-                              rows_of(e) <= kernels.tiles.few_rows;
-    const int64_t items = ctx.pool().threads() * (few_of_tiles ? kTileItems : kLongItems);
-    return ceil_div(ceil_div(part.y.cols, items), kItemRows) * kItemRows;
-  };
-  int64_t* const first = scope.array<int64_t>(count + 1);
-  first[0] = 0;
-  int64_t outputs = 0;
-  for (const LinearPart& part : parts) {
-    const int64_t cols = part.y.cols, group = (&part - parts.data()) * experts;
-    outputs += cols;
-    for (int64_t e = 0; e < experts; ++e) {
-      const int64_t items =
-          cols == 0 ? 0 : ceil_div(rows_of(e), kBlockRows) * ceil_div(cols, width_of(e, part));
-      first[group + e + 1] = first[group + e] + items;
-    }
-  }
+void int8_head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<const WeightView> heads,
+                       Rows y, int64_t y_head) {
+  ArenaScope scope(ctx.scratch());
+  const auto count = std::ssize(heads);
+  int64_t* const offsets = scope.array<int64_t>(count + 1);
+  for (int64_t i = 0; i <= count; ++i) offsets[i] = i * x.rows;
+  const Problem p(ctx, scope, heads[0].dtype, heads[0].cols,
+                  {offsets, static_cast<size_t>(count + 1)});
+  round_rows(
+      p, count * x.rows, x.cols, 1,
+      [&](int64_t i) { return x.row(i % x.rows) + i / x.rows * x_head; },
+      [](int64_t i, int64_t) { return i; });
+  const LinearPart part{heads, nullptr, y};
+  multiply_parts(p, {&part, 1}, y_head - x.rows * y.stride);
+}
 
-  const auto round = [&](int64_t row, int) {
-    FATHOM_SIMD_CALL(ctx.isa(), int8_round_row)
-    (x.row(row), x.cols / kRoundedBlock, layout.run, kernels.zero,
-     layout.at(p.x + row * layout.stride, 0));
+void int8_swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
+                     std::span<const int64_t> offsets, const SwigluExperts& w, Rows y) {
+  ArenaScope scope(ctx.scratch());
+  const Problem p(ctx, scope, w.gate[0].dtype, x.cols, offsets);
+  const Problem act(ctx, scope, w.down[0].dtype, w.down[0].cols, offsets);
+  round_grouped(p, x, position);
+
+  // 32 columns of act are a block of it: they are rounded as soon as they are there, and never
+  // exist otherwise.
+  const auto round_act = FATHOM_SIMD_CALL(ctx.isa(), int8_round_swiglu);
+  const LinearPart gates{w.gate, nullptr, {}};
+  const auto few = [&](int64_t e) {
+    const auto i = static_cast<size_t>(e);
+    return is_few(p, w.gate[i], p.rows(e)) && is_few(p, w.up[i], p.rows(e));
   };
-  const auto run_item = [&](int64_t item, int worker) {
-    const int64_t group = std::upper_bound(first, first + count, item) - first - 1;
-    const LinearPart& part = parts[static_cast<size_t>(group / experts)];
-    const int64_t e = group % experts, width = width_of(e, part),
-                  widths = ceil_div(part.y.cols, width);
-    const int64_t row = (item - first[group]) / widths * kBlockRows;
-    const int64_t n0 = (item - first[group]) % widths * width,
-                  end = std::min(n0 + width, part.y.cols);
-    const WeightView& w = part.experts[static_cast<size_t>(e)];
-    const bool few = rows_of(e) <= reader_of(kernels, w).few_rows;
-    const int64_t together = few ? 16 : kItemRows;
-    const int64_t bytes = std::min(std::min(together, end - n0) * row_bytes(w.dtype, w.cols),
-                                   w.tiles != nullptr ? kTileFirst : INT64_MAX);
-    const uint8_t* const from = rows_from(w, n0);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-    if (few) return multiply_few(p, part, w, begin_of(e), rows_of(e), n0, end - n0);
-    for (int64_t n = n0; n < end; n += kItemRows)
-      multiply(p, part, w, begin_of(e) + row, std::min(kBlockRows, rows_of(e) - row), n, end,
-               worker);
+  // Few rows of x follow one stream of w for a while before the other's turn comes.
+  const auto width = [&](int64_t e) {
+    const int64_t rows = std::max<int64_t>(1, p.rows(e));
+    return few(e) ? std::clamp(kNearOutputs / rows / kItemRows, int64_t{1}, kMostItems) * kItemRows
+                  : kItemRows;
   };
-  const int64_t work = x.rows * outputs * x.cols;
-  run_items(ctx, work, x.rows, round);
-  run_items(ctx, work, first[count], run_item);
+  for_items(p, {&gates, 1}, width,
+            [&](const LinearPart&, int64_t e, int64_t m0, int64_t m, int64_t n0, int worker,
+                bool follows) {
+              const WeightView &gate = w.gate[static_cast<size_t>(e)],
+                               &up = w.up[static_cast<size_t>(e)];
+              const int64_t stride = width(e), n = std::min(stride, gate.rows - n0);
+              ArenaScope item_scope(ctx.worker_scratch(worker));
+              auto* const panels = item_scope.array<Int8Panel>(few(e) ? 0 : kInt8Panels);
+              float* const gate_y = item_scope.array<float>(m * stride);
+              float* const up_y = item_scope.array<float>(m * stride);
+              if (!follows) fetch_first(gate, n0);
+              if (few(e)) {
+                fetch_first(up, n0);
+                multiply_few(p, gate, m0, m, n0, n, {gate_y - m0 * stride - n0, stride, nullptr});
+                if (n0 + n < gate.rows) fetch_first(gate, n0 + n);
+                multiply_few(p, up, m0, m, n0, n, {up_y - m0 * stride - n0, stride, nullptr});
+              } else {
+                multiply(p, gate, m0, m, n0, panels, gate_y);
+                multiply(p, up, m0, m, n0, panels, up_y);
+              }
+              for (int64_t r = 0; r < m; ++r) {
+                for (int64_t i = 0; i < n; i += kRoundedBlock)
+                  round_act(gate_y + r * stride + i, up_y + r * stride + i, act.layout.run,
+                            act.kernels.zero, act.row(m0 + r, n0 + i));
+              }
+            });
+
+  const LinearPart down{w.down, nullptr, y};
+  multiply_parts(act, {&down, 1}, 0);
 }
 
 }  // namespace fathom

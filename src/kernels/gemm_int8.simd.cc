@@ -405,15 +405,50 @@ void few_rows(const Int8Few& f) {
   }
 }
 
-// 16 integers below 128 as bytes.
-inline void store_codes(F32x16 a, int8_t* p) {
+// The largest |a|, |b|, or NaN if anything here is not finite; and integers below 128 as bytes, which
+// returns their sum.
 #if defined(FATHOM_SIMD_IS_avx512)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+inline float most_of(F32x16 a, F32x16 b) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);  // ordered as the numbers are
+  const int32_t most = _mm512_reduce_max_epi32(
+      _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.v), magnitude),
+                       _mm512_and_si512(_mm512_castps_si512(b.v), magnitude)));
+  return most >= 0x7f800000 ? __builtin_nanf("") : __builtin_bit_cast(float, most);
+}
+inline int32_t store_codes(F32x16 a, int8_t* p) {
+  const __m512i codes = _mm512_cvtps_epi32(a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
+  return _mm512_reduce_add_epi32(codes);
+}
 #else
+inline float most_of(F32x16 a, F32x16 b) {
+  const float finite = reduce_add(fma(a, zero(), b * zero()));  // 0 or NaN
+  return finite != 0 ? finite : reduce_max(max(max(a, zero() - a), max(b, zero() - b)));
+}
+inline int32_t store_codes(F32x16 a, int8_t* p) {
+  const F32x16 codes = round_nearest(a);
   float v[16];
-  store(a, v);
+  store(codes, v);
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(v[i]);
+  return static_cast<int32_t>(reduce_add(codes));
+}
 #endif
+
+// 32 values of x; out begins at them.
+inline void round_block(F32x16 a, F32x16 b, int64_t run, int32_t zero_of_w, const Int8Row& out) {
+  const float most = most_of(a, b);
+  const bool some = most >= 0x1p-100f;  // else 127 / most would overflow
+  const float scale = some ? most / 127.0f : most == most ? 0.0f : most;
+  const F32x16 inverse = set(some ? 127.0f / most : 0.0f);
+  const bool finite = most == most;
+  const int32_t first = store_codes(finite ? a * inverse : zero(), out.codes),
+                second = store_codes(finite ? b * inverse : zero(), out.codes + 16);
+  const int32_t sums[2] = {run == 32 ? first + second : first, second};
+  for (int64_t i = 0; i < 32 / run; ++i) {
+    out.start[i] = -zero_of_w * sums[i];
+    out.sum[i] = scale * static_cast<float>(sums[i]);
+  }
+  *out.scale = scale;
 }
 
 template <class Format>
@@ -450,26 +485,16 @@ FATHOM_INT8(mxfp4, Mxfp4)
 void int8_round_row(const float* x, int64_t blocks, int64_t run, int32_t zero_of_w,
                     const Int8Row& out) {
   for (int64_t b = 0; b < blocks; ++b) {
-    F32x16 v[2] = {load(x + 32 * b), load(x + 32 * b + 16)};
-    const float most = reduce_max(max(max(v[0], zero() - v[0]), max(v[1], zero() - v[1])));
-    // 0, or NaN if anything here is not finite: the outputs are then NaN
-    const float finite = reduce_add(fma(v[0], zero(), v[1] * zero()));
-    const bool nothing = !(most >= 0x1p-100f) || finite != 0;  // 127 / most would overflow
-    const float scale = nothing ? finite : most / 127.0f;
-    const F32x16 inverse = set(nothing ? 0.0f : 127.0f / most);
-    int32_t sums[2] = {0, 0};
-    for (int i = 0; i < 2; ++i) {
-      const F32x16 codes = finite != 0 ? zero() : round_nearest(v[i] * inverse);
-      store_codes(codes, out.codes + 32 * b + 16 * i);
-      sums[i] = static_cast<int32_t>(reduce_add(codes));
-    }
-    out.scale[b] = scale;
-    if (run == 32) sums[0] += sums[1];
-    for (int64_t i = 0; i < 32 / run; ++i) {
-      out.start[b * (32 / run) + i] = -zero_of_w * sums[i];
-      out.sum[b * (32 / run) + i] = scale * static_cast<float>(sums[i]);
-    }
+    round_block(
+        load(x + 32 * b), load(x + 32 * b + 16), run, zero_of_w,
+        {out.codes + 32 * b, out.scale + b, out.start + b * (32 / run), out.sum + b * (32 / run)});
   }
+}
+
+void int8_round_swiglu(const float* gate, const float* up, int64_t run, int32_t zero_of_w,
+                       const Int8Row& out) {
+  round_block(silu_times(load(gate), load(up)), silu_times(load(gate + 16), load(up + 16)), run,
+              zero_of_w, out);
 }
 
 }  // namespace fathom::FATHOM_SIMD_TARGET

@@ -17,10 +17,13 @@ inline constexpr int64_t kLongItems = 4;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A loop over items of `multiply_adds` in all: too few of them do not wake other threads.
+// Fewer multiply-adds do not wake other threads.
+inline constexpr int64_t kWorthWaking = 1 << 16;
+
+// A loop over items of `multiply_adds` in all.
 template <class Body>
 void run_items(Context& ctx, int64_t multiply_adds, int64_t items, const Body& body) {
-  if (multiply_adds > 1 << 16) return ctx.pool().run(items, body);
+  if (multiply_adds > kWorthWaking) return ctx.pool().run(items, body);
   for (int64_t i = 0; i < items; ++i) body(i, 0);
 }
 

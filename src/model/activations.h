@@ -26,7 +26,9 @@ struct GqaActivations {
 };
 
 struct MlpActivations {
-  Rows gate, up, act;  // [intermediate]; act = silu(gate) * up, without `keep` in place of gate
+  // [intermediate]; act = silu(gate) * up, without `keep` in place of gate, or none of them is filled
+  Rows gate, up, act;
+  bool kept() const { return act.data != gate.data; }
 };
 
 struct MoeActivations {
@@ -36,7 +38,7 @@ struct MoeActivations {
   float* weights = nullptr;     // [slots], by token
   std::span<int64_t> offsets;   // [n_routed_experts + 1]
   std::span<int64_t> position;  // [slots]
-  Rows x;                       // [slots, hidden_size]
+  Rows x;                       // [slots, hidden_size]; without `keep` maybe not filled
   MlpActivations routed;        // [slots, moe_intermediate_size]
   Rows y;                       // [slots, hidden_size]; without `keep` in place of x
 };

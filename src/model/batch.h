@@ -15,7 +15,8 @@ namespace fathom {
 
 // The two forms of MLA (V2 §2.1.2; same mathematics, different rounding). Results are bit-equal
 // within one form whatever the chunking, batch or threads; across forms only within the bound of
-// docs/numerics.md. GQA models have one form.
+// docs/numerics.md. GQA models have one form. Rows of one text may have different forms: what a row
+// becomes depends on its own and on those of all rows before it.
 enum class MlaForm { kExpanded, kAbsorbed };
 
 struct KvCacheView {
@@ -32,6 +33,9 @@ struct InferBatch {
   std::span<const int32_t> logit_rows;  // batch rows whose logits are wanted, in the order wanted
   const KvCacheView* cache = nullptr;
   MlaForm form = MlaForm::kAbsorbed;
+  std::span<const MlaForm> forms = {};  // unless empty: of each of `sequences`, instead of `form`
+
+  MlaForm form_of(size_t sequence) const { return forms.empty() ? form : forms[sequence]; }
 };
 
 // Packed documents of one training step or a part of it. Attention stays inside each document,

@@ -35,11 +35,11 @@ void store_cache_rows(Context& ctx, const InferBatch& batch, int64_t layer, Cons
 }
 
 void load_cache_rows(Context& ctx, const KvCacheView& cache, int64_t layer,
-                     const SequenceRows& sequence, int64_t column, Rows out) {
+                     const SequenceRows& sequence, int64_t first, int64_t column, Rows out) {
   ctx.pool().run((out.rows + kRowsPerItem - 1) / kRowsPerItem, [&](int64_t item, int) {
     for (int64_t j = item * kRowsPerItem; j < std::min(out.rows, (item + 1) * kRowsPerItem); ++j) {
-      load_cached_row(ctx.isa(), cache.dtype, cache_row(cache, layer, sequence, j), cache.row_width,
-                      column, out.cols, out.row(j));
+      load_cached_row(ctx.isa(), cache.dtype, cache_row(cache, layer, sequence, first + j),
+                      cache.row_width, column, out.cols, out.row(j));
     }
   });
 }

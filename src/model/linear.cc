@@ -83,10 +83,13 @@ void observe(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
 
 }  // namespace
 
-void grouped_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
-                     std::span<const WeightView> w, Rows y) {
-  observe(ctx, x, offsets, w);
-  grouped_linear(ctx, x, offsets, w, y);
+void heads_forward(Context& ctx, ConstRows x, int64_t x_head, std::span<const WeightView> heads,
+                   Rows y, int64_t y_head) {
+  for (int64_t h = 0; ctx.input_observer() && h < std::ssize(heads); ++h) {
+    ctx.input_observer()(heads[static_cast<size_t>(h)],
+                         {x.data + h * x_head, x.rows, x.cols, x.stride});
+  }
+  head_linears(ctx, x, x_head, heads, y, y_head);
 }
 
 void linear_forward(Context& ctx, ConstRows x, const Linear& w, const float* bias, Rows y) {

@@ -62,9 +62,9 @@ struct ExpertsOutput {
 };
 void experts_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                      std::initializer_list<ExpertsOutput> outputs);
-// grouped_linear(): one weight per group of rows, without LoRA.
-void grouped_forward(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
-                     std::span<const WeightView> w, Rows y);
+// head_linears(): one weight per head, without LoRA.
+void heads_forward(Context& ctx, ConstRows x, int64_t x_head, std::span<const WeightView> heads,
+                   Rows y, int64_t y_head);
 
 //   dx = dy W + lora_scale (dy B) A,   dW += dyᵀ x,   dB += lora_scale dyᵀ (x Aᵀ),
 //   dA += lora_scale (dy B)ᵀ x

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/check.h"
 #include "base/error.h"
 #include "base/random.h"
 #include "kernels/quantize.h"
@@ -189,18 +189,17 @@ ModelGradients map_lora_gradients(const ModelConfig& config, const LoraOptions& 
   return mapped;
 }
 
-void merge_lora(const WeightView& weight, const WeightView& lora_a, const WeightView& lora_b,
-                float lora_scale, float* out) {
-  const int64_t rank = lora_a.rows, cols = weight.cols;
+void merge_lora(const Linear& w, int64_t begin, int64_t count, float* out) {
+  const int64_t rank = w.lora_a.rows, cols = w.weight.cols;
   std::vector<float> a(static_cast<size_t>(rank * cols)), b(static_cast<size_t>(rank));
   for (int64_t i = 0; i < rank; ++i) {
-    dequantize_weight(Isa::kPortable, lora_a, i, 0, cols, a.data() + i * cols);
+    dequantize_weight(Isa::kPortable, w.lora_a, i, 0, cols, a.data() + i * cols);
   }
   std::vector<double> sum(static_cast<size_t>(cols));
-  for (int64_t r = 0; r < weight.rows; ++r) {
-    float* row = out + r * cols;
-    dequantize_weight(Isa::kPortable, weight, r, 0, cols, row);
-    dequantize_weight(Isa::kPortable, lora_b, r, 0, rank, b.data());
+  for (int64_t r = begin; r < begin + count; ++r, out += cols) {
+    dequantize_weight(Isa::kPortable, w.weight, r, 0, cols, out);
+    if (rank == 0) continue;
+    dequantize_weight(Isa::kPortable, w.lora_b, r, 0, rank, b.data());
     std::fill(sum.begin(), sum.end(), 0.0);
     for (int64_t i = 0; i < rank; ++i) {
       const double factor = b[static_cast<size_t>(i)];
@@ -208,28 +207,66 @@ void merge_lora(const WeightView& weight, const WeightView& lora_a, const Weight
         sum[static_cast<size_t>(k)] += factor * a[static_cast<size_t>(i * cols + k)];
     }
     for (int64_t k = 0; k < cols; ++k) {
-      row[k] = static_cast<float>(row[k] + double{lora_scale} * sum[static_cast<size_t>(k)]);
+      out[k] = static_cast<float>(out[k] + double{w.lora_scale} * sum[static_cast<size_t>(k)]);
     }
   }
 }
 
-void merge_weights(const ModelConfig& config, const ParameterTable& full,
-                   const ModelTensors<AsWeights>& base, const LoraOptions& options,
-                   const ParameterTable& table, std::span<const float> master,
-                   std::span<float> out) {
-  copy_weights(config, full, base, out);
-  std::map<std::string_view, const Parameter*> by_name;
-  for (const Parameter& p : full.parameters) by_name[p.name] = &p;
-  for (size_t i = 0; i < table.parameters.size(); i += 2) {
-    const Parameter& a = table.parameters[i];
-    const std::string layer =
-        a.name.substr(kPrefix.size(), a.name.rfind(".lora_A") - kPrefix.size());
-    const Parameter& weight = *by_name.at(layer + ".weight");
-    // row by row: merging in place reads a row before it writes it
-    float* const place = out.data() + weight.offset;
-    merge_lora(matrix_view(weight, out, {}), matrix_view(a, master, {}),
-               matrix_view(table.parameters[i + 1], master, {}), lora_scale(options), place);
+// A visitor of tensor_walk.h.
+class MergedWeights::Collector {
+ public:
+  explicit Collector(std::vector<Source>& sources) : sources_(sources) {}
+
+  void matrix(const std::string&, Linear& w, int64_t, int64_t, ParameterKind) {
+    sources_.push_back({w, {}});
   }
+  void experts(const std::string&, const std::string&, Experts& w, int64_t, int64_t) {
+    for (size_t e = 0; e < w.weight.size(); ++e) {
+      Linear& expert = sources_.emplace_back().matrix;
+      expert.weight = w.weight[e];
+      if (w.lora_a.empty()) continue;
+      expert.lora_a = w.lora_a[e], expert.lora_b = w.lora_b[e], expert.lora_scale = w.lora_scale;
+    }
+  }
+  void vector(const std::string&, std::span<const float>& w, const std::vector<int64_t>&,
+              ParameterKind) {
+    sources_.push_back({{}, w});
+  }
+  void kv_b(const std::string&, int64_t, MlaWeights& w) { sources_.push_back({w.kv_b_proj, {}}); }
+  bool has_mtp(int64_t) const { return true; }
+  void mtp_norm(const std::string&, std::span<const float>& w, int64_t, std::span<const float>) {
+    sources_.push_back({{}, w});
+  }
+  void mtp_copies(const std::string&) {}
+
+ private:
+  std::vector<Source>& sources_;
+};
+
+MergedWeights::MergedWeights(const ModelConfig& config, const ParameterTable& full,
+                             const ModelTensors<AsWeights>& base, const LoraOptions& options,
+                             const ParameterTable& table, std::span<const float> master)
+    : full_(full) {
+  expect_declared_mtp(config, base);
+  ModelTensors<AsWeights> views = base;
+  attach_lora(config, options, table, master, {}, views);
+  Collector collector(sources_);
+  for_each_tensor(views, config, collector);
+  FATHOM_CHECK(sources_.size() == full.parameters.size(), sources_.size());
+}
+
+void MergedWeights::read(const Parameter& p, int64_t begin, std::span<float> out) const {
+  const Source& source = sources_[static_cast<size_t>(&p - full_.parameters.data())];
+  if (source.matrix.weight.empty()) {
+    const auto part = source.vector.subspan(static_cast<size_t>(begin), out.size());
+    std::copy(part.begin(), part.end(), out.begin());
+    return;
+  }
+  const int64_t cols = source.matrix.weight.cols, end = begin + std::ssize(out),
+                first = begin / cols, last = (end + cols - 1) / cols;
+  std::vector<float> rows(static_cast<size_t>((last - first) * cols));
+  merge_lora(source.matrix, first, last - first, rows.data());
+  std::copy_n(rows.begin() + (begin - first * cols), out.size(), out.begin());
 }
 
 }  // namespace fathom

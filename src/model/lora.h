@@ -41,16 +41,31 @@ void attach_lora(const ModelConfig& config, const LoraOptions& options, const Pa
 ModelGradients map_lora_gradients(const ModelConfig& config, const LoraOptions& options,
                                   const ParameterTable& table, std::span<float> gradients);
 
-// out [rows, cols] = W + lora_scale B A in f32, each element one chain of sums in double, rounded
-// once: what the adapter and its base compute together.
-void merge_lora(const WeightView& weight, const WeightView& lora_a, const WeightView& lora_b,
-                float lora_scale, float* out);
+// Rows [begin, begin + count) of W + lora_scale B A in f32, each element one chain of sums in double,
+// rounded once: what the adapter and its base compute together. Without LoRA, of W.
+// out: [count, cols].
+void merge_lora(const Linear& w, int64_t begin, int64_t count, float* out);
 
 // The whole model with its adapters merged, as the numbers of `full` (parameter_table()): what to
-// publish of a LoRA run.
-void merge_weights(const ModelConfig& config, const ParameterTable& full,
-                   const ModelTensors<AsWeights>& base, const LoraOptions& options,
-                   const ParameterTable& table, std::span<const float> master,
-                   std::span<float> out);
+// publish of a LoRA run. Made piece by piece as they are read, for a base may be all that fits into
+// memory. Arguments outlive it.
+class MergedWeights {
+ public:
+  MergedWeights(const ModelConfig& config, const ParameterTable& full,
+                const ModelTensors<AsWeights>& base, const LoraOptions& options,
+                const ParameterTable& table, std::span<const float> master);
+  // Elements [begin, begin + out.size()) of a parameter of `full`.
+  void read(const Parameter& p, int64_t begin, std::span<float> out) const;
+
+ private:
+  struct Source {  // one of the two
+    Linear matrix;
+    std::span<const float> vector;
+  };
+  class Collector;
+
+  const ParameterTable& full_;
+  std::vector<Source> sources_;  // of the parameters, in their order
+};
 
 }  // namespace fathom

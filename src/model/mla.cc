@@ -7,7 +7,6 @@
 #include "model/mla.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/attention.h"
 #include "kernels/attention_backward.h"
@@ -26,6 +25,9 @@ constexpr float kLatentNormEps = 1e-6f;
 
 // Expanded keys and values of this many bytes at most exist at a time: heads are taken in groups.
 constexpr int64_t kExpandedBytes = 64 << 20;
+// Those in bf16 are made from f32, of so many cached rows at a time.
+constexpr int64_t kExpandedSlice = 256;
+constexpr int64_t kRoundedRows = 8;  // of these, in one item
 
 // Block starts of rows that lie one after the other.
 std::span<const int64_t> contiguous_blocks(ArenaScope& scope, int64_t rows) {
@@ -40,17 +42,17 @@ CachedPart f32_part(const float* data, int64_t row_stride, int64_t head_stride, 
 }
 
 // Expanded form: k_nope and v of every cached token are rebuilt from its latent, k = [k_nope |
-// k_rope].
-void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w,
-                     const InferBatch& batch, int64_t layer, const SequenceRows& sequence,
-                     ConstRows q, Rows out) {
+// k_rope]. Here in f32.
+void attend_expanded_f32(Context& ctx, const ModelConfig& c, const MlaWeights& w,
+                         const InferBatch& batch, int64_t layer, const SequenceRows& sequence,
+                         ConstRows q, Rows out) {
   const int64_t keys = sequence.position + sequence.rows;
   const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim, heads = c.num_attention_heads;
   ArenaScope scope(ctx.scratch());
   const Rows latent = scope.rows(keys, c.kv_lora_rank);
   const Rows key_rope = scope.rows(keys, c.qk_rope_head_dim);
-  load_cache_rows(ctx, *batch.cache, layer, sequence, 0, latent);
-  load_cache_rows(ctx, *batch.cache, layer, sequence, c.kv_lora_rank, key_rope);
+  load_cache_rows(ctx, *batch.cache, layer, sequence, 0, 0, latent);
+  load_cache_rows(ctx, *batch.cache, layer, sequence, 0, c.kv_lora_rank, key_rope);
   const auto blocks = contiguous_blocks(scope, keys);
   const int64_t group = std::clamp<int64_t>(kExpandedBytes / (keys * (nope + v) * 4), 1, heads);
   const Rows kv_buffer = scope.rows(keys, group * (nope + v));
@@ -69,13 +71,51 @@ void attend_expanded(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   }
 }
 
-// x [tokens, heads * width] <-> y [heads * tokens, width]: rows of one head together, as
-// grouped_linear wants them.
-template <class Copy>
-void for_each_head_row(Context& ctx, int64_t tokens, int64_t heads, Copy copy) {
-  ctx.pool().run(heads, [&](int64_t head, int) {
-    for (int64_t t = 0; t < tokens; ++t) copy(t, head, head * tokens + t);
-  });
+// The same with k and v rounded to bf16: of each head rows [k_nope | k_rope | v], one after the
+// other.
+void attend_expanded_bf16(Context& ctx, const ModelConfig& c, const MlaWeights& w,
+                          const InferBatch& batch, int64_t layer, const SequenceRows& sequence,
+                          ConstRows q, Rows out) {
+  const int64_t keys = sequence.position + sequence.rows, heads = c.num_attention_heads;
+  const int64_t nope = c.qk_nope_head_dim, turned = c.qk_rope_head_dim, v = c.v_head_dim;
+  const int64_t width = nope + turned + v, slice = std::min(keys, kExpandedSlice);
+  const int64_t group = std::clamp<int64_t>(kExpandedBytes / (keys * width * 2), 1, heads);
+  ArenaScope scope(ctx.scratch());
+  auto* const expanded = scope.array<bf16>(group * keys * width);
+  const Rows cached = scope.rows(slice, c.kv_lora_rank + turned);
+  const Rows kv_buffer = scope.rows(slice, group * (nope + v));
+  const auto blocks = contiguous_blocks(scope, keys);
+  for (int64_t head = 0; head < heads; head += group) {
+    const int64_t count = std::min(group, heads - head), kv_dim = count * (nope + v);
+    const Linear kv_b = w.kv_b_proj.slice(head * (nope + v), kv_dim);
+    for (int64_t first = 0; first < keys; first += slice) {
+      const int64_t rows = std::min(slice, keys - first);
+      const Rows latent = cached.slice(0, rows), kv{kv_buffer.data, rows, kv_dim, kv_dim};
+      load_cache_rows(ctx, *batch.cache, layer, sequence, first, 0, latent);
+      linear_forward(ctx, latent.columns(0, c.kv_lora_rank), kv_b, nullptr, kv);
+      ctx.pool().run((rows + kRoundedRows - 1) / kRoundedRows, [&](int64_t item, int) {
+        const int64_t end = std::min(rows, (item + 1) * kRoundedRows);
+        for (int64_t h = 0; h < count; ++h) {
+          for (int64_t j = item * kRoundedRows; j < end; ++j) {
+            bf16* const to = expanded + (h * keys + first + j) * width;
+            const float* const from = kv.row(j) + h * (nope + v);
+            to_bf16(ctx.isa(), from, nope, to);
+            to_bf16(ctx.isa(), latent.row(j) + c.kv_lora_rank, turned, to + nope);
+            to_bf16(ctx.isa(), from + nope, v, to + nope + turned);
+          }
+        }
+      });
+    }
+    const auto part = [&](int64_t begin, int64_t dim) {
+      return CachedPart{DType::kBF16, reinterpret_cast<const std::byte*>(expanded + begin), width,
+                        keys * width, dim};
+    };
+    const ConstRows q_heads{q.data + head * c.qk_head_dim(), q.rows, count * c.qk_head_dim(),
+                            q.stride};
+    attention(ctx, q_heads, sequence.position, count, count, static_cast<float>(softmax_scale(c)),
+              {part(0, nope + turned), {}, part(nope + turned, v), blocks},
+              out.columns(head * v, count * v));
+  }
 }
 
 // Absorbed form: W_uk moves to the query, W_uv behind the softmax, and all heads attend to one row
@@ -83,29 +123,20 @@ void for_each_head_row(Context& ctx, int64_t tokens, int64_t heads, Copy copy) {
 //   q~ = W_uk^T q_nope;  s_j = scale ([q~ | q_rope] · [c_j | k_rope_j]);  u = sum_j p_j c_j;  o =
 //   W_uv u
 void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
-                     const InferBatch& batch, int64_t layer, ConstRows q, Rows out) {
+                     const InferBatch& batch, int64_t layer,
+                     std::span<const SequenceRows> sequences, ConstRows q, Rows out) {
   const int64_t tokens = q.rows, heads = c.num_attention_heads, rank = c.kv_lora_rank,
                 turned = c.qk_rope_head_dim;
   const int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim;
   ArenaScope scope(ctx.scratch());
-  auto* offsets = scope.array<int64_t>(heads + 1);
-  for (int64_t i = 0; i <= heads; ++i) offsets[i] = i * tokens;
-  const std::span<const int64_t> head_offsets(offsets, static_cast<size_t>(heads + 1));
-
-  const Rows q_nope = scope.rows(heads * tokens, nope);
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(q_nope.row(row), q.row(t) + head * (nope + turned),
-                static_cast<size_t>(nope) * sizeof(float));
-  });
-  const Rows q_latent = scope.rows(heads * tokens, rank);
-  grouped_forward(ctx, q_nope, head_offsets, w.absorbed.k_up_transposed, q_latent);
   const Rows q_absorbed = scope.rows(tokens, heads * (rank + turned));
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    float* to = q_absorbed.row(t) + head * (rank + turned);
-    std::memcpy(to, q_latent.row(row), static_cast<size_t>(rank) * sizeof(float));
-    std::memcpy(to + rank, q.row(t) + head * (nope + turned) + nope,
-                static_cast<size_t>(turned) * sizeof(float));
-  });
+  heads_forward(ctx, {q.data, tokens, nope, q.stride}, nope + turned, w.absorbed.k_up_transposed,
+                q_absorbed.columns(0, rank), rank + turned);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t h = 0; h < heads; ++h)
+      std::copy_n(q.row(t) + h * (nope + turned) + nope, turned,
+                  q_absorbed.row(t) + h * (rank + turned) + rank);
+  }
 
   const KvCacheView& cache = *batch.cache;
   const std::byte* base = cache.layers[static_cast<size_t>(layer)];
@@ -114,19 +145,9 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
                             {},
                             cached_part(cache.dtype, base, cache.row_width, 0, 0, rank),
                             {}};
-  attention(ctx, q_absorbed, batch.sequences, heads, 1, static_cast<float>(softmax_scale(c)), parts,
-            u);
+  attention(ctx, q_absorbed, sequences, heads, 1, static_cast<float>(softmax_scale(c)), parts, u);
 
-  const Rows u_heads = scope.rows(heads * tokens, rank);
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(u_heads.row(row), u.row(t) + head * rank,
-                static_cast<size_t>(rank) * sizeof(float));
-  });
-  const Rows o_heads = scope.rows(heads * tokens, v);
-  grouped_forward(ctx, u_heads, head_offsets, w.absorbed.v_up, o_heads);
-  for_each_head_row(ctx, tokens, heads, [&](int64_t t, int64_t head, int64_t row) {
-    std::memcpy(out.row(t) + head * v, o_heads.row(row), static_cast<size_t>(v) * sizeof(float));
-  });
+  heads_forward(ctx, u.columns(0, rank), rank, w.absorbed.v_up, out.columns(0, v), v);
 }
 
 // W_kva x becomes [c | k_rope]. Only the latent is normed, not the rope part behind it.
@@ -134,6 +155,30 @@ void finish_latent(Context& ctx, const ModelConfig& c, const MlaWeights& w, Cons
                    Rows kv_a, Rows latent) {
   rms_norm(ctx, kv_a.columns(0, c.kv_lora_rank), w.kv_a_layernorm.data(), kLatentNormEps, latent);
   rope(ctx, cos_sin, c.rope.layout, 1, kv_a.cols, c.kv_lora_rank, kv_a);
+}
+
+// Runs of sequences of one form, as they follow each other in the batch. A cache of f32 is one for
+// equality with training, which has its keys in f32.
+void attend_cached(Context& ctx, const ModelConfig& c, const MlaWeights& w, const InferBatch& batch,
+                   int64_t layer, Rows q, Rows out) {
+  const bool f32 = batch.cache->dtype == DType::kF32 || ctx.precision() == Precision::kF32;
+  const auto attend_expanded = f32 ? attend_expanded_f32 : attend_expanded_bf16;
+  const size_t count = batch.sequences.size();
+  int64_t row = 0;
+  for (size_t i = 0, end = 0; i < count; i = end) {
+    const MlaForm form = batch.form_of(i);
+    int64_t rows = 0;
+    do {
+      rows += batch.sequences[end++].rows;
+    } while (form == MlaForm::kAbsorbed && end < count && batch.form_of(end) == form);
+    const Rows q_run = q.slice(row, rows), out_run = out.slice(row, rows);
+    if (form == MlaForm::kAbsorbed) {
+      attend_absorbed(ctx, c, w, batch, layer, batch.sequences.subspan(i, end - i), q_run, out_run);
+    } else {
+      attend_expanded(ctx, c, w, batch, layer, batch.sequences[i], q_run, out_run);
+    }
+    row += rows;
+  }
 }
 
 AttentionKeys packed_keys(const ModelConfig& c, const MlaActivations& a) {
@@ -177,16 +222,7 @@ void mla_forward(Context& ctx, const ModelConfig& c, const MlaWeights& w, const 
   } else {
     const InferBatch& batch = *keys.infer;
     store_cache_rows(ctx, batch, keys.layer, a.kv_a);  // without `keep` it holds the latent
-    if (batch.form == MlaForm::kAbsorbed) {
-      attend_absorbed(ctx, c, w, batch, keys.layer, a.q, a.o);
-    } else {
-      int64_t first = 0;
-      for (const SequenceRows& sequence : batch.sequences) {
-        attend_expanded(ctx, c, w, batch, keys.layer, sequence, a.q.slice(first, sequence.rows),
-                        a.o.slice(first, sequence.rows));
-        first += sequence.rows;
-      }
-    }
+    attend_cached(ctx, c, w, batch, keys.layer, a.q, a.o);
   }
   linear_forward(ctx, a.o, w.o_proj, nullptr, out);
 }

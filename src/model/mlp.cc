@@ -24,8 +24,25 @@ std::span<const float> slot_weights(const MoeActivations& a) {
   return {a.weights, a.position.size()};
 }
 
+// The three layers of MLPs in one go, where nobody wants to see what is between them: not the
+// backward pass, nor an observer, nor LoRA's side paths.
+template <class Layer>
+bool in_one_go(Context& ctx, const Layer& gate, const Layer& up, const Layer& down,
+               const MlpActivations& a, const SwigluExperts& w) {
+  const bool lora = !gate.lora_a.empty() || !up.lora_a.empty() || !down.lora_a.empty();
+  return !a.kept() && !lora && !ctx.input_observer() && has_swiglu_mlp(ctx, w);
+}
+
+SwigluExperts swiglu_experts(const Experts& gate, const Experts& up, const Experts& down) {
+  return {gate.weight, up.weight, down.weight};
+}
+
 // y = expert(x) of these rows. An expert's rows do not see the others', so waves change no bit.
 void wave_forward(Context& ctx, const ExpertWave& v, const MoeActivations& a) {
+  const SwigluExperts experts = swiglu_experts(*v.gate_proj, *v.up_proj, *v.down_proj);
+  if (in_one_go(ctx, *v.gate_proj, *v.up_proj, *v.down_proj, a.routed, experts))
+    return swiglu_mlp(ctx, a.x.slice(v.row, v.rows), {}, v.offsets, experts,
+                      a.y.slice(v.row, v.rows));
   const Rows x = a.x.slice(v.row, v.rows), gate = a.routed.gate.slice(v.row, v.rows),
              up = a.routed.up.slice(v.row, v.rows), act = a.routed.act.slice(v.row, v.rows);
   experts_forward(ctx, x, v.offsets, {{*v.gate_proj, gate}, {*v.up_proj, up}});
@@ -37,6 +54,12 @@ void wave_forward(Context& ctx, const ExpertWave& v, const MoeActivations& a) {
 
 void mlp_forward(Context& ctx, const MlpWeights& w, ConstRows x, const MlpActivations& a,
                  Rows out) {
+  const SwigluExperts one{
+      {&w.gate_proj.weight, 1}, {&w.up_proj.weight, 1}, {&w.down_proj.weight, 1}};
+  if (in_one_go(ctx, w.gate_proj, w.up_proj, w.down_proj, a, one)) {
+    const int64_t offsets[] = {0, x.rows};
+    return swiglu_mlp(ctx, x, {}, offsets, one, out);
+  }
   linears_forward(ctx, x, {{w.gate_proj, nullptr, a.gate}, {w.up_proj, nullptr, a.up}});
   swiglu(ctx, a.gate, a.up, a.act);
   linear_forward(ctx, a.act, w.down_proj, nullptr, out);
@@ -71,6 +94,11 @@ void moe_forward(Context& ctx, const ModelConfig& c, const MoeWeights& w, ConstR
     for (int64_t t = 0; t < x.rows; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
   }
 
+  const SwigluExperts experts = swiglu_experts(w.gate_proj, w.up_proj, w.down_proj);
+  if (cache == nullptr && in_one_go(ctx, w.gate_proj, w.up_proj, w.down_proj, a.routed, experts)) {
+    swiglu_mlp(ctx, x, a.position, a.offsets, experts, a.y);
+    return scatter_add_weighted(ctx, a.y, a.position, slot_weights(a), out);
+  }
   gather_by_expert(ctx, x, a.position, a.x);
   if (cache != nullptr) {
     while (const std::optional<ExpertWave> wave = cache->next()) wave_forward(ctx, *wave, a);

@@ -6,7 +6,17 @@
 namespace fathom {
 namespace {
 
-// Calls back for each weight that linear layers multiply with. A visitor of tensor_walk.h.
+// The row of `whole` at which `part` begins; -1 if its bytes are others.
+int64_t row_of(const WeightView& whole, const WeightView& part) {
+  const std::less<const std::byte*> before;
+  if (whole.dtype != part.dtype || whole.cols != part.cols || before(part.data, whole.data) ||
+      !before(part.data, whole.row(whole.rows)))
+    return -1;
+  return (part.data - whole.data) / row_bytes(whole.dtype, whole.cols);
+}
+
+// Calls back for each weight that linear layers multiply with and that has tiles of its own; those
+// within another's get their place there. A visitor of tensor_walk.h.
 class Weights {
  public:
   Weights(const ModelWeights& all, const ModelConfig& config, std::function<void(WeightView&)> each)
@@ -22,9 +32,18 @@ class Weights {
   void vector(const std::string&, std::span<const float>&, const std::vector<int64_t>&,
               ParameterKind) {}
   void kv_b(const std::string&, int64_t, MlaWeights& w) {
+    const WeightView& whole = w.kv_b_proj.weight;
     each_(w.kv_b_proj.weight);
     for (WeightView& view : w.absorbed.k_up_transposed) each_(view);
-    for (WeightView& view : w.absorbed.v_up) each_(view);
+    for (WeightView& view : w.absorbed.v_up) {
+      // of the same bytes, and so of the same tiles where it begins with one
+      const int64_t row = row_of(whole, view);
+      if (row % 16 == 0) {
+        view.tiles = whole.slice(row, view.rows).tiles;
+      } else {
+        each_(view);
+      }
+    }
   }
   bool has_mtp(int64_t) const { return all_.mtp.has_value(); }
   void mtp_norm(const std::string&, std::span<const float>&, int64_t, std::span<const float>) {}

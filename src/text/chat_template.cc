@@ -283,6 +283,14 @@ std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format,
   return ids;
 }
 
+int64_t opening_tokens(const Tokenizer& tokenizer, ChatFormat format,
+                       std::span<const ChatMessage> messages, const ChatOptions& options) {
+  const auto answer = std::ranges::find(messages, Role::kAssistant, &ChatMessage::role);
+  if (answer == messages.end()) return -1;
+  const auto before = messages.first(static_cast<size_t>(answer - messages.begin()));
+  return std::ssize(encode_chat(tokenizer, format, before, {.thinking = options.thinking}));
+}
+
 std::optional<ThinkingMarks> thinking_marks(ChatFormat format, const ChatOptions& options,
                                             bool after_tool_result) {
   const Thinking thinking = rules_of(format).thinking;

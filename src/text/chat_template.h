@@ -65,6 +65,11 @@ std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMess
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format,
                                  std::span<const ChatMessage> messages, const ChatOptions& options);
 
+// Tokens of the prompt before what the first assistant message says: the prompt that asked for it.
+// So the same for all turns of a conversation; -1 if there is no such message.
+int64_t opening_tokens(const Tokenizer& tokenizer, ChatFormat format,
+                       std::span<const ChatMessage> messages, const ChatOptions& options);
+
 // Whether the format has a thinking phase, and the literal marks around it.
 struct ThinkingMarks {
   std::string_view begin, end;

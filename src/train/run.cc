@@ -230,14 +230,18 @@ class Run {
     const StepMemory step = step_memory(config, table, shape);
     facts_.step_bytes = step.total(ctx_.pool().threads());
     facts_.state_bytes = static_cast<uint64_t>(Trainer::state_bytes(table, recipe_.train.f32));
-    if (recipe_.lora)
-      facts_.state_bytes += static_cast<uint64_t>(parameter_table(config).total) * sizeof(float);
+    if (recipe_.lora) {
+      for (const TensorInfo* tensor : base_->checkpoint().tensors())
+        facts_.frozen_bytes += tensor->bytes;
+    }
     const auto available = available_memory();
-    if (available && facts_.state_bytes + facts_.step_bytes > *available) {
+    if (available && facts_.frozen_bytes + facts_.state_bytes + facts_.step_bytes > *available) {
       fail_resource(
-          "{}: needs {} MB for weights, gradients and moments and {} MB for a step, {} MB are "
+          "{}: needs {}{} MB for weights, gradients and moments and {} MB for a step, {} MB are "
           "available (smaller train.micro_batch_tokens, or train.recompute = true)",
-          recipe_.name, facts_.state_bytes >> 20, facts_.step_bytes >> 20, *available >> 20);
+          recipe_.name,
+          recipe_.lora ? fmt::format("{} MB for the frozen base, ", facts_.frozen_bytes >> 20) : "",
+          facts_.state_bytes >> 20, facts_.step_bytes >> 20, *available >> 20);
     }
     ctx_.scratch().reserve(step.scratch);
   }
@@ -467,11 +471,12 @@ class Run {
     state.side_files.pop_back();
     const ModelConfig& config = trainer_->config();
     const ParameterTable full = parameter_table(config);
-    std::vector<float> merged(static_cast<size_t>(full.total));
-    merge_weights(config, full, base_->weights(), *recipe_.lora, trainer_->table(),
-                  trainer_->master(), merged);
+    const MergedWeights merged(config, full, base_->weights(), *recipe_.lora, trainer_->table(),
+                               trainer_->master());
     state.table = &full;
-    state.master = merged;
+    state.make = [&](const Parameter& p, int64_t begin, std::span<float> out) {
+      merged.read(p, begin, out);
+    };
     state.adapter = false;
     write_model_folder(options_.folder / "model", state);
   }

@@ -33,7 +33,8 @@ struct RunFacts {
   std::string model;  // "DeepseekV3ForCausalLM, 11.9 M parameters, 4.6 M active"
   int64_t steps = 0, first_step = 0;
   int64_t parameters = 0;
-  uint64_t state_bytes = 0;            // arrays of the trainer, and of a result to be merged
+  uint64_t frozen_bytes = 0;           // with LoRA: the base's files, all of which a step reads
+  uint64_t state_bytes = 0;            // arrays of the trainer
   uint64_t step_bytes = 0;             // of a step at most (step_memory.h)
   double bf16_roof = 0, f32_roof = 0;  // FLOP/s of this machine
 };

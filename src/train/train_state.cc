@@ -50,16 +50,32 @@ DType stored_type(const Parameter& p, bool f32) {
   return matrix && !f32 ? DType::kBF16 : DType::kF32;
 }
 
+// Elements [begin, begin + count) of a parameter, in `buffer` where they are made.
+std::span<const float> values_of(const TrainState& s, const Parameter& p, int64_t begin,
+                                 size_t count, std::vector<float>& buffer) {
+  if (!s.make) return s.master.subspan(static_cast<size_t>(p.offset + begin), count);
+  buffer.resize(count);
+  s.make(p, begin, buffer);
+  return buffer;
+}
+
 void expect_finite(const TrainState& s) {
+  constexpr int64_t kPiece = 1 << 18;
+  std::vector<float> buffer;
   for (const Parameter& p : s.table->parameters) {
     const bool rounded = stored_type(p, s.f32) == DType::kBF16;
-    for (int64_t i = p.offset; i < p.offset + p.count; ++i) {
-      const float value = s.master[static_cast<size_t>(i)],
-                  stored = rounded ? bf16_to_f32(f32_to_bf16(value)) : value;
-      if (!std::isfinite(stored)) {
-        throw Error(ExitCode::kDiverged, fmt::format("checkpoint: tensor {}: element {} is {}, "
-                                                     "expected finite weights (nothing was saved)",
-                                                     p.name, i - p.offset, stored));
+    for (int64_t begin = 0; begin < p.count; begin += kPiece) {
+      const auto count = static_cast<size_t>(std::min(kPiece, p.count - begin));
+      int64_t at = begin;
+      for (const float value : values_of(s, p, begin, count, buffer)) {
+        const float stored = rounded ? bf16_to_f32(f32_to_bf16(value)) : value;
+        if (!std::isfinite(stored)) {
+          throw Error(ExitCode::kDiverged,
+                      fmt::format("checkpoint: tensor {}: element {} is {}, "
+                                  "expected finite weights (nothing was saved)",
+                                  p.name, at, stored));
+        }
+        ++at;
       }
     }
   }
@@ -98,21 +114,27 @@ const char* weights_name(bool adapter) {
 
 FileDigest write_weights(const fs::path& path, const TrainState& s) {
   std::vector<TensorToWrite> tensors;
+  std::vector<float> buffer;
   for (const auto& [name, p] : stored_tensors(*s.table)) {
-    const auto values =
-        s.master.subspan(static_cast<size_t>(p->offset), static_cast<size_t>(p->count));
     TensorToWrite& tensor = tensors.emplace_back();
     tensor.name = name;
     tensor.dtype = stored_type(*p, s.f32);
     tensor.shape = p->shape;
-    if (tensor.dtype == DType::kF32) {
-      tensor.data = std::as_bytes(values);
+    if (tensor.dtype == DType::kF32 && !s.make) {
+      tensor.data = std::as_bytes(values_of(s, *p, 0, static_cast<size_t>(p->count), buffer));
       continue;
     }
-    tensor.make = [values](uint64_t begin, std::span<std::byte> out) {
-      const float* from = values.data() + begin / sizeof(bf16);
-      for (size_t i = 0; i < out.size() / sizeof(bf16); ++i) {
-        const bf16 value = f32_to_bf16(from[i]);
+    tensor.make = [&s, &buffer, p = p, dtype = tensor.dtype](uint64_t begin,
+                                                             std::span<std::byte> out) {
+      const auto size = static_cast<uint64_t>(row_bytes(dtype, 1));
+      const auto values =
+          values_of(s, *p, static_cast<int64_t>(begin / size), out.size() / size, buffer);
+      if (dtype == DType::kF32) {
+        std::memcpy(out.data(), values.data(), out.size());
+        return;
+      }
+      for (size_t i = 0; i < values.size(); ++i) {
+        const bf16 value = f32_to_bf16(values[i]);
         std::memcpy(out.data() + i * sizeof value, &value, sizeof value);
       }
     };

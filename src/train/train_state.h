@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -30,6 +31,9 @@ struct TrainState {
   int64_t step = 0;
   const ParameterTable* table = nullptr;
   std::span<const float> master, first_moment, second_moment;
+  // Instead of `master`, what is made as it is written: elements [begin, begin + out.size()) of a
+  // parameter of the table.
+  std::function<void(const Parameter& p, int64_t begin, std::span<float> out)> make = nullptr;
   const ModelConfig* config = nullptr;
   bool f32 = false;  // store matrices as F32
   // the table is LoRA's: adapter_model.safetensors instead of model.safetensors

@@ -53,6 +53,60 @@ TEST(ThreadPool, RunReturnsOnlyAfterTheSlowestItem) {
   EXPECT_EQ(done, 2);
 }
 
+TEST(ThreadPool, StretchesHoldEveryItemOnceInOrderForEachWorker) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    for (const int64_t items : {0, 1, 2, 7, 1000}) {
+      std::vector<std::atomic<int>> runs(static_cast<size_t>(items));
+      std::vector<int64_t> last(static_cast<size_t>(threads), -2);
+      std::atomic<bool> right = true;
+      pool.run_in_stretches(items, [&](int64_t item, int worker, bool follows) {
+        runs[static_cast<size_t>(item)].fetch_add(1);
+        int64_t& before = last[static_cast<size_t>(worker)];
+        if (follows && item != before + 1) right = false;
+        before = item;
+      });
+      for (const auto& n : runs)
+        ASSERT_EQ(n.load(), 1) << threads << " threads, " << items << " items";
+      EXPECT_TRUE(right);
+    }
+  }
+  ThreadPool alone(1);
+  int64_t following = 0;
+  alone.run_in_stretches(10, [&](int64_t, int, bool follows) { following += follows; });
+  EXPECT_EQ(following, 9);
+}
+
+// Whoever is held up by its first item leaves the rest of its stretch to others.
+TEST(ThreadPool, OthersTakeWhatASlowWorkerHasLeft) {
+  constexpr int64_t kItems = 40;
+  ThreadPool pool(2);
+  std::atomic<int64_t> done = 0;
+  pool.run_in_stretches(kItems, [&](int64_t item, int, bool) {
+    const double deadline = seconds_now() + 10;
+    while (item == 0 && done < kItems - 1 && seconds_now() < deadline) std::this_thread::yield();
+    if (item == 0) {
+      EXPECT_EQ(done, kItems - 1);
+    }
+    ++done;
+  });
+  EXPECT_EQ(done, kItems);
+}
+
+TEST(ThreadPool, AnExceptionInAStretchReachesTheCallerAndThePoolStaysUsable) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 20; ++round) {
+    EXPECT_THROW(pool.run_in_stretches(30,
+                                       [&](int64_t item, int, bool) {
+                                         if (item == 11) throw std::runtime_error("11");
+                                       }),
+                 std::runtime_error);
+    std::atomic<int> runs = 0;
+    pool.run_in_stretches(30, [&](int64_t, int, bool) { ++runs; });
+    EXPECT_EQ(runs, 30);
+  }
+}
+
 TEST(ThreadPool, OneWorkerNeverRunsTwoItemsAtATime) {
   ThreadPool pool(4);
   std::vector<std::atomic<int>> busy(4);

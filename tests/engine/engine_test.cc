@@ -370,18 +370,22 @@ TEST_P(EveryModel, DecodingAllocatesNothing) {
   const Model model = load_tiny(GetParam());
   // a second thread may meet its first item, and allocate its scratch, at any later step
   Context ctx(1);
-  Engine engine(model, ctx, {.context_tokens = kContext, .cache_tokens = 3 * kContext});
-  for (uint64_t i = 0; i < 3; ++i) {
-    engine.submit({some_tokens(i, 70), 100, {}, some_sampling(i), {}});
+  for (const int64_t expand_by : {0, 32}) {  // strict and fast mode
+    Engine engine(
+        model, ctx,
+        {.context_tokens = kContext, .cache_tokens = 3 * kContext, .expand_by = expand_by});
+    for (uint64_t i = 0; i < 3; ++i) {
+      engine.submit({some_tokens(i, 70), 100, {}, some_sampling(i), {}});
+    }
+    std::vector<TokenEvent> events;
+    events.reserve(1000);
+    for (int step = 0; step < 20; ++step) engine.step(events);
+    const int64_t before = allocations;
+    // Every sequence fills a block, makes it known and takes the next one.
+    for (int step = 0; step < 70; ++step) engine.step(events);
+    EXPECT_EQ(allocations, before);
+    EXPECT_EQ(events.size(), 270u);
   }
-  std::vector<TokenEvent> events;
-  events.reserve(1000);
-  for (int step = 0; step < 20; ++step) engine.step(events);
-  const int64_t before = allocations;
-  // Every sequence fills a block, makes it known and takes the next one.
-  for (int step = 0; step < 70; ++step) engine.step(events);
-  EXPECT_EQ(allocations, before);
-  EXPECT_EQ(events.size(), 270u);
 }
 
 TEST(Engine, ANumericalErrorEndsItsOwnRequestAlone) {

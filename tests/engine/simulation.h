@@ -15,8 +15,10 @@ namespace fathom {
 // other requests' answers, and by tokens of their own.
 class RequestPool {
  public:
-  RequestPool(const Model& model, Context& ctx, uint64_t seed, int count) {
-    EngineOptions options{.context_tokens = kContext};
+  // expand_by: EngineOptions', of all engines.
+  RequestPool(const Model& model, Context& ctx, uint64_t seed, int count, int64_t expand_by = 0)
+      : expand_by_(expand_by) {
+    EngineOptions options{.context_tokens = kContext, .expand_by = expand_by};
     options.prefix_cache = false;
     Engine alone(model, ctx, options);
     for (uint64_t i = 0; std::ssize(requests_) < count; ++i) {
@@ -30,6 +32,9 @@ class RequestPool {
         if (pick(2, 2) == 0)
           begin.insert(begin.end(), solo_[other].tokens.begin(), solo_[other].tokens.end());
         if (pick(3, 3) == 0) begin.resize(1 + pick(4, begin.size()));
+        request.opening = requests_[other].opening;
+        if (request.opening < 0 && pick(10, 3) > 0)
+          request.opening = std::ssize(requests_[other].prompt);
         const std::vector<int32_t> rest = some_tokens(i, static_cast<int64_t>(pick(5, 40)));
         begin.insert(begin.end(), rest.begin(), rest.end());
         begin.resize(std::min<size_t>(begin.size(), 200));
@@ -48,6 +53,7 @@ class RequestPool {
       solo_.push_back(run_alone(alone, request));
     }
   }
+  int64_t expand_by() const { return expand_by_; }
   size_t size() const { return requests_.size(); }
   static constexpr uint64_t kLong = 4;  // every fourth request has a long answer
   const Request& request(size_t i) const { return requests_[i]; }
@@ -62,6 +68,7 @@ class RequestPool {
   }
 
  private:
+  int64_t expand_by_;
   std::vector<Request> requests_;
   std::vector<Outcome> solo_;
 };
@@ -96,7 +103,7 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
   for (uint64_t trace = first; trace < last; ++trace) {
     const auto pick = [&](uint64_t what, uint64_t n) { return random_below(500 + what, trace, n); };
     if (engine == nullptr || pick(0, 4) == 0) {
-      EngineOptions options{.context_tokens = kContext};
+      EngineOptions options{.context_tokens = kContext, .expand_by = pool.expand_by()};
       options.cache_tokens = kContext + static_cast<int64_t>(pick(1, pick(2, 2) == 0 ? 80 : 900));
       options.prefill_chunk = static_cast<int64_t>(1 + pick(3, pick(4, 2) == 0 ? 20 : 200));
       options.max_sequences = static_cast<int64_t>(1 + pick(5, 8));

@@ -1,5 +1,6 @@
 // label: slow
-// Ten thousand random lives of an engine, both kinds of attention, fifty pools of requests.
+// Ten thousand random lives of an engine, both kinds of attention, fifty pools of requests; half of
+// the pools in fast mode, where the model has one.
 #include "tests/engine/simulation.h"
 
 namespace fathom {
@@ -16,7 +17,7 @@ TEST_P(LongSimulation, EveryTextOfTwoThousandTracesIsTheSoloText) {
   const uint64_t stream = static_cast<uint64_t>(GetParam()[0] * 256 + GetParam()[1]) * 100;
   for (uint64_t part = 0; part < 10; ++part) {
     Context one(1), two(2);
-    const RequestPool pool(model, one, stream + part, 40);
+    const RequestPool pool(model, one, stream + part, 40, part % 2 == 0 ? 0 : 24);
     const uint64_t first = 1000 * (stream + part);
     ASSERT_NO_FATAL_FAILURE(simulate(model, one, two, pool, first, first + 200, counts));
   }

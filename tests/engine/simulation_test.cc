@@ -6,15 +6,15 @@ namespace {
 
 TEST(Simulation, EveryTextIsTheSoloTextAndNoBlockIsLost) {
   SimulationCounts counts;
-  for (const char* name : {"v3", "qwen2"}) {
+  for (const auto& [name, expand_by] : {std::pair{"v3", 0}, {"qwen2", 0}, {"v3", 24}}) {
     const Model model = load_tiny(name);
     Context one(1), two(2);
-    const RequestPool pool(model, one, 1, 40);
+    const RequestPool pool(model, one, 1, 40, expand_by);
     ASSERT_NO_FATAL_FAILURE(simulate(model, one, two, pool, 0, 100, counts)) << name;
   }
   // It did what it is for.
-  EXPECT_EQ(counts.traces, 200);
-  EXPECT_GT(counts.requests, 400);
+  EXPECT_EQ(counts.traces, 300);
+  EXPECT_GT(counts.requests, 600);
   EXPECT_GT(counts.cancelled, 50);
   EXPECT_GT(counts.preemptions, 10);
   EXPECT_GT(counts.cached_tokens, 10'000);

@@ -138,8 +138,12 @@ TEST(Lora, GradientIsTheMergedWeightsThroughBAndA) {
 
   const float scale = lora_scale(adapted.options);
   std::vector<float> merged(adapted.frozen.size()), gradients(merged.size());
-  merge_weights(adapted.config, adapted.full, adapted.base.weights(), adapted.options,
-                adapted.table, adapted.master, merged);
+  const MergedWeights read(adapted.config, adapted.full, adapted.base.weights(), adapted.options,
+                           adapted.table, adapted.master);
+  for (const Parameter& p : adapted.full.parameters)
+    read.read(
+        p, 0,
+        std::span(merged).subspan(static_cast<size_t>(p.offset), static_cast<size_t>(p.count)));
   Adapted full({"all"});
   const Model model(full.config, map_weights(full.config, full.full, merged, {}));
   const ModelGradients full_views = map_gradients(full.config, full.full, gradients);
@@ -168,6 +172,43 @@ TEST(Lora, GradientIsTheMergedWeightsThroughBAndA) {
     }
     expect_relative(adapted.gradients.data() + pa.offset, da, pa.name);
     expect_relative(adapted.gradients.data() + pb.offset, db, pb.name);
+  }
+}
+
+TEST(Lora, MergedWeightsAreTheSameInAnyPieces) {
+  for (const char* name : {"models/v3", "models/v3-fp8"}) {
+    const Model base = Model::load(golden_path(name));
+    const ModelConfig& config = base.config();
+    const LoraOptions options{4, 8, {"o_proj", "kv_b_proj", "mlp.experts"}};
+    const ParameterTable full = parameter_table(config), table = lora_table(config, options);
+    std::vector<float> master(static_cast<size_t>(table.total)),
+        plain(static_cast<size_t>(full.total));
+    for (size_t i = 0; i < master.size(); ++i)
+      master[i] = static_cast<float>(0.05 * random_normal({.seed = 9}, i));
+    copy_weights(config, full, base.weights(), plain);
+    const MergedWeights merged(config, full, base.weights(), options, table, master);
+    std::vector<float> whole, piece;
+    int changed = 0;
+    for (const Parameter& p : full.parameters) {
+      whole.resize(static_cast<size_t>(p.count));
+      merged.read(p, 0, whole);
+      bool same = true;
+      for (int64_t i = 0; i < p.count; ++i)
+        same &= whole[static_cast<size_t>(i)] == plain[static_cast<size_t>(p.offset + i)];
+      const bool adapted = p.name.find("o_proj") != p.name.npos ||
+                           p.name.find("kv_b_proj") != p.name.npos ||
+                           p.name.find("mlp.experts") != p.name.npos;
+      EXPECT_EQ(same, !adapted) << p.name;
+      changed += adapted ? 1 : 0;
+      const int64_t step = std::max<int64_t>(1, p.count / 5 - 3);
+      for (int64_t begin = 0; begin < p.count; begin += step) {
+        piece.resize(static_cast<size_t>(std::min(step, p.count - begin)));
+        merged.read(p, begin, piece);
+        ASSERT_EQ(std::memcmp(piece.data(), whole.data() + begin, piece.size() * sizeof(float)), 0)
+            << p.name << " from " << begin;
+      }
+    }
+    EXPECT_GT(changed, 0);
   }
 }
 

@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/gemm.h"
+#include "model/weight_tiles.h"
 #include "tests/base/test_name.h"
 #include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
@@ -178,6 +180,34 @@ TEST(Tiles, ChangeNoBitOfTheLogitsAndAreAllOrNothing) {
       }
     }
   }
+}
+
+// The values of kv_b_proj, which the absorbed form multiplies with head by head, are in tiles once;
+// but for heads that begin amid one.
+TEST(Tiles, TheValuesOfKvBAreAPartOfItsTiles) {
+  const auto path = golden_path("gguf/v2-lite-256-Q2_K-kv_b.gguf");
+  Model model = Model::load(path);
+  const ModelConfig& c = model.config();
+  Context ctx(2);
+  model.make_tiles(ctx);
+  for (const BlockWeights& block : model.weights().layers) {
+    for (int64_t head = 0; head < c.num_attention_heads; ++head) {
+      const int64_t row = head * (c.qk_nope_head_dim + c.v_head_dim) + c.qk_nope_head_dim;
+      const std::byte* const tiles = block.mla->absorbed.v_up[static_cast<size_t>(head)].tiles;
+      EXPECT_NE(tiles, nullptr);
+      EXPECT_EQ(tiles, block.mla->kv_b_proj.weight.slice(row, c.v_head_dim).tiles);
+    }
+  }
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  ModelWeights weights = load_weights(checkpoint, c);
+  const uint64_t all = bytes_of_tiles(weights, c);
+  EXPECT_EQ(all, model.tile_bytes());
+  MlaWeights& mla = *weights.layers[0].mla;
+  mla.absorbed.v_up.clear();
+  EXPECT_EQ(bytes_of_tiles(weights, c), all);
+  const WeightView amid = mla.kv_b_proj.weight.slice(8, 32);
+  mla.absorbed.v_up.push_back(amid);
+  EXPECT_EQ(bytes_of_tiles(weights, c), all + static_cast<uint64_t>(bytes_of_tiles(amid)));
 }
 
 TEST(GgufMtp, IsTheRecordedOne) {

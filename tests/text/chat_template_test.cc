@@ -382,6 +382,24 @@ TEST(ChatTemplate, EncodesPiecesAsTheWholeText) {
   EXPECT_GT(compared, 1000);
 }
 
+TEST(ChatTemplate, TheOpeningIsTheFirstTurnsPrompt) {
+  for (const ChatFormat format :
+       {ChatFormat::kDeepseekV2, ChatFormat::kDeepseekV25, ChatFormat::kDeepseekV3}) {
+    const auto opening = [&](const std::vector<ChatMessage>& messages) {
+      return opening_tokens(v3(), format, messages, {});
+    };
+    const std::vector<ChatMessage> first{system_says("Be kind."), user("How are you?")};
+    EXPECT_EQ(opening(first), -1);
+    const int64_t tokens = std::ssize(encode_chat(v3(), format, first, {}));
+    std::vector<ChatMessage> talk = first;
+    for (const char* word : {"Well.", "And you?", "Well."}) {
+      talk.push_back(talk.back().role == Role::kUser ? assistant(word) : user(word));
+      EXPECT_EQ(opening(talk), tokens) << chat_format_name(format);
+    }
+    EXPECT_GT(opening({assistant("Hello.")}), 0) << "what comes before it";
+  }
+}
+
 TEST(ChatTemplate, SaysWhatTheModelLacks) {
   EXPECT_EQ(
       message_of([] { encode_chat(v3(), ChatFormat::kDeepseekR1, std::vector{user("q")}, {}); }),

@@ -19,7 +19,9 @@
 #include "base/random.h"
 #include "formats/checkpoint.h"
 #include "formats/safetensors.h"
+#include "model/lora.h"
 #include "model/model.h"
+#include "tests/base/count_allocations.h"
 #include "tests/base/test_files.h"
 #include "text/character_tokenizer.h"
 #include "train/data.h"
@@ -94,6 +96,7 @@ TrainingOptions options_for(const TempDir& folder, bool resume) {
 }
 
 struct Watch : RunObserver {
+  void started(const RunFacts& facts_) override { facts = facts_; }
   void step(const StepLine& line) override {
     losses.push_back(line.loss);
     lines.push_back(line);
@@ -106,6 +109,7 @@ struct Watch : RunObserver {
   bool stop_requested() override {
     return stop_after >= 0 && static_cast<int64_t>(losses.size()) >= stop_after;
   }
+  RunFacts facts;
   std::vector<double> losses;
   std::vector<StepLine> lines;
   std::vector<std::string> notes;
@@ -385,6 +389,46 @@ TEST(Run, ALoraRunOnAGgufBaseEndsWithTheMergedModel) {
   EXPECT_LT(tuned.losses.front(), watch.losses.front() - 0.5);  // it starts as the base
   EXPECT_LT(tuned.losses.back(), tuned.losses.front() - 0.01);
   EXPECT_TRUE(Model::load(second.path() / "model").has_mtp());
+}
+
+// The base lies in its file; nothing of the run is as large as its numbers in f32, the merged model
+// at the end included.
+TEST(Run, ALoraRunPlansForTheBaseAsItLiesAndTakesNoCopyOfIt) {
+  const TempDir first, second;
+  Watch watch;
+  const std::vector<std::string> wide = {"model.hidden_size=256", "model.intermediate_size=4096",
+                                         "train.tokens=512", "train.tokens_per_step=512",
+                                         "train.micro_batch_tokens=128"};
+  run_training(tiny(wide), options_for(first, false), watch);
+  EXPECT_EQ(watch.facts.frozen_bytes, 0u);
+  const std::vector<std::string> short_run = {"train.tokens=512", "train.tokens_per_step=512",
+                                              "train.micro_batch_tokens=128",
+                                              "train.recompute=true"};
+  const Recipe recipe =
+      parse_recipe(from_model(first.path(), "[lora]\nrank = 1\ntargets = [\"o_proj\"]\n"),
+                   "again.toml", short_run);
+  struct FromTheLastStep : Watch {
+    void step(const StepLine& line) override {
+      Watch::step(line);
+      largest_allocation = 0;
+    }
+  } tuned;
+  run_training(recipe, options_for(second, false), tuned);
+  const size_t largest = largest_allocation;
+  const Checkpoint base = Checkpoint::open(first.path() / "model");
+  uint64_t files = 0, numbers = 0;
+  for (const TensorInfo* tensor : base.tensors()) {
+    files += tensor->bytes;
+    uint64_t count = 1;
+    for (const int64_t d : tensor->shape) count *= static_cast<uint64_t>(d);
+    numbers += count * sizeof(float);
+  }
+  EXPECT_EQ(tuned.facts.frozen_bytes, files);
+  const ModelConfig config = load_config(base);
+  EXPECT_EQ(tuned.facts.state_bytes,
+            static_cast<uint64_t>(18 * lora_table(config, *recipe.lora).total));
+  EXPECT_LT(largest, numbers / 3);
+  EXPECT_GT(numbers, uint64_t{10} << 20);
 }
 
 TEST(Run, ABaseWithoutItsDeclaredMtpLayerIsRefused) {

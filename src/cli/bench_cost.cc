@@ -13,13 +13,15 @@ void add_mlp(const MlpWeights& mlp, double rows, Cost& cost) {
     cost.add_weight(w->weight, rows);
 }
 
+// key_rows: rows whose keys and values go into the cache, `shape.rows` run through the rest.
 void add_block(const BlockWeights& block, const ModelConfig& config, const StepShape& shape,
-               DType cache_dtype, Cost& cost) {
+               double key_rows, DType cache_dtype, Cost& cost) {
   const double rows = shape.rows, absorbed = rows - shape.expanded_rows;
   if (block.mla) {
     const MlaWeights& w = *block.mla;
-    for (const Linear* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.kv_a_proj_with_mqa, &w.o_proj})
+    for (const Linear* v : {&w.q_proj, &w.q_a_proj, &w.q_b_proj, &w.o_proj})
       cost.add_weight(v->weight, rows);
+    cost.add_weight(w.kv_a_proj_with_mqa.weight, key_rows);
     WeightView kv_b = w.kv_b_proj.weight;  // mla.cc rounds it where expanded keys are bf16
     if (kv_b.dtype == DType::kF32 && cache_dtype != DType::kF32) kv_b.dtype = DType::kBF16;
     if (shape.expanded_rows > 0) cost.add_weight(kv_b, shape.expanded_keys);
@@ -27,9 +29,10 @@ void add_block(const BlockWeights& block, const ModelConfig& config, const StepS
       for (const WeightView& v : *part) cost.add_weight(v, absorbed, absorbed > 0 ? 1 : 0);
     }
   } else {
-    for (const Linear* v :
-         {&block.gqa->q_proj, &block.gqa->k_proj, &block.gqa->v_proj, &block.gqa->o_proj})
+    for (const Linear* v : {&block.gqa->q_proj, &block.gqa->o_proj})
       cost.add_weight(v->weight, rows);
+    for (const Linear* v : {&block.gqa->k_proj, &block.gqa->v_proj})
+      cost.add_weight(v->weight, key_rows);
   }
   if (block.mlp) add_mlp(*block.mlp, rows, cost);
   if (!block.moe) return;
@@ -81,17 +84,25 @@ StepShape decode_step(double sequences, double context) {
 Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype) {
   const ModelConfig& c = model.config();
   Cost cost;
-  for (const BlockWeights& block : model.weights().layers)
-    add_block(block, c, shape, cache_dtype, cost);
+  // Only rows with logits run through the last layer; they see all keys, and end an opening.
+  StepShape last = shape;
+  if (shape.logit_rows < shape.rows)
+    last = {shape.logit_rows, shape.logit_rows * (shape.cache_rows + shape.rows)};
+  const std::vector<BlockWeights>& layers = model.weights().layers;
+  for (const BlockWeights& block : layers)
+    add_block(block, c, &block == &layers.back() ? last : shape, shape.rows, cache_dtype, cost);
   cost.add_weight(model.weights().lm_head.weight, shape.logit_rows);
+  const auto heads = static_cast<double>(c.num_attention_heads),
+             whole = static_cast<double>(c.num_hidden_layers - 1);
   const auto per_pair =
       static_cast<double>(c.is_mla() ? 2 * c.kv_lora_rank + c.qk_rope_head_dim : 2 * c.head_dim);
-  const auto heads = static_cast<double>(c.num_attention_heads * c.num_hidden_layers);
   (cache_dtype == DType::kI8     ? cost.int8_ops
    : cache_dtype == DType::kBF16 ? cost.bf16_flops
-                                 : cost.f32_flops) += 2 * shape.pairs * per_pair * heads;
+                                 : cost.f32_flops) +=
+      2 * (whole * shape.pairs + last.pairs) * per_pair * heads;
   (cache_dtype == DType::kF32 ? cost.f32_flops : cost.bf16_flops) +=
-      2 * shape.expanded_pairs * static_cast<double>(c.qk_head_dim() + c.v_head_dim) * heads;
+      2 * whole * shape.expanded_pairs * static_cast<double>(c.qk_head_dim() + c.v_head_dim) *
+      heads;
   cost.bytes += shape.cache_rows *
                 static_cast<double>(KvCache::bytes_per_token(c, c.num_hidden_layers, cache_dtype));
   return cost;

@@ -30,7 +30,7 @@ struct InferBatch {
   std::span<const int32_t>
       tokens;  // of all sequences, one after the other; each in [0, vocab_size)
   std::span<const SequenceRows> sequences;  // rows add up to tokens.size()
-  std::span<const int32_t> logit_rows;  // batch rows whose logits are wanted, in the order wanted
+  std::span<const int32_t> logit_rows;  // batch rows whose logits are wanted, ascending
   const KvCacheView* cache = nullptr;
   MlaForm form = MlaForm::kAbsorbed;
   std::span<const MlaForm> forms = {};  // unless empty: of each of `sequences`, instead of `form`

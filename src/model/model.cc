@@ -21,17 +21,20 @@ namespace {
 struct Part {
   Rows x, cos_sin;
   std::span<const SequenceRows> sequences;
+  std::span<const MlaForm> forms;
 };
 
 // Those in `chosen` (ascending), or else all others.
 Part part_of(ArenaScope& scope, const InferBatch& batch, std::span<const int32_t> chosen,
              bool others, ConstRows x, ConstRows cos_sin) {
   const int64_t count = others ? x.rows - std::ssize(chosen) : static_cast<int64_t>(chosen.size());
-  const Part part{scope.rows(count, x.cols), scope.rows(count, cos_sin.cols), {}};
+  const Part part{scope.rows(count, x.cols), scope.rows(count, cos_sin.cols), {}, {}};
   auto* const sequences = scope.array<SequenceRows>(count);
+  auto* const forms = scope.array<MlaForm>(count);
   size_t runs = 0, next = 0;
   int64_t row = 0, to = 0;
-  for (const SequenceRows& sequence : batch.sequences) {
+  for (size_t s = 0; s < batch.sequences.size(); ++s) {
+    const SequenceRows& sequence = batch.sequences[s];
     bool goes_on = false;
     for (int64_t i = 0; i < sequence.rows; ++i, ++row) {
       const bool is_chosen = next < chosen.size() && chosen[next] == row;
@@ -43,13 +46,40 @@ Part part_of(ArenaScope& scope, const InferBatch& batch, std::span<const int32_t
       std::memcpy(part.x.row(to), x.row(row), static_cast<size_t>(x.cols) * sizeof(float));
       std::memcpy(part.cos_sin.row(to++), cos_sin.row(row),
                   static_cast<size_t>(cos_sin.cols) * sizeof(float));
-      if (!goes_on) sequences[runs++] = {0, sequence.position + i, sequence.block_rows};
+      if (!goes_on) {
+        forms[runs] = batch.form_of(s);
+        sequences[runs++] = {0, sequence.position + i, sequence.block_rows};
+      }
       ++sequences[runs - 1].rows;
       goes_on = true;
     }
   }
   FATHOM_CHECK(to == count, to, count);
-  return {part.x, part.cos_sin, {sequences, runs}};
+  return {part.x, part.cos_sin, {sequences, runs}, {forms, runs}};
+}
+
+// A block behind which only the logit rows (ascending) are read: the others get their place in the
+// cache, and nobody sees what the block would make of them. Returns the logit rows of y.
+Rows forward_wanted(Context& ctx, ArenaScope& scope, const ModelConfig& config,
+                    const BlockWeights& block, const InferBatch& batch, int64_t layer,
+                    ConstRows cos_sin, ConstRows x) {
+  const int64_t wanted = std::ssize(batch.logit_rows);
+  InferBatch part_batch = batch;
+  const KeySource keys{&part_batch, {}, layer};
+  if (wanted < x.rows) {
+    const Part rest = part_of(scope, batch, batch.logit_rows, true, x, cos_sin);
+    part_batch.sequences = rest.sequences;
+    part_batch.forms = rest.forms;
+    block_keys(ctx, config, block, keys, rest.cos_sin, rest.x);
+  }
+  const Part part = part_of(scope, batch, batch.logit_rows, false, x, cos_sin);
+  if (wanted == 0) return part.x;
+  part_batch.sequences = part.sequences;
+  part_batch.forms = part.forms;
+  const BlockActivations a =
+      block_activations(scope, config, config.is_moe_layer(layer), wanted, false);
+  block_forward(ctx, config, block, keys, part.cos_sin, part.x, a, part.x);
+  return part.x;
 }
 
 }  // namespace
@@ -115,17 +145,6 @@ Rows Model::positions_cos_sin(Context& ctx, ArenaScope& scope, const InferBatch&
   return cos_sin(ctx, scope, {positions, static_cast<size_t>(tokens)});
 }
 
-void Model::head(Context& ctx, const InferBatch& batch, ConstRows normed, Rows logits) const {
-  if (batch.logit_rows.empty()) return;
-  ArenaScope scope(ctx.scratch());
-  const Rows wanted = scope.rows(static_cast<int64_t>(batch.logit_rows.size()), normed.cols);
-  for (int64_t i = 0; i < wanted.rows; ++i) {
-    std::memcpy(wanted.row(i), normed.row(batch.logit_rows[static_cast<size_t>(i)]),
-                static_cast<size_t>(normed.cols) * sizeof(float));
-  }
-  linear_forward(ctx, wanted, weights_.lm_head, nullptr, logits);
-}
-
 void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Rows* hidden_out,
                           ForwardTrace* trace) const {
   const auto tokens = static_cast<int64_t>(batch.tokens.size());
@@ -139,7 +158,11 @@ void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Ro
       trace->hidden.insert(trace->hidden.end(), x.data, x.data + tokens * x.cols);
   };
   record_hidden();
-  for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+  // Of the last layer all rows are wanted only by whoever asks for them.
+  const bool all = hidden_out != nullptr || trace != nullptr || ctx.input_observer() ||
+                   std::ssize(batch.logit_rows) == tokens;
+  const int64_t whole = config_.num_hidden_layers - (all ? 0 : 1);
+  for (int64_t layer = 0; layer < whole; ++layer) {
     ArenaScope layer_scope(ctx.scratch());
     const BlockActivations a =
         block_activations(layer_scope, config_, config_.is_moe_layer(layer), tokens, false);
@@ -151,10 +174,22 @@ void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Ro
     }
     record_hidden();
   }
-
-  const Rows normed = hidden_out != nullptr ? *hidden_out : x;
-  rms_norm(ctx, x, weights_.norm.data(), static_cast<float>(config_.rms_norm_eps), normed);
-  head(ctx, batch, normed, logits);
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  if (all) {
+    const Rows normed = hidden_out != nullptr ? *hidden_out : x;
+    rms_norm(ctx, x, weights_.norm.data(), eps, normed);
+    const Rows wanted = scope.rows(std::ssize(batch.logit_rows), x.cols);
+    for (int64_t i = 0; i < wanted.rows; ++i) {
+      std::copy_n(normed.row(batch.logit_rows[static_cast<size_t>(i)]), x.cols, wanted.row(i));
+    }
+    if (wanted.rows > 0) linear_forward(ctx, wanted, weights_.lm_head, nullptr, logits);
+    return;
+  }
+  const Rows wanted =
+      forward_wanted(ctx, scope, config_, weights_.layers.back(), batch, whole, cos_sin, x);
+  if (wanted.rows == 0) return;
+  rms_norm(ctx, wanted, weights_.norm.data(), eps, wanted);
+  linear_forward(ctx, wanted, weights_.lm_head, nullptr, logits);
 }
 
 void Model::forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden, Rows logits,
@@ -173,23 +208,11 @@ void Model::forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden,
   rms_norm(ctx, hidden, mtp.hnorm.data(), eps, pair.columns(d, d));
   const Rows z = scope.rows(tokens, d);
   linear_forward(ctx, pair, mtp.eh_proj, nullptr, z);
-  // Rows without logits have their place in the cache, and nobody reads what the block makes of them.
-  const int64_t layer = config_.num_hidden_layers, wanted = std::ssize(batch.logit_rows);
-  InferBatch part_batch = batch;
-  const KeySource keys{&part_batch, {}, layer};
-  if (wanted < tokens) {
-    const Part rest = part_of(scope, batch, batch.logit_rows, true, z, cos_sin);
-    part_batch.sequences = rest.sequences;
-    block_keys(ctx, config_, mtp.block, keys, rest.cos_sin, rest.x);
-  }
-  if (wanted == 0) return;
-  const Part part = part_of(scope, batch, batch.logit_rows, false, z, cos_sin);
-  part_batch.sequences = part.sequences;
-  const BlockActivations a =
-      block_activations(scope, config_, config_.is_moe_layer(layer), wanted, false);
-  block_forward(ctx, config_, mtp.block, keys, part.cos_sin, part.x, a, part.x);
-  const Rows normed = hidden_out != nullptr ? *hidden_out : part.x;
-  rms_norm(ctx, part.x, mtp.shared_head_norm.data(), eps, normed);
+  const Rows wanted =
+      forward_wanted(ctx, scope, config_, mtp.block, batch, config_.num_hidden_layers, cos_sin, z);
+  if (wanted.rows == 0) return;
+  const Rows normed = hidden_out != nullptr ? *hidden_out : wanted;
+  rms_norm(ctx, wanted, mtp.shared_head_norm.data(), eps, normed);
   linear_forward(ctx, normed, weights_.lm_head, nullptr, logits);
 }
 

@@ -49,7 +49,7 @@ class Model {
   // Runs the batch: writes the cache rows of its tokens in every main layer, and logits
   // [logit_rows.size(), vocab_size] of the rows asked for. hidden_out, if not null: [tokens,
   // hidden_size], the state after the final norm (what MTP and its training read). trace, if not
-  // null, is filled. Uses ctx.scratch(); call from one thread at a time.
+  // null, is filled. Without either, rows without logits do not run through the last layer. Uses ctx.scratch(); call from one thread at a time.
   void forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Rows* hidden_out = nullptr,
                      ForwardTrace* trace = nullptr) const;
 
@@ -77,7 +77,6 @@ class Model {
   std::unique_ptr<ExpertCache> expert_cache_;  // weights_ point to it
 
   Rows positions_cos_sin(Context& ctx, ArenaScope& scope, const InferBatch& batch) const;
-  void head(Context& ctx, const InferBatch& batch, ConstRows normed, Rows logits) const;
 };
 
 }  // namespace fathom

@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "kernels/gemm.h"
 #include "model/weight_tiles.h"
 #include "tests/base/test_name.h"
@@ -103,6 +105,57 @@ TEST_P(GoldenModel, NeighboursDoNotChangeOneBit) {
     const auto split = static_cast<size_t>(70 * c.vocab_size);
     expect_same_bits(std::span(logits).first(split), std::span(alone).first(split));
     expect_same_bits(std::span(logits).subspan(split), alone);
+  }
+}
+
+// Rows without logits do not run through the last layer: nobody sees a difference, later rows that
+// attend to them included, also where a batch has both forms.
+TEST_P(GoldenModel, LogitsAreTheSameBitsWhicheverRowsWantThem) {
+  Context ctx(2);
+  const ModelConfig& c = model_.config();
+  const int64_t vocab = c.vocab_size;
+  const std::vector<MlaForm> mixed = {forms().front(), forms().back()};
+  const auto run = [&](const std::vector<std::vector<int32_t>>& wanted) {
+    KvCache cache(model_, DType::kBF16, 128);
+    std::vector<int64_t> blocks;
+    EXPECT_TRUE(cache.reserve(blocks, 96));
+    std::vector<std::vector<float>> of_position(96);
+    const std::pair<int64_t, int64_t> chunks[] = {{0, 60}, {60, 36}};
+    for (size_t chunk = 0; chunk < 2; ++chunk) {
+      const auto [begin, count] = chunks[chunk];
+      const int64_t border = count / 2;
+      const SequenceRows sequences[] = {{border, begin, blocks},
+                                        {count - border, begin + border, blocks}};
+      const auto rows = std::ssize(wanted[chunk]);
+      std::vector<float> logits(static_cast<size_t>(rows * vocab));
+      const auto tokens =
+          std::span(ids_).subspan(static_cast<size_t>(begin), static_cast<size_t>(count));
+      model_.forward_infer(ctx, {tokens, sequences, wanted[chunk], &cache.view(), mixed[0], mixed},
+                           {logits.data(), rows, vocab, vocab});
+      for (int64_t i = 0; i < rows; ++i) {
+        const auto from = logits.begin() + i * vocab;
+        of_position[static_cast<size_t>(begin + wanted[chunk][static_cast<size_t>(i)])].assign(
+            from, from + vocab);
+      }
+    }
+    return of_position;
+  };
+  const auto range = [](int32_t count) {
+    std::vector<int32_t> all(static_cast<size_t>(count));
+    std::iota(all.begin(), all.end(), 0);
+    return all;
+  };
+  const auto all = run({range(60), range(36)});
+  for (const auto& wanted : {std::vector<std::vector<int32_t>>{{}, {35}},
+                             {{59}, {}},
+                             {{0, 1, 7, 29, 30, 31, 58}, {3, 4, 17, 18, 20, 35}}}) {
+    const auto some = run(wanted);
+    for (size_t chunk = 0; chunk < 2; ++chunk) {
+      for (const int32_t row : wanted[chunk]) {
+        const size_t position = 60 * chunk + static_cast<size_t>(row);
+        expect_same_bits(some[position], all[position]);
+      }
+    }
   }
 }
 

@@ -15,7 +15,8 @@ namespace fathom {
 namespace {
 
 // Longer than what one thread does alone between two loops of a decode step (attention over a short
-// context, sampling), far shorter than a user notices. Waking a sleeper takes 20 to 50 µs in a guest.
+// context, sampling), far shorter than a user notices. Waking a sleeper takes 20 to 50 µs in a
+// guest.
 constexpr double kSpinSeconds = 200e-6;
 constexpr int kSpinsPerLook = 64;  // at the clock
 constexpr int kSpinsBeforeYield = 500;

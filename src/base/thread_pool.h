@@ -2,8 +2,8 @@
 //
 // Work is cut by the caller so that every result is made whole within one item and in an order of
 // its shape: whoever runs it, and however many items there are, the bits are the same. Items are
-// handed out dynamically, so uneven items balance. Between loops workers spin briefly, then sleep: thousands of loops per
-// token are cheap, an idle process costs nothing.
+// handed out dynamically, so uneven items balance. Between loops workers spin briefly, then sleep:
+// thousands of loops per token are cheap, an idle process costs nothing.
 #pragma once
 
 #include <atomic>
@@ -41,10 +41,10 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
-  // The same, but a worker takes items that follow each other, which pays where these lie one behind
-  // the other in memory: each begins with its own stretch of the items; who has come to its end takes
-  // the last item of the longest stretch left. body(item, worker, follows): whether this worker's last item
-  // was the one before.
+  // The same, but a worker takes items that follow each other, which pays where these lie one
+  // behind the other in memory: each begins with its own stretch of the items; who has come to its
+  // end takes the last item of the longest stretch left. body(item, worker, follows): whether this
+  // worker's last item was the one before.
   template <class Body>
   void run_in_stretches(int64_t items, Body&& body) {
     make_stretches(items);

@@ -40,8 +40,8 @@ StepShape prefill_step(double context, double rows, double expanded = 0);
 StepShape decode_step(double sequences, double context);
 
 // Active weights once, the cache rows once, attention in the cache's type, expanded keys in bf16
-// (f32 with a cache of f32); through the last layer only the logit rows. Tokens choose experts about
-// evenly.
+// (f32 with a cache of f32); through the last layer only the logit rows. Tokens choose experts
+// about evenly.
 Cost step_cost(const Model& model, const StepShape& shape, DType cache_dtype);
 
 }  // namespace fathom

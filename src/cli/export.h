@@ -1,4 +1,5 @@
-// `fathom export FOLDER OUT.gguf`: a model folder as one GGUF file (train/gguf_source.h, quantize.h).
+// `fathom export FOLDER OUT.gguf`: a model folder as one GGUF file (train/gguf_source.h,
+// quantize.h).
 #pragma once
 
 #include <string>

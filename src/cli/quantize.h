@@ -1,5 +1,5 @@
-// `fathom quantize IN OUT.gguf`: a model in fewer bits as one GGUF file (train/quantize.h), and what
-// each kind of tensor lost.
+// `fathom quantize IN OUT.gguf`: a model in fewer bits as one GGUF file (train/quantize.h), and
+// what each kind of tensor lost.
 #pragma once
 
 #include <string>

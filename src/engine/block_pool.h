@@ -66,8 +66,8 @@ class BlockPool {
   // Makes a cached block the most recently used. REQUIRES: the caller owns its parent.
   void renew(int64_t block);
 
-  // The full block of this hash was evicted lately (remembered in as many places as there are blocks,
-  // so an old or a colliding one may be overwritten and forgotten).
+  // The full block of this hash was evicted lately (remembered in as many places as there are
+  // blocks, so an old or a colliding one may be overwritten and forgotten).
   bool was_evicted(const Hash128& hash) const;
 
   // The child of `parent` whose tokens begin most like `tokens`, among the kLookedAt published

@@ -21,13 +21,13 @@
 //   End: the oldest request is preempted by nobody, and a whole context fits into the cache; so it
 //     goes on in every step until it ends, then the next is the oldest. Nothing starves or blocks.
 //
-// Prefix cache. Blocks of kKeyBlock rows can be found by their tokens (in fast mode together with the
-// forms of their rows) and all before them (block_pool.h) as soon as they are full, or else when their request ends or is preempted, generated
-// tokens included, and stay until their room is needed. A request starts behind the full blocks it
-// finds and behind the rows that a partly equal block or an equal sequence under way has for it
-// (copied); at least its last token is computed. While a
-// running request is about to compute what the next one would have in common with it, that one
-// waits instead of computing it as well.
+// Prefix cache. Blocks of kKeyBlock rows can be found by their tokens (in fast mode together with
+// the forms of their rows) and all before them (block_pool.h) as soon as they are full, or else
+// when their request ends or is preempted, generated tokens included, and stay until their room is
+// needed. A request starts behind the full blocks it finds and behind the rows that a partly equal
+// block or an equal sequence under way has for it (copied); at least its last token is computed.
+// While a running request is about to compute what the next one would have in common with it, that
+// one waits instead of computing it as well.
 //
 // Speculation (draft.h). A decoding sequence may add drafts to its row: guesses at what follows,
 // computed in the same batch. Rows of drafts that were not confirmed lie behind `computed`, where
@@ -38,9 +38,9 @@
 // beside them, never from a clock.
 // The MTP layer's cache row of a position depends on the next token too. Rows are filled in at the
 // end of the step that learns it, or, while drafts are paused, at the latest when their block
-// becomes full or the answer ends, and before it can be found. Of copied rows the last is computed again, as it may
-// belong to another next token than the finder's. So may the last row of a full block that is
-// shared: it is left as it is and makes drafts after it a little worse.
+// becomes full or the answer ends, and before it can be found. Of copied rows the last is computed
+// again, as it may belong to another next token than the finder's. So may the last row of a full
+// block that is shared: it is left as it is and makes drafts after it a little worse.
 #pragma once
 
 #include <cstdint>
@@ -108,7 +108,8 @@ class Engine {
   void cancel(uint64_t request);
   // Runs one batch; appends to events: the cancelled first, then by age of the request (with
   // speculation several of one request, in order). False if there was nothing to do. Once warm, a
-  // step that only decodes allocates nothing, unless log-probabilities are wanted or `events` grows.
+  // step that only decodes allocates nothing, unless log-probabilities are wanted or `events`
+  // grows.
   //
   // If it throws, no token is lost, repeated or changed: the cancelled that it reported are gone,
   // and for all others the next step does what this one would have done. (Requests may have been

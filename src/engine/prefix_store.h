@@ -1,7 +1,7 @@
 // The prefix cache on disk: computed blocks that survive a restart. One file per block, named by
 // the hash of its tokens and all before them, then that of all before; a folder per computation, so
-// that blocks of another model, form or program never meet. It is a cache: whatever is wrong with a file, it is not used,
-// the reason is kept for whoever asks, and the block is computed again.
+// that blocks of another model, form or program never meet. It is a cache: whatever is wrong with a
+// file, it is not used, the reason is kept for whoever asks, and the block is computed again.
 //
 // A file: PrefixFileHeader, then the rows [layers, tokens, row_width], then the XXH3 of both;
 // little-endian. Everything is compared before use: the header with what is expected, the tokens of

@@ -30,8 +30,8 @@ constexpr uint8_t kIq4[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                               129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t kFp4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-// tile_place: where a row's byte `at` of a block is in a tile (gemm_int8-inl.h), by 16: bytes lie in
-// the order in which decode() asks for them, which is mostly the file's.
+// tile_place: where a row's byte `at` of a block is in a tile (gemm_int8-inl.h), by 16: bytes lie
+// in the order in which decode() asks for them, which is mostly the file's.
 struct InOrder {
   static constexpr int64_t tile_place(int64_t at) { return at; }
 };

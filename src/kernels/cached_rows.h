@@ -5,8 +5,8 @@
 //               each kInt8Block of them: x = scale (code - 128)
 //
 // To I8, for each block: scale = max |x| / 127, code = 128 + x / scale to the nearest (even), 0
-// where max |x| < 2^-100: an error of at most scale / 2 (1 + 2^-14). A block with NaN or infinity in it is
-// NaN.
+// where max |x| < 2^-100: an error of at most scale / 2 (1 + 2^-14). A block with NaN or infinity
+// in it is NaN.
 #pragma once
 
 #include <cstddef>

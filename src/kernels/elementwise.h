@@ -10,9 +10,9 @@ namespace fathom {
 // |out|, u = 2^-24; for g < -88.7, where |silu| < 1e-36, the result is -0.
 void swiglu(Context& ctx, ConstRows gate, ConstRows up, Rows out);
 
-// With s = 1 / (1 + e^-gate):  dgate = dy up s (1 + gate (1 - s)),  dup = dy gate s. [T, I] each. dgate and dup may each be any one of gate, up and
-// dy, but not the same one. Error: of dgate 32 u |dy up| s (1 + |gate| (1 - s)) + 2^-118 |dy up|,
-// of dup 8 u |dup| + 2^-118 |dy|.
+// With s = 1 / (1 + e^-gate):  dgate = dy up s (1 + gate (1 - s)),  dup = dy gate s. [T, I] each.
+// dgate and dup may each be any one of gate, up and dy, but not the same one. Error: of dgate 32 u
+// |dy up| s (1 + |gate| (1 - s)) + 2^-118 |dy up|, of dup 8 u |dup| + 2^-118 |dy|.
 // An infinite gate gives NaN.
 void swiglu_backward(Context& ctx, ConstRows gate, ConstRows up, ConstRows dy, Rows dgate,
                      Rows dup);

@@ -34,7 +34,8 @@
 
 namespace fathom {
 
-// Scratch: x is packed by so many rows of one expert at most, each row at most so many floats longer.
+// Scratch: x is packed by so many rows of one expert at most, each row at most so many floats
+// longer.
 inline constexpr int64_t kMostPackedRows = 12, kMostPackedPadding = 48;
 
 // bias: [N] or null.

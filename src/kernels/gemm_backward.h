@@ -30,8 +30,8 @@ void grouped_linear_backward_input(Context& ctx, ConstRows dy, std::span<const i
 // summed in f32 (Precision::kF32: as kF32).
 // Tokens are cut into blocks of 256, each summed in order by one chain of FMAs (kBF16: of each pair
 // the second token first, subnormals as 0, as vdpbf16ps does it) and then added to dW. AVX2 and
-// AVX-512 give the same bits, with that instruction and without. Error bound: (min(M, 256) + M/256 + 1) u (|dW before| + sum|dy x|), u = 2^-24, plus
-// (2^-8 + 2^-18) sum|dy x| for kBF16.
+// AVX-512 give the same bits, with that instruction and without. Error bound: (min(M, 256) + M/256
+// + 1) u (|dW before| + sum|dy x|), u = 2^-24, plus (2^-8 + 2^-18) sum|dy x| for kBF16.
 void linear_backward_weight(Context& ctx, ConstRows dy, ConstRows x, DType operands, Rows dw);
 // One dw per expert, all of one shape; an expert without rows adds nothing and its dw is not
 // touched.

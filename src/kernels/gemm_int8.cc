@@ -1,7 +1,8 @@
 // Threads and blocks of gemm_int8.h: every row of x is rounded once, weights are read where they
-// lie, in rows or in tiles. Few rows of x are multiplied with each block of w as it is unpacked into registers. For more, 32
-// rows of w are unpacked, 256 columns at a time, into the first cache and meet up to 512 rows of x
-// there, which share the cost of unpacking. Both sum in the same order.
+// lie, in rows or in tiles. Few rows of x are multiplied with each block of w as it is unpacked
+// into registers. For more, 32 rows of w are unpacked, 256 columns at a time, into the first cache
+// and meet up to 512 rows of x there, which share the cost of unpacking. Both sum in the same
+// order.
 #include "kernels/gemm_int8.h"
 
 #include <algorithm>

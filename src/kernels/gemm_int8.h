@@ -11,8 +11,8 @@ namespace fathom {
 
 bool has_int8_product(DType dtype);
 
-// As in gemm.h, all parts of one dtype, gate and up of one dtype. REQUIRES: what gemm.cc has checked;
-// x.rows and x.cols above 0.
+// As in gemm.h, all parts of one dtype, gate and up of one dtype. REQUIRES: what gemm.cc has
+// checked; x.rows and x.cols above 0.
 void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                   std::span<const LinearPart> parts);
 void int8_head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<const WeightView> heads,

@@ -409,8 +409,8 @@ void few_rows(const Int8Few& f) {
   }
 }
 
-// The largest |a|, |b|, or NaN if anything here is not finite; and integers below 128 as bytes, which
-// returns their sum.
+// The largest |a|, |b|, or NaN if anything here is not finite; and integers below 128 as bytes,
+// which returns their sum.
 #if defined(FATHOM_SIMD_IS_avx512)
 inline float most_of(F32x16 a, F32x16 b) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);  // ordered as the numbers are

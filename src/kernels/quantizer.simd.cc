@@ -178,8 +178,8 @@ float fit_scale(const Run<V>& r) {
   const float largest = largest_magnitude(r);
   if (largest < kNothing) return 0;
   ScaleFit best;
-  // The largest value lands between half way to the farthest level and so far outside that it is cut
-  // to a third, which pays when it matters little; in small steps where the best is found most.
+  // The largest value lands between half way to the farthest level and so far outside that it is
+  // cut to a third, which pays when it matters little; in small steps where the best is found most.
   constexpr float kFar = Grid::kFar;
   for (float level = kFar * 0.5f; level < kFar * 3.0f; level *= level < kFar * 0.8f    ? 1.1f
                                                                 : level < kFar * 1.15f ? 1.02f

@@ -1,4 +1,5 @@
-// out[t, i] = x[t, i] / sqrt(mean_j x[t, j]^2 + eps) * weight[i]      (V2 §2.1; f32 throughout, 16 partial sums)
+// out[t, i] = x[t, i] / sqrt(mean_j x[t, j]^2 + eps) * weight[i]      (V2 §2.1; f32 throughout, 16
+// partial sums)
 #pragma once
 
 #include "tensor/context.h"

@@ -1,7 +1,7 @@
 // Rotary position embedding, in place, on part of each head.
 //
-// For pair p of `dim`/2 with angle a = position * inv_freq[p]:  (x, y) -> (x cos a - y sin a, x sin a + y cos a).
-// Interleaved: the pair is elements (2p, 2p+1), MLA's layout in every checkpoint.
+// For pair p of `dim`/2 with angle a = position * inv_freq[p]:  (x, y) -> (x cos a - y sin a, x sin
+// a + y cos a). Interleaved: the pair is elements (2p, 2p+1), MLA's layout in every checkpoint.
 // Half-split:  the pair is elements (p, p + dim/2), Qwen2 and Llama in Hugging Face layout.
 #pragma once
 

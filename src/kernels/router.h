@@ -61,8 +61,8 @@ struct BalanceAlpha {
   bool any() const { return sequence != 0 || device != 0 || communication != 0; }
 };
 
-// The balance losses of each document of T tokens, averaged over the documents (V2 §2.2.3, equations
-// 23 to 31; the first also V3 §2.1.2, equations 17 to 20):
+// The balance losses of each document of T tokens, averaged over the documents (V2 §2.2.3,
+// equations 23 to 31; the first also V3 §2.1.2, equations 17 to 20):
 //   sequence      sum_i f_i P_i,       f_i   = n_routed_experts / (k T) * (tokens that chose expert i)
 //                                      P_i   = mean over the tokens of s_i (softmax) or s_i / sum_j s_j (sigmoid)
 //   device        sum_g f'_g P'_g,     f'_g  = mean of f_i over the experts of group g
@@ -70,8 +70,8 @@ struct BalanceAlpha {
 //   communication sum_g f''_g P'_g,    f''_g = n_group / (topk_group T) * (tokens that chose an expert of g)
 // The paper's devices are the router's groups: D = n_group, M = topk_group. The f have no gradient;
 // the P are without the correction bias.
-// Returns their sum, each times its alpha, and adds its gradient to dlogits. document_lengths: T >= 1,
-// their sum is the rows of logits. In double, each gradient rounded once and added. Uses
+// Returns their sum, each times its alpha, and adds its gradient to dlogits. document_lengths: T >=
+// 1, their sum is the rows of logits. In double, each gradient rounded once and added. Uses
 // ctx.scratch() and worker scratch.
 double balance_loss(Context& ctx, const RouterRule& rule, ConstRows logits, const int32_t* experts,
                     std::span<const int64_t> document_lengths, const BalanceAlpha& alpha,

@@ -26,7 +26,8 @@ struct GqaActivations {
 };
 
 struct MlpActivations {
-  // [intermediate]; act = silu(gate) * up, without `keep` in place of gate, or none of them is filled
+  // [intermediate]; act = silu(gate) * up, without `keep` in place of gate, or none of them is
+  // filled
   Rows gate, up, act;
   bool kept() const { return act.data != gate.data; }
 };

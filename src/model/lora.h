@@ -41,8 +41,8 @@ void attach_lora(const ModelConfig& config, const LoraOptions& options, const Pa
 ModelGradients map_lora_gradients(const ModelConfig& config, const LoraOptions& options,
                                   const ParameterTable& table, std::span<float> gradients);
 
-// Rows [begin, begin + count) of W + lora_scale B A in f32, each element one chain of sums in double,
-// rounded once: what the adapter and its base compute together. Without LoRA, of W.
+// Rows [begin, begin + count) of W + lora_scale B A in f32, each element one chain of sums in
+// double, rounded once: what the adapter and its base compute together. Without LoRA, of W.
 // out: [count, cols].
 void merge_lora(const Linear& w, int64_t begin, int64_t count, float* out);
 

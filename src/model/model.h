@@ -49,7 +49,8 @@ class Model {
   // Runs the batch: writes the cache rows of its tokens in every main layer, and logits
   // [logit_rows.size(), vocab_size] of the rows asked for. hidden_out, if not null: [tokens,
   // hidden_size], the state after the final norm (what MTP and its training read). trace, if not
-  // null, is filled. Without either, rows without logits do not run through the last layer. Uses ctx.scratch(); call from one thread at a time.
+  // null, is filled. Without either, rows without logits do not run through the last layer. Uses
+  // ctx.scratch(); call from one thread at a time.
   void forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Rows* hidden_out = nullptr,
                      ForwardTrace* trace = nullptr) const;
 

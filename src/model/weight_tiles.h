@@ -14,8 +14,8 @@ namespace fathom {
 uint64_t bytes_of_tiles(ModelWeights& w, const ModelConfig& config);
 
 // Makes them, in w.tiles; `progress` is told the bytes done so far and may throw (the weights are
-// then as before). Throws std::bad_alloc. REQUIRES: experts are not streamed, and the weights change
-// no more: products read the tiles, all else the rows.
+// then as before). Throws std::bad_alloc. REQUIRES: experts are not streamed, and the weights
+// change no more: products read the tiles, all else the rows.
 void make_tiles(Context& ctx, ModelWeights& w, const ModelConfig& config,
                 const std::function<void(uint64_t)>& progress = {});
 

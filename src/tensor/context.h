@@ -22,9 +22,9 @@ Isa detect_isa();
 // Whether a kAvx512 CPU also has vdpbf16ps (Zen 4, Cooper Lake, Sapphire Rapids and later).
 bool has_bf16_dot();
 
-// How linear layers see their input (kernels/gemm.h). kNative rounds it to bf16 beside BF16 weights,
-// as such models are trained and served, and to 8 bits beside GGUF blocks, which makes these
-// several times as fast; kF32 keeps it in f32: for checks against exact references.
+// How linear layers see their input (kernels/gemm.h). kNative rounds it to bf16 beside BF16
+// weights, as such models are trained and served, and to 8 bits beside GGUF blocks, which makes
+// these several times as fast; kF32 keeps it in f32: for checks against exact references.
 enum class Precision { kNative, kF32 };
 
 // Told of every linear layer of the model before it runs: its weight, and the rows it multiplies.

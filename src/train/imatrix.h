@@ -2,8 +2,8 @@
 // calibration text. An error in a weight costs in proportion to the square of what it is multiplied
 // by, so quantisers weigh errors with the mean square of the column's input (kernels/quantizer.h).
 //
-// Files are GGUF as llama.cpp writes them: of tensor T the sums of squares "T.in_sum2" [parts, cols]
-// and the rows counted "T.counts" [parts, 1], one part per expert or head.
+// Files are GGUF as llama.cpp writes them: of tensor T the sums of squares "T.in_sum2" [parts,
+// cols] and the rows counted "T.counts" [parts, 1], one part per expert or head.
 #pragma once
 
 #include <filesystem>

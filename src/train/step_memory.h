@@ -3,8 +3,8 @@
 // make, and Muon's scratch. What the calling thread needs (`scratch`) is reserved at the start of a
 // run; the workers' part is counted, and grows in the first steps.
 //
-// It follows the scopes of model/gradient.cc, block by block, and rounds each array up; what depends
-// on the data (tokens by expert, documents) is counted at its worst.
+// It follows the scopes of model/gradient.cc, block by block, and rounds each array up; what
+// depends on the data (tokens by expert, documents) is counted at its worst.
 #pragma once
 
 #include <cstdint>

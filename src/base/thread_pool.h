@@ -50,7 +50,9 @@ class ThreadPool {
     make_stretches(items);
     run(threads(), [&](int64_t own, int worker) {
       int64_t last = -1;
-      for (int64_t item; (item = take(static_cast<size_t>(own))) >= 0; last = item)
+      for (int64_t item;
+           !failed_.load(std::memory_order_relaxed) && (item = take(static_cast<size_t>(own))) >= 0;
+           last = item)
         body(item, worker, last >= 0 && item == last + 1);
     });
   }

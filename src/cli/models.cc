@@ -16,6 +16,7 @@
 #include "cli/streaming.h"
 #include "engine/engine.h"
 #include "formats/json.h"
+#include "model/mla.h"
 
 namespace fathom {
 namespace {
@@ -134,15 +135,17 @@ std::vector<int32_t> all_stop_ids(const Checkpoint& checkpoint, const ModelConfi
 Checked counted(int64_t size) { return static_cast<uint64_t>(size); }
 uint64_t or_too_many(Checked bytes) { return bytes.value().value_or(UINT64_MAX); }
 
-uint64_t activation_bytes(const ModelConfig& c, int64_t rows) {
+// `rows` rows of a step, the last of a sequence of `context` tokens.
+uint64_t activation_bytes(const ModelConfig& c, int64_t rows, int64_t context) {
   const int64_t per_head = c.is_mla() ? 2 * (c.kv_lora_rank + c.qk_rope_head_dim) : 2 * c.head_dim;
   const int64_t mlp =
       std::max(3 * c.intermediate_size, static_cast<int64_t>(c.router.num_experts_per_tok) *
                                             (3 * c.moe_intermediate_size + 2 * c.hidden_size));
   // below 2^40: each factor has its limit
   const int64_t width = 4 * c.hidden_size + std::max(c.num_attention_heads * per_head, mlp);
-  return or_too_many(counted(4) *
-                     (counted(rows) * counted(width) + counted(16) * counted(c.vocab_size)));
+  const Checked whole =
+      counted(4) * (counted(rows) * counted(width) + counted(16) * counted(c.vocab_size));
+  return or_too_many(whole + Checked(expanded_bytes(c, context)));
 }
 
 // Absent if everything fits.
@@ -386,7 +389,7 @@ MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config
   MemoryNeeds needs{.weights = sizes.bytes,
                     .rebuilt = rebuilt_bytes(checkpoint, config),
                     .cache = or_too_many(counted(row) * counted(context)),
-                    .work = activation_bytes(config, EngineOptions{}.prefill_chunk)};
+                    .work = activation_bytes(config, EngineOptions{}.prefill_chunk, context)};
   needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.cache) +
                             Checked(needs.work));
   return needs;

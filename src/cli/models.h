@@ -130,7 +130,7 @@ struct OpenOptions {
 OpenedModel open_model(const std::filesystem::path& path, const OpenOptions& options,
                        const OutputOptions& output);
 
-// "f32" or "bf16", as flags spell it. Throws otherwise.
+// "f32", "bf16" or "int8", as flags spell it. Throws otherwise.
 std::optional<DType> parse_cache_dtype(const std::string& name);  // "" = absent
 int64_t parse_mla(const std::string& name);  // EngineOptions::expand_by of "fast" or "strict"
 // "" = absent; refuses what the CPU lacks

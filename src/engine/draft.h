@@ -36,13 +36,14 @@ enum class Speculation {
 };
 
 // Appends at most `most` guesses of the tokens that follow `tokens` to `drafts`. Returns how many
-// of the last tokens they are founded on, 1 to kMostMatch. Whatever it says, texts stay the same;
-// each guess must be in the vocabulary.
+// of the last tokens they are founded on, at most kMostMatch; 0: no guess. Whatever it says, texts
+// stay the same; each guess must be in the vocabulary.
 using TokenDrafter = std::function<int64_t(std::span<const int32_t> tokens, int64_t most,
                                            std::vector<int32_t>& drafts)>;
 
 // Prompt lookup: the tokens behind the place where the longest end of `tokens` occurred before (at
-// least kLeastMatch tokens, kMostMatch count), the last such place if there are several. O(tokens).
+// least kLeastMatch tokens, kMostMatch count), the last such place if there are several. Returns
+// the length of the match. O(tokens).
 inline constexpr int64_t kLeastMatch = 2, kMostMatch = 8;
 int64_t draft_by_lookup(std::span<const int32_t> tokens, int64_t most,
                         std::vector<int32_t>& drafts);

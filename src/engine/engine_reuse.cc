@@ -92,8 +92,8 @@ bool Engine::has_room(const Sequence& s, int64_t growing) const {
 }
 
 // Somebody's prefill has not yet come to a block that this sequence lacks, or, where no whole block
-// is missing, to the rest of its prompt. That prefill goes on in every step (it is older), so the
-// wait ends.
+// is missing, to the rest of its prompt. The oldest prefill goes on in every step, so the wait
+// ends.
 bool Engine::better_wait(const Sequence& s, int64_t found) const {
   const std::span<const int32_t> wanted = s.findable_names(found);
   return std::any_of(running_.begin(), running_.end(), [&](const auto& other) {

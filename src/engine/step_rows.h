@@ -1,19 +1,21 @@
 // The rows of one step, each in its form of MLA, and the rule that says which form that is.
 //
 // Fast mode: rows of a request's opening, all before the first answer, are expanded up to a
-// multiple of kExpandedRows; the rest of the opening and all that follows is absorbed. Expanding
-// all keys before them pays for about as many rows and more, so short prompts, generation and a
-// conversation's later turns are left as they are. The last two rows of the opening are always
-// absorbed: a repeated request finds all others in the cache, and must not expand thousands of keys
-// for these.
+// multiple of EngineOptions::expand_by (kExpandedRows as a rule); the rest of the opening and all
+// that follows is absorbed. Expanding all keys before them pays for about as many rows and more, so
+// short prompts, generation and a conversation's later turns are left as they are. The last two
+// rows of the opening are always absorbed: a repeated request finds all others in the cache, and
+// must not expand thousands of keys for these.
 //
 // So the form of a row is a function of the request alone, never of chunks, neighbours, the cache,
 // preemption or drafts: a row that was generated has the same form when it comes back as history.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
+#include "base/limits.h"
 #include "model/batch.h"
 
 namespace fathom {
@@ -26,10 +28,11 @@ inline int64_t expanded_end(int64_t opening, int64_t expand_by) {
   return std::max<int64_t>(0, std::min(opening - opening % expand_by, opening - 2));
 }
 
-// What a cached row is known by: its token, and its form where that is not the engine's own. (Ids
-// are far below, as is the size of any vocabulary.)
+// What a cached row is known by: its token, and its form where that is not the engine's own.
+inline constexpr int32_t kExpandedName = int32_t{1} << 30;
+static_assert(Limits{}.vocabulary <= kExpandedName);
 inline int32_t row_name(int32_t token, bool expanded) {
-  return expanded ? token | int32_t{1} << 30 : token;
+  return expanded ? token | kExpandedName : token;
 }
 
 struct StepRows {

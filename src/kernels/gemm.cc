@@ -59,6 +59,9 @@ namespace {
 static_assert(avx512::kPackedTile.rows <= kMostPackedRows);
 
 constexpr int64_t kFewRows = 6;
+// Items of each thread where weights pass by once (few rows of x): long ones, in which the next
+// weights are fetched ahead, but enough to balance.
+constexpr int64_t kLongItems = 4;
 // rows of x that share one packing of a panel: it costs as much as about nine rows
 constexpr int64_t kBlockRows = 512;
 // of w, or of a part of its steps: stays in L2 while x passes by
@@ -439,6 +442,14 @@ void check(ConstRows x, std::span<const int64_t> offsets, const LinearPart& part
   FATHOM_CHECK(dtype_info(shape.dtype).computable, dtype_name(shape.dtype));
 }
 
+void check_alike(std::span<const WeightView> experts) {
+  for ([[maybe_unused]] const WeightView& w : experts) {
+    FATHOM_DCHECK(w.dtype == experts[0].dtype && w.rows == experts[0].rows &&
+                      w.cols == experts[0].cols,
+                  dtype_name(w.dtype), w.rows, w.cols);
+  }
+}
+
 bool in_integers(const Context& ctx, const WeightView& w) {
   return has_int8_product(w.dtype) && ctx.precision() == Precision::kNative;
 }
@@ -506,6 +517,7 @@ void head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<const Wei
   if (count == 0 || x.rows == 0) return;
   const int64_t offsets[] = {0, x.rows};
   check(x, offsets, {heads.first(1), nullptr, y});
+  check_alike(heads);
   if (x.cols > 0 && y.cols > 0 && in_integers(ctx, heads[0]))
     return int8_head_linears(ctx, x, x_head, heads, y, y_head);
 
@@ -537,6 +549,7 @@ void swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
   FATHOM_CHECK(offsets.size() == w.gate.size() + 1 && w.up.size() == w.gate.size() &&
                    w.down.size() == w.gate.size(),
                offsets.size(), w.gate.size(), w.up.size(), w.down.size());
+  for (const auto& experts : {w.gate, w.up, w.down}) check_alike(experts);
   const WeightView &gate = w.gate[0], &up = w.up[0], &down = w.down[0];
   FATHOM_CHECK(gate.cols == x.cols && up.cols == x.cols && up.rows == gate.rows &&
                    down.cols == gate.rows && down.rows == y.cols,

@@ -65,7 +65,7 @@ void grouped_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets
 
 // One layer for each head, where heads lie side by side in the rows of x and y:
 //   y[t, h y_head + n] = sum_k x[t, h x_head + k] w_h[n, k],   as linear() computes it.
-// x [T, K] and y [T, N] are the first head's columns.
+// x [T, K] and y [T, N] are the first head's columns. REQUIRES: heads of one shape and dtype.
 void head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<const WeightView> heads,
                   Rows y, int64_t y_head);
 
@@ -79,7 +79,8 @@ struct SwigluExperts {
 };
 // Whether all are in blocks, gate and up in the same, and computed in integers.
 bool has_swiglu_mlp(const Context& ctx, const SwigluExperts& w);
-// REQUIRES: has_swiglu_mlp(); position as sort_by_expert() makes it.
+// REQUIRES: has_swiglu_mlp(); position as sort_by_expert() makes it; experts of one shape and
+// dtype.
 void swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
                 std::span<const int64_t> offsets, const SwigluExperts& w, Rows y);
 

@@ -98,14 +98,15 @@ struct Problem {
   Int8Row row(int64_t m, int64_t k) const { return layout.at(x + m * layout.stride, k); }
 };
 
-// Where outputs go: [m, n] at data + m * stride + n.
+// Where outputs go, from [m0, n0] on.
 struct Output {
   float* data;
-  int64_t stride;
-  const float* bias;
+  int64_t stride, m0, n0;
+  const float* bias = nullptr;
 
+  float* at(int64_t m, int64_t n) const { return data + (m - m0) * stride + (n - n0); }
   void put(int64_t m, int64_t n, const float* total, int64_t count) const {
-    float* const y = data + m * stride + n;
+    float* const y = at(m, n);
     for (int64_t i = 0; i < count; ++i) y[i] = bias != nullptr ? total[i] + bias[n + i] : total[i];
   }
 };
@@ -204,7 +205,7 @@ void multiply_and_put(const Problem& p, const WeightView& w, int64_t m0, int64_t
   constexpr int64_t kAhead = 16;
   for (int64_t r = 0; r < m; ++r) {
     if (r + kAhead < m) {
-      const float* const ahead = y.data + (m0 + r + kAhead) * y.stride + n0;
+      const float* const ahead = y.at(m0 + r + kAhead, n0);
       __builtin_prefetch(ahead, 1);
       __builtin_prefetch(ahead + count - 1, 1);
     }
@@ -289,14 +290,16 @@ void round_grouped(const Problem& p, ConstRows x, std::span<const int64_t> posit
       });
 }
 
-// Group e's outputs are `shift` elements further on.
-void multiply_parts(const Problem& p, std::span<const LinearPart> parts, int64_t shift) {
+// Outputs of heads begin at the same rows of y, y_head elements apart; else (0) groups follow each
+// other.
+void multiply_parts(const Problem& p, std::span<const LinearPart> parts, int64_t y_head) {
   for_items(
       p, parts, [](int64_t) { return kItemRows; },
       [&](const LinearPart& part, int64_t e, int64_t m0, int64_t m, int64_t n0, int worker,
           bool follows) {
         const WeightView& w = part.experts[static_cast<size_t>(e)];
-        const Output y{part.y.data + e * shift, part.y.stride, part.bias};
+        const Output y{y_head != 0 ? part.y.data + e * y_head : part.y.row(p.begin(e)),
+                       part.y.stride, p.begin(e), 0, part.bias};
         if (!follows) fetch_first(w, n0);
         if (is_few(p, w, p.rows(e))) {
           multiply_few(p, w, m0, m, n0, kItemRows, y);
@@ -349,7 +352,7 @@ void int8_head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<cons
       [&](int64_t i) { return x.row(i % x.rows) + i / x.rows * x_head; },
       [](int64_t i, int64_t) { return i; });
   const LinearPart part{heads, nullptr, y};
-  multiply_parts(p, {&part, 1}, y_head - x.rows * y.stride);
+  multiply_parts(p, {&part, 1}, y_head);
 }
 
 void int8_swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
@@ -386,9 +389,9 @@ void int8_swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> positio
               if (!follows) fetch_first(gate, n0);
               if (few(e)) {
                 fetch_first(up, n0);
-                multiply_few(p, gate, m0, m, n0, n, {gate_y - m0 * stride - n0, stride, nullptr});
+                multiply_few(p, gate, m0, m, n0, n, {gate_y, stride, m0, n0});
                 if (n0 + n < gate.rows) fetch_first(gate, n0 + n);
-                multiply_few(p, up, m0, m, n0, n, {up_y - m0 * stride - n0, stride, nullptr});
+                multiply_few(p, up, m0, m, n0, n, {up_y, stride, m0, n0});
               } else {
                 multiply(p, gate, m0, m, n0, panels, gate_y);
                 multiply(p, up, m0, m, n0, panels, up_y);

@@ -11,10 +11,6 @@ namespace fathom {
 // Enough arithmetic to pay for handing an item to another thread, little enough to balance.
 inline constexpr int64_t kItemElements = 8192;
 
-// Items of each thread where weights pass by once (few rows of x): long ones, in which the next
-// weights are fetched ahead, but enough to balance.
-inline constexpr int64_t kLongItems = 4;
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Fewer multiply-adds do not wake other threads.

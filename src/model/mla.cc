@@ -23,7 +23,8 @@ namespace {
 
 constexpr float kLatentNormEps = 1e-6f;
 
-// Expanded keys and values of this many bytes at most exist at a time: heads are taken in groups.
+// Expanded keys and values of this many bytes at most, or of one head, exist at a time: heads are
+// taken in groups.
 constexpr int64_t kExpandedBytes = 64 << 20;
 // Those in bf16 are made from f32, of so many cached rows at a time.
 constexpr int64_t kExpandedSlice = 256;
@@ -147,10 +148,16 @@ void attend_absorbed(Context& ctx, const ModelConfig& c, const MlaWeights& w,
   const Rows q_absorbed = scope.rows(tokens, heads * (rank + turned));
   heads_forward(ctx, {q.data, tokens, nope, q.stride}, nope + turned, w.absorbed.k_up_transposed,
                 q_absorbed.columns(0, rank), rank + turned);
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t h = 0; h < heads; ++h)
+  const auto copy_rope = [&](int64_t t, int) {
+    for (int64_t h = 0; h < heads; ++h) {
       std::copy_n(q.row(t) + h * (nope + turned) + nope, turned,
                   q_absorbed.row(t) + h * (rank + turned) + rank);
+    }
+  };
+  if (tokens < kRoundedRows) {  // sooner done than handed out
+    for (int64_t t = 0; t < tokens; ++t) copy_rope(t, 0);
+  } else {
+    ctx.pool().run(tokens, copy_rope);
   }
 
   const KvCacheView& cache = *batch.cache;
@@ -206,6 +213,18 @@ AttentionKeys packed_keys(const ModelConfig& c, const MlaActivations& a) {
 }
 
 }  // namespace
+
+uint64_t expanded_bytes(const ModelConfig& c, int64_t keys) {
+  if (!c.is_mla()) return 0;
+  const auto bytes = [](int64_t rows, int64_t width) {  // each factor has its limit: below 2^62
+    return 4 * static_cast<uint64_t>(rows) * static_cast<uint64_t>(width);
+  };
+  const int64_t head = c.qk_head_dim() + c.v_head_dim, cached = c.kv_lora_rank + c.qk_rope_head_dim;
+  // in f32 the cached rows of all keys; in bf16 slices of k and v, and kv_b rounded
+  const uint64_t kv_b = bytes(c.kv_lora_rank, c.num_attention_heads * head) / 2;
+  return std::max(bytes(keys, head), static_cast<uint64_t>(kExpandedBytes)) + bytes(keys, cached) +
+         bytes(kExpandedSlice, c.num_attention_heads * head) + kv_b;
+}
 
 void mla_keys(Context& ctx, const ModelConfig& c, const MlaWeights& w, const KeySource& keys,
               ConstRows cos_sin, ConstRows x) {

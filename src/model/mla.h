@@ -9,6 +9,10 @@
 
 namespace fathom {
 
+// Scratch that the expanded form takes at most besides MlaActivations, over a sequence of `keys`
+// cached tokens. 0 without MLA.
+uint64_t expanded_bytes(const ModelConfig& config, int64_t keys);
+
 // out [tokens, hidden_size] = attention of x (already normed) over the keys: the cache, whose rows
 // of these tokens it writes first, or the batch itself. cos_sin: rope_angles of the batch's
 // positions. Fills `a` (activations.h).

@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/check.h"
@@ -25,8 +26,8 @@ struct Part {
 };
 
 // Those in `chosen` (ascending), or else all others.
-Part part_of(ArenaScope& scope, const InferBatch& batch, std::span<const int32_t> chosen,
-             bool others, ConstRows x, ConstRows cos_sin) {
+Part close_up(ArenaScope& scope, const InferBatch& batch, std::span<const int32_t> chosen,
+              bool others, ConstRows x, ConstRows cos_sin) {
   const int64_t count = others ? x.rows - std::ssize(chosen) : static_cast<int64_t>(chosen.size());
   const Part part{scope.rows(count, x.cols), scope.rows(count, cos_sin.cols), {}, {}};
   auto* const sequences = scope.array<SequenceRows>(count);
@@ -67,12 +68,13 @@ Rows forward_wanted(Context& ctx, ArenaScope& scope, const ModelConfig& config,
   InferBatch part_batch = batch;
   const KeySource keys{&part_batch, {}, layer};
   if (wanted < x.rows) {
-    const Part rest = part_of(scope, batch, batch.logit_rows, true, x, cos_sin);
+    ArenaScope keys_scope(ctx.scratch());
+    const Part rest = close_up(keys_scope, batch, batch.logit_rows, true, x, cos_sin);
     part_batch.sequences = rest.sequences;
     part_batch.forms = rest.forms;
     block_keys(ctx, config, block, keys, rest.cos_sin, rest.x);
   }
-  const Part part = part_of(scope, batch, batch.logit_rows, false, x, cos_sin);
+  const Part part = close_up(scope, batch, batch.logit_rows, false, x, cos_sin);
   if (wanted == 0) return part.x;
   part_batch.sequences = part.sequences;
   part_batch.forms = part.forms;
@@ -80,6 +82,14 @@ Rows forward_wanted(Context& ctx, ArenaScope& scope, const ModelConfig& config,
       block_activations(scope, config, config.is_moe_layer(layer), wanted, false);
   block_forward(ctx, config, block, keys, part.cos_sin, part.x, a, part.x);
   return part.x;
+}
+
+void check_logit_rows(const InferBatch& batch) {
+  int64_t before = -1;
+  for (const int32_t row : batch.logit_rows) {
+    FATHOM_CHECK(row > before && row < std::ssize(batch.tokens), row, before, batch.tokens.size());
+    before = row;
+  }
 }
 
 }  // namespace
@@ -147,6 +157,7 @@ Rows Model::positions_cos_sin(Context& ctx, ArenaScope& scope, const InferBatch&
 
 void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Rows* hidden_out,
                           ForwardTrace* trace) const {
+  check_logit_rows(batch);
   const auto tokens = static_cast<int64_t>(batch.tokens.size());
   ArenaScope scope(ctx.scratch());
   const Rows cos_sin = positions_cos_sin(ctx, scope, batch);
@@ -195,6 +206,7 @@ void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Ro
 void Model::forward_mtp(Context& ctx, const InferBatch& batch, ConstRows hidden, Rows logits,
                         Rows* hidden_out) const {
   FATHOM_CHECK(has_mtp());
+  check_logit_rows(batch);
   const MtpWeights& mtp = *weights_.mtp;
   const auto tokens = static_cast<int64_t>(batch.tokens.size());
   const int64_t d = config_.hidden_size;

@@ -66,7 +66,8 @@ std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, ChatFormat format,
                                  std::span<const ChatMessage> messages, const ChatOptions& options);
 
 // Tokens of the prompt before what the first assistant message says: the prompt that asked for it.
-// So the same for all turns of a conversation; -1 if there is no such message.
+// So the same for all turns of a conversation, as long as options are; -1 if there is no such
+// message.
 int64_t opening_tokens(const Tokenizer& tokenizer, ChatFormat format,
                        std::span<const ChatMessage> messages, const ChatOptions& options);
 

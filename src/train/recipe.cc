@@ -310,7 +310,7 @@ void merge(const toml::table& from, toml::table& into) {
     if (node.is_table() && old != nullptr && old->is_table()) {
       merge(*node.as_table(), *old->as_table());
     } else {
-      node.visit([&](const auto& value) { into.insert_or_assign(key, value); });
+      node.visit([&, &name = key](const auto& value) { into.insert_or_assign(name, value); });
     }
   }
 }

@@ -4,9 +4,10 @@
 #include <pthread.h>
 #include <sched.h>
 
-#include <mutex>
+#include <atomic>
 #include <set>
 #include <thread>
+#include <vector>
 
 namespace fathom {
 namespace {
@@ -23,26 +24,19 @@ std::set<int> processors() {
   return list;
 }
 
-TEST(Affinity, EachWorkerHasOneProcessorOfThoseAllowedAndAsManyAsThereAreAreUsed) {
-  const std::set<int> allowed = processors();
+TEST(Affinity, WorkerWIsOnTheWthProcessorAllowedCountedAround) {
+  const std::set<int> set = processors();
+  const std::vector<int> allowed(set.begin(), set.end());
   for (const int threads : {1, 2, 5}) {
     std::thread caller([&] {  // which stays pinned
       ThreadPool pool(threads);
       pin_threads(pool);
-      std::mutex mutex;
-      std::set<int> used, workers;
-      for (int loop = 0; loop < 300 && static_cast<int>(workers.size()) < threads; ++loop) {
-        pool.run(64, [&](int64_t, int worker) {
-          const std::set<int> mine = processors();
-          EXPECT_EQ(mine.size(), 1u);
-          const std::lock_guard lock(mutex);
-          used.insert(mine.begin(), mine.end());
-          workers.insert(worker);
-          std::this_thread::yield();
-        });
-      }
-      EXPECT_EQ(used.size(), std::min(allowed.size(), workers.size()));
-      for (const int processor : used) EXPECT_TRUE(allowed.contains(processor));
+      std::atomic<int> waiting = threads;  // each worker holds its item until all have one
+      pool.run(threads, [&](int64_t, int worker) {
+        EXPECT_EQ(processors(), std::set{allowed[static_cast<size_t>(worker) % allowed.size()]});
+        --waiting;
+        while (waiting > 0) std::this_thread::yield();
+      });
     });
     caller.join();
   }

@@ -174,6 +174,10 @@ TEST(Engine, RefusesOptionsOutOfRange) {
             fmt::format("engine: prefill_chunk: found 0, expected 1 to {}", INT32_MAX));
   EXPECT_EQ(message({.max_sequences = 0}),
             fmt::format("engine: max_sequences: found 0, expected 1 to {}", INT32_MAX));
+  for (const int64_t found : {int64_t{-1}, int64_t{1} << 31})
+    EXPECT_EQ(message({.expand_by = found}),
+              fmt::format("engine: expand_by: found {}, expected 0 to {} (0 = strict mode)", found,
+                          INT32_MAX));
   EXPECT_EQ(message({.cache_dtype = DType::kF16}),
             "cache: type: found F16, expected F32, BF16 or I8");
   const Engine engine(model, ctx, {});

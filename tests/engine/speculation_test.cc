@@ -209,8 +209,11 @@ TEST_P(EveryModel, DecodingWithDraftsAllocatesNothing) {
     requests.push_back({some_tokens(i, 70), 240, {}, some_sampling(i), {}});
     texts.push_back(text_of(requests.back(), run_alone(model, ctx, plain, requests.back())));
   }
-  for (EngineOptions way : all_ways(model, plain, texts)) {
-    if (way.draft_tokens == 7) continue;
+  std::vector<EngineOptions> ways = all_ways(model, plain, texts);
+  EngineOptions fast = plain;
+  fast.expand_by = 32;
+  for (const EngineOptions& way : all_ways(model, fast, texts)) ways.push_back(way);
+  for (const EngineOptions& way : ways) {
     Engine engine(model, ctx, way);
     for (const Request& request : requests) engine.submit(request);
     std::vector<TokenEvent> events;
@@ -218,7 +221,8 @@ TEST_P(EveryModel, DecodingWithDraftsAllocatesNothing) {
     for (int step = 0; step < 8; ++step) engine.step(events);
     const int64_t before = allocations;
     for (int step = 0; step < 70; ++step) engine.step(events);
-    EXPECT_EQ(allocations, before) << static_cast<int>(way.speculation);
+    EXPECT_EQ(allocations, before) << static_cast<int>(way.speculation) << ", " << way.draft_tokens
+                                   << " drafts, expand_by " << way.expand_by;
   }
 }
 

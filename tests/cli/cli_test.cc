@@ -234,6 +234,15 @@ TEST(Cli, SamplingOutOfRangeIsRefused) {
   expect_error(run_fathom({"run", kTinyModel, "x", "-n", "-1", "--quiet"}), 2, "--max-tokens");
 }
 
+TEST(Cli, WaysOfComputingThatThereAreNotAreRefused) {
+  expect_error(run_fathom({"run", kTinyModel, "x", "--mla", "quick", "--quiet"}), 2,
+               "--mla: found 'quick', expected fast or strict");
+  expect_error(run_fathom({"run", kTinyModel, "x", "--speculate", "much", "--quiet"}), 2,
+               "--speculate: found 'much', expected auto, mtp, lookup, both or off");
+  expect_error(run_fathom({"run", kTinyModel, "x", "--speculate", "both", "--quiet"}), 2,
+               "--speculate: both: this model has no layer for multi-token prediction");
+}
+
 TEST(Cli, AModelThatIsNotThereIsNamedWithWhatToDo) {
   const TempDir folder;
   expect_error(run_fathom({"run", "nosuch.gguf", "hi"}, "", {}, folder.string()), 2,

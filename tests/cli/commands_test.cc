@@ -510,13 +510,27 @@ TEST(Streaming, WhatHasNoExpertsOrTooLittleRoomIsRefusedAsBefore) {
 
 TEST(Run, AnswersTheSameFromTilesAndFromTheMapping) {
   std::vector<std::string> words = {
-      "run", kBundled, "Use 27, 7 and 12 to make 22.", "-n", "24", "--temp", "0", "-q"};
+      "run", kBundled, "Use 27, 7 and 12 to make 22.", "-n", "24", "--temp", "0", "--raw", "-q"};
   const Finished tiles = run_fathom(words);
   EXPECT_EQ(tiles.code, 0) << tiles.err;
+  EXPECT_GT(tiles.out.size(), 8u);  // --raw: else the thoughts alone take all tokens
   words.push_back("--mapped");
   const Finished mapped = run_fathom(words);
   EXPECT_EQ(mapped.code, 0) << mapped.err;
   EXPECT_EQ(mapped.out, tiles.out);
+}
+
+// The prompt is shorter than what fast mode expands at a time.
+TEST(Run, AnswersAShortPromptTheSameInFastAndStrictMode) {
+  std::vector<std::string> words = {
+      "run", kBundled, "Use 27, 7 and 12 to make 22.", "-n", "24", "--temp", "0", "--raw", "-q"};
+  const Finished fast = run_fathom(words);
+  words.insert(words.end(), {"--mla", "strict"});
+  const Finished strict = run_fathom(words);
+  EXPECT_EQ(fast.code, 0) << fast.err;
+  EXPECT_EQ(strict.code, 0) << strict.err;
+  EXPECT_GT(fast.out.size(), 8u);
+  EXPECT_EQ(strict.out, fast.out);
 }
 
 TEST(Run, LeavesTilesOutWhereMemoryIsShortAndAnswersTheSame) {

@@ -222,8 +222,10 @@ uint64_t expanded_bytes(const ModelConfig& c, int64_t keys) {
   const int64_t head = c.qk_head_dim() + c.v_head_dim, cached = c.kv_lora_rank + c.qk_rope_head_dim;
   // in f32 the cached rows of all keys; in bf16 slices of k and v, and kv_b rounded
   const uint64_t kv_b = bytes(c.kv_lora_rank, c.num_attention_heads * head) / 2;
-  return std::max(bytes(keys, head), static_cast<uint64_t>(kExpandedBytes)) + bytes(keys, cached) +
-         bytes(kExpandedSlice, c.num_attention_heads * head) + kv_b;
+  const uint64_t expanded = std::min(bytes(keys, c.num_attention_heads * head),
+                                     std::max(bytes(keys, head), uint64_t{kExpandedBytes}));
+  return expanded + bytes(keys, cached) + bytes(kExpandedSlice, c.num_attention_heads * head) +
+         kv_b;
 }
 
 void mla_keys(Context& ctx, const ModelConfig& c, const MlaWeights& w, const KeySource& keys,

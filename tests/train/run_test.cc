@@ -2,7 +2,6 @@
 #include "train/run.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,6 +22,7 @@
 #include "model/model.h"
 #include "tests/base/count_allocations.h"
 #include "tests/base/test_files.h"
+#include "tests/train/tiny_run.h"
 #include "text/character_tokenizer.h"
 #include "train/data.h"
 #include "train/metrics.h"
@@ -33,94 +33,6 @@
 
 namespace fathom {
 namespace {
-
-namespace fs = std::filesystem;
-
-template <class Body>
-std::string error_text(ExitCode code, Body body) {
-  return error_of(body, code);
-}
-
-// A model of 30 thousand parameters that takes a millisecond a step.
-constexpr const char* kTiny = R"(name = "tiny"
-[model]
-architecture = "deepseek_v3"
-hidden_size = 32
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 2
-intermediate_size = 48
-max_position_embeddings = 256
-rms_norm_eps = 1e-6
-q_lora_rank = 16
-kv_lora_rank = 16
-qk_nope_head_dim = 8
-qk_rope_head_dim = 8
-v_head_dim = 8
-n_routed_experts = 4
-n_shared_experts = 1
-num_experts_per_tok = 2
-moe_intermediate_size = 16
-first_k_dense_replace = 1
-n_group = 1
-topk_group = 1
-topk_method = "noaux_tc"
-scoring_func = "sigmoid"
-norm_topk_prob = true
-routed_scaling_factor = 1.0
-num_nextn_predict_layers = 1
-[tokenizer]
-path = "characters"
-[data]
-kind = "texts"
-tasks = { arithmetic = 1.0 }
-sequence_length = 128
-[train]
-tokens = 6000
-tokens_per_step = 512
-[schedule]
-lr = 3e-3
-warmup_steps = 3
-)";
-
-Recipe tiny(std::vector<std::string> overrides = {}) {
-  return parse_recipe(kTiny, "tiny.toml", overrides);
-}
-
-TrainingOptions options_for(const TempDir& folder, bool resume) {
-  TrainingOptions options;
-  options.folder = folder.path();
-  options.resume = resume;
-  options.measure_roofs = false;
-  return options;
-}
-
-struct Watch : RunObserver {
-  void started(const RunFacts& facts_) override { facts = facts_; }
-  void step(const StepLine& line) override {
-    losses.push_back(line.loss);
-    lines.push_back(line);
-  }
-  void note(const std::string& text) override { notes.push_back(text); }
-  void validated(int64_t, double) override { ++validations; }
-  void sampled(int64_t step, const std::string& prompt, const std::string& completion) override {
-    samples.push_back({step, prompt, completion});
-  }
-  bool stop_requested() override {
-    return stop_after >= 0 && static_cast<int64_t>(losses.size()) >= stop_after;
-  }
-  RunFacts facts;
-  std::vector<double> losses;
-  std::vector<StepLine> lines;
-  std::vector<std::string> notes;
-  int validations = 0;
-  struct Sample {
-    int64_t step;
-    std::string prompt, completion;
-  };
-  std::vector<Sample> samples;
-  int64_t stop_after = -1;
-};
 
 std::string optimizer_bytes(const fs::path& run) {
   return read_file(find_checkpoint(run)->folder / "optimizer.safetensors", 1 << 26);
@@ -300,14 +212,6 @@ TEST(Run, KilledAtAnyMomentItGoesOnWithTheSameCurve) {
     ++ends;
   }
   EXPECT_GT(saves, 0);
-}
-
-// The recipe that goes on from a finished run's model.
-std::string from_model(const fs::path& run, const std::string& more = "") {
-  std::string recipe(kTiny);
-  const size_t begin = recipe.find("[model]"), end = recipe.find("[data]");
-  return recipe.replace(begin, end - begin,
-                        "[model]\npath = \"" + (run / "model").string() + "\"\n" + more);
 }
 
 // enough for a few adapters to show
@@ -557,158 +461,6 @@ TEST(Run, ShardsAreResumedBitForBitAndChangedOnesRefused) {
       error_text(ExitCode::kBadInput, [&] { run_training(recipe, options_for(parts, true), part); })
           .find("data.path has changed"),
       std::string::npos);
-}
-
-TEST(Run, AChangedRecipeIsNotResumedAndAnOldRunNotOverwritten) {
-  const TempDir run;
-  Watch watch;
-  run_training(tiny(), options_for(run, false), watch);
-  EXPECT_NE(error_text(
-                ExitCode::kBadInput,
-                [&] { run_training(tiny({"optimizer.kind=muon"}), options_for(run, true), watch); })
-                .find("first difference: 'kind = \"adamw\"' there, 'kind = \"muon\"' here"),
-            std::string::npos);
-  EXPECT_NE(
-      error_text(ExitCode::kBadInput, [&] { run_training(tiny(), options_for(run, false), watch); })
-          .find("holds a run already (step 12)"),
-      std::string::npos);
-  EXPECT_NE(
-      error_text(ExitCode::kBadInput,
-                 [&] { run_training(tiny({"optimizer.clip=0.5"}), options_for(run, true), watch); })
-          .find("first difference: 'clip = 1.0' there, 'clip = 0.5' here"),
-      std::string::npos);
-}
-
-// A NaN in a weight makes every gradient one: five steps are skipped, then the run ends, and names
-// the tensor rather than save it.
-TEST(Run, ANanInAWeightEndsWithCodeFour) {
-  const TempDir first, second;
-  Watch watch;
-  run_training(tiny(), options_for(first, false), watch);
-  const fs::path file = first.path() / "model" / "model.safetensors";
-  const Safetensors tensors = Safetensors::open(file);
-  const auto offset =
-      tensors.find("model.layers.1.self_attn.o_proj.weight")->data - tensors.file().bytes().data();
-  std::fstream(file, std::ios::in | std::ios::out | std::ios::binary)
-      .seekp(offset + 20)
-      .write("\xc0\x7f", 2);
-  Watch failing;
-  const std::string message = error_text(ExitCode::kDiverged, [&] {
-    run_training(parse_recipe(from_model(first.path()), "again.toml"), options_for(second, false),
-                 failing);
-  });
-  EXPECT_EQ(message,
-            "checkpoint: tensor model.layers.1.self_attn.o_proj.weight: element 10 is nan, "
-            "expected finite weights (nothing was saved)");
-  EXPECT_EQ(failing.losses.size(), 5u);
-}
-
-TEST(Run, AFullDiskIsAWarningThreeTimesAndThenCodeThree) {
-  const TempDir run;
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::signal(SIGXFSZ, SIG_IGN);
-    const rlimit size{100000, 100000};  // metrics fit, a checkpoint does not
-    ::setrlimit(RLIMIT_FSIZE, &size);
-    Watch watch;
-    try {
-      run_training(tiny({"checkpoint.every=2"}), options_for(run, false), watch);
-    } catch (const Error& e) {
-      ::_exit(static_cast<int>(e.code()) * 10 + static_cast<int>(watch.notes.size()));
-    }
-    ::_exit(0);
-  }
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  EXPECT_EQ(WEXITSTATUS(status), 32);  // code 3, after two warnings
-}
-
-TEST(Run, ATokenizerWithMoreTokensThanTheModelIsRefused) {
-  const TempDir first, second, tokenizer;
-  Watch watch;
-  run_training(tiny(), options_for(first, false), watch);
-  auto json = nlohmann::json::parse(character_tokenizer_json());
-  auto token = json["added_tokens"].back();
-  token["id"] = 106;
-  token["content"] = "<extra>";
-  json["added_tokens"].push_back(token);
-  tokenizer.write("tokenizer.json", json.dump());
-  tokenizer.write("tokenizer_config.json", character_tokenizer_config_json());
-  const std::vector<std::string> overrides = {"tokenizer.path=" + tokenizer.path().string()};
-  const std::string message = error_text(ExitCode::kBadInput, [&] {
-    run_training(parse_recipe(from_model(first.path()), "more.toml", overrides),
-                 options_for(second, false), watch);
-  });
-  EXPECT_EQ(message, "tiny: tokenizer: 107 tokens, expected at most the model's vocab_size 106");
-  EXPECT_TRUE(fs::is_empty(second.path()));
-}
-
-TEST(Run, AnUnreadableShardIsNamedAndNothingWritten) {
-  const TempDir data, run;
-  const TokenizerFiles files = read_tokenizer_files("characters");
-  const Tokenizer tokenizer = files.load("characters");
-  ShardWriter writer(data.path(), files.fingerprint(), 200);
-  for (int d = 0; d < 60; ++d)
-    writer.add(text_document(tokenizer, fmt::format("{} and {}", d, d + 1)).tokens);
-  writer.finish();
-  std::string text = kTiny;
-  const std::string tasks = "tasks = { arithmetic = 1.0 }";
-  text.replace(text.find(tasks), tasks.size(), "path = \"" + data.path().string() + "\"");
-  const std::vector<std::string> overrides = {"data.kind=shards"};
-  fs::remove(data.path() / "shard-00001.safetensors");
-  fs::create_directory(data.path() / "shard-00001.safetensors");  // there, but not to be read
-  Watch watch;
-  EXPECT_NE(error_text(ExitCode::kBadInput,
-                       [&] {
-                         run_training(parse_recipe(text, "tiny.toml", overrides),
-                                      options_for(run, false), watch);
-                       })
-                .find("shard-00001.safetensors: "),
-            std::string::npos);
-  EXPECT_TRUE(fs::is_empty(run.path()));
-}
-
-TEST(Run, MisfitsAreNamed) {
-  const TempDir run;
-  Watch watch;
-  const auto refusal = [&](std::vector<std::string> overrides) {
-    return error_text(ExitCode::kBadInput, [&] {
-      run_training(tiny(std::move(overrides)), options_for(run, false), watch);
-    });
-  };
-  EXPECT_NE(refusal({"data.sequence_length=512"})
-                .find("data.sequence_length: found 512, expected at most the model's "
-                      "max_position_embeddings 256"),
-            std::string::npos);
-  EXPECT_NE(refusal({"model.vocab_size=50"})
-                .find("model.vocab_size: found 50, expected at least the tokenizer's 106"),
-            std::string::npos);
-  EXPECT_NE(refusal({"tokenizer.path=/no/such"}).find("/no/such/tokenizer.json: cannot open"),
-            std::string::npos);
-  EXPECT_NE(refusal({"optimizer.groups=[{ match = \"q_prj\" }]"})
-                .find("optimizer.groups: match 'q_prj': no parameter of this model"),
-            std::string::npos);
-  EXPECT_NE(refusal({"moe.device_balance_alpha=0.05"})
-                .find("moe.device_balance_alpha: found 0.05 with n_group 1, expected a router with "
-                      "groups of experts"),
-            std::string::npos);
-  EXPECT_NE(refusal({"moe.communication_balance_alpha=0.02", "model.n_group=2",
-                     "model.scoring_func=softmax", "model.topk_method=greedy",
-                     "model.num_nextn_predict_layers=0"})
-                .find("moe.communication_balance_alpha: found 0.02 with topk_method greedy"),
-            std::string::npos);
-  EXPECT_NE(refusal({"model.num_attention_heads=0"}).find("num_attention_heads"),
-            std::string::npos);
-}
-
-TEST(Run, MemoryIsRefusedWithTheFiguresBeforeItIsTaken) {
-  const TempDir run;
-  Watch watch;
-  const std::string message = error_text(ExitCode::kNoResources, [&] {
-    run_training(tiny({"train.tokens_per_step=200000000", "train.tokens=1000000000"}),
-                 options_for(run, false), watch);
-  });
-  EXPECT_NE(message.find("MB for a step"), std::string::npos) << message;
 }
 
 }  // namespace

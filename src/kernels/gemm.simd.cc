@@ -71,17 +71,12 @@ struct F32 {
 
 #if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
 // Widened in registers, to the bits that dequantize_weight() gives.
-struct F16 {
-  using X = float;
+struct F16 : F32 {
   using W = uint16_t;
-  using XPart = Part;
-  static constexpr int64_t kStep = 16;
-  static XPart load_x(const float* x, int64_t p) { return load_part(x + p); }
   static Part load_w(const uint16_t* w, int64_t p, Part) { return widen_f16(w + p); }
-  static Part dot(XPart x, Part w, Part sum) { return fma_part(x, w, sum); }
 };
 
-struct F8 : F16 {
+struct F8 : F32 {
   using W = uint8_t;
   static Part load_w(const uint8_t* w, int64_t p, Part scale) { return widen_f8(w + p) * scale; }
 };

@@ -9,6 +9,7 @@ namespace fathom {
 inline constexpr int64_t kRoundedBlock = 32;  // values of x that share a scale
 inline constexpr int64_t kInt8Columns = 256;  // of w, unpacked at a time
 inline constexpr int64_t kInt8Panels = 2;     // unpacked together
+inline constexpr int64_t kInt8MostBundle = 8;
 
 // 16 rows of w, 256 columns: bytes [column / 4][row][4], as block_formats-inl.h has them (but
 // signed if they take 8 bits and the target cannot multiply those unsigned), then scale and minimum
@@ -19,38 +20,66 @@ struct alignas(64) Int8Panel {
   float minimum[kInt8Columns];
 };
 
-// A row of x in bytes, each array aligned to 64: for 32 values codes = x / scale to nearest even,
-// scale = max |x| / 127; for each run of w's format start = -zero times the sum of the codes
-// (Int8Kernels), and sum = scale times that sum.
-struct Int8Row {
-  int8_t* codes;   // [K]
-  float* scale;    // [K / 32]
-  int32_t* start;  // [K / run]
-  float* sum;      // [K / run]
+// Rows of x in bytes: for 32 values codes = x / scale to nearest even, scale = max |x| / 127; for
+// each run of w's format start = -zero times the sum of the codes (Int8Kernels), and sum = scale
+// times that sum. Rows lie in bundles, whose values alternate, so that what multiplies some of them
+// at once reads one stream: codes [K / 4][width][4], scale [K / 32][width], start and sum
+// [K / run][width]. Of rows that belong together (an expert's), each Int8Kernels::bundle are one;
+// what is left over goes into one of bundle_width(), filled up with zeros.
+struct Int8Rows {
+  int8_t* codes;
+  float* scale;
+  int32_t* start;
+  float* sum;
+  int64_t cols, run;  // run: 16 or 32
+
+  // bundles fall into different sets of a cache
+  static int64_t codes_of_row(int64_t cols) { return cols + 64; }
+
+  // At column k of the bundle of `width` rows that begins m rows further.
+  Int8Rows at(int64_t m, int64_t width, int64_t k) const {
+    const int64_t blocks = (m * cols + k * width) / kRoundedBlock,
+                  runs = run == kRoundedBlock ? blocks : 2 * blocks;  // no division
+    return {codes + m * codes_of_row(cols) + k * width,
+            scale + blocks,
+            start + runs,
+            sum + runs,
+            cols,
+            run};
+  }
+  // Its row i.
+  Int8Rows row(int64_t i) const {
+    return {codes + 4 * i, scale + i, start + i, sum + i, cols, run};
+  }
 };
 
-// m rows of x times kInt8Panels panels: total[m][32] += ..., over `blocks` <= 8 blocks of 32.
-// Meanwhile next_bytes of w are fetched, for later.
+// For `rows` of them, or as many as there may be.
+inline int64_t bundle_width(int64_t rows, int64_t most) {
+  int64_t width = 1;
+  while (width < rows && width < most) width *= 2;
+  return width;
+}
+
+// m rows of x times kInt8Panels panels: total[m, filled up to bundles][32] += ..., over `blocks`
+// <= 8 blocks of 32 from `column` on. Meanwhile next_bytes of w are fetched, for later.
 struct Int8Tile {
   const Int8Panel* w;
-  Int8Row x;             // of the first row, at the first of these columns
-  int64_t x_stride = 0;  // bytes from one row of x to the next
-  int64_t m = 0, blocks = 0;
-  float* total = nullptr;  // [m][16 * kInt8Panels]
+  Int8Rows x;
+  int64_t column = 0, m = 0, blocks = 0;
+  float* total = nullptr;
   const uint8_t* next = nullptr;
   int64_t next_bytes = 0;
 };
 
 // 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart or a tile: total[m][16] +=
-// ..., over whole blocks. Meanwhile the 16 rows from `next` on are fetched, which lie one behind
-// the other.
+// ..., over `cols` columns, whole blocks, from `column` of x on. Meanwhile the 16 rows from `next`
+// on are fetched, which lie one behind the other.
 inline constexpr int64_t kInt8MostFew = 40;
 struct Int8Few {
   const uint8_t *w, *next;
   int64_t stride = 0, cols = 0;
-  Int8Row x;
-  int64_t x_stride = 0;
-  int64_t m = 0;
+  Int8Rows x;
+  int64_t column = 0, m = 0;
   float* total = nullptr;
 };
 
@@ -71,8 +100,9 @@ struct Int8Kernels {
   void (*multiply)(const Int8Tile& t) = nullptr;
   void (*make_tile)(const uint8_t* w, int64_t stride, int64_t rows, int64_t cols,
                     uint8_t* out) = nullptr;
-  int64_t run = 0;   // columns that share a scale
-  int32_t zero = 0;  // what the codes of a panel are above the integers of the format
+  int64_t run = 0;     // columns that share a scale
+  int32_t zero = 0;    // what the codes of a panel are above the integers of the format
+  int64_t bundle = 0;  // rows of x that alternate: a power of two
 };
 
 }  // namespace fathom

@@ -18,10 +18,11 @@ namespace fathom {
 FATHOM_SIMD_DECLARE(Int8Kernels int8_q8_0(), int8_q4_0(), int8_q4_1(), int8_q5_0(), int8_q5_1(),
                     int8_q2_k(), int8_q3_k(), int8_q4_k(), int8_q5_k(), int8_q6_k(), int8_iq4_nl(),
                     int8_iq4_xs(), int8_mxfp4();
-                    void int8_round_row(const float* x, int64_t blocks, int64_t run,
-                                        int32_t zero_of_w, const Int8Row& out);
-                    void int8_round_swiglu(const float* gate, const float* up, int64_t run,
-                                           int32_t zero_of_w, const Int8Row& out))
+                    void int8_round(const float* x, int64_t stride, int64_t rows, int64_t cols,
+                                    int32_t zero_of_w, int64_t width, const Int8Rows& out);
+                    void int8_round_swiglu(const float* gate, const float* up, int64_t stride,
+                                           int64_t rows, int64_t cols, int32_t zero_of_w,
+                                           int64_t width, const Int8Rows& out))
 
 namespace {
 
@@ -58,44 +59,64 @@ Int8Kernels kernels_of(Isa isa, DType dtype) {
   }
 }
 
-// Where the arrays of an Int8Row lie.
-struct RowLayout {
-  int64_t run, scale, start, sum, stride;
+Int8Rows allocate_rows(ArenaScope& scope, int64_t rows, int64_t cols, int64_t run) {
+  return {scope.array<int8_t>(rows * Int8Rows::codes_of_row(cols)),
+          scope.array<float>(rows * (cols / kRoundedBlock)),
+          scope.array<int32_t>(rows * (cols / run)),
+          scope.array<float>(rows * (cols / run)),
+          cols,
+          run};
+}
 
-  RowLayout(int64_t cols, int64_t run_columns) : run(run_columns) {
-    const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
-    scale = aligned(cols);
-    start = scale + aligned(cols / kRoundedBlock * 4);
-    sum = start + aligned(cols / run * 4);
-    stride = sum + aligned(cols / run * 4) + 64;  // rows fall into different sets of a cache
-  }
-  // From column k on.
-  Int8Row at(std::byte* row, int64_t k) const {
-    return {reinterpret_cast<int8_t*>(row) + k,
-            reinterpret_cast<float*>(row + scale) + k / kRoundedBlock,
-            reinterpret_cast<int32_t*>(row + start) + k / run,
-            reinterpret_cast<float*>(row + sum) + k / run};
-  }
-};
-
-// Rows of x in bytes, grouped, and how the w that they meet is read.
+// Rows of x in bytes, those of each expert together, and how the w that they meet is read.
 struct Problem {
   Context& ctx;
   Int8Kernels kernels;
-  RowLayout layout;
-  std::byte* x;
   std::span<const int64_t> offsets;
+  int64_t* places;  // where the rows of an expert begin in x, bundles filled up
+  Int8Rows x;
 
   Problem(Context& c, ArenaScope& scope, DType dtype, int64_t cols, std::span<const int64_t> groups)
       : ctx(c),
         kernels(kernels_of(c.isa(), dtype)),
-        layout(cols, kernels.run),
-        x(scope.array<std::byte>(groups.back() * layout.stride)),
-        offsets(groups) {}
+        offsets(groups),
+        places(scope.array<int64_t>(std::ssize(groups))) {
+    places[0] = 0;
+    for (int64_t e = 0; e < experts(); ++e) places[e + 1] = places[e] + filled_up(rows(e));
+    x = allocate_rows(scope, places[experts()], cols, kernels.run);
+    for (int64_t e = 0; e < experts(); ++e) {
+      const int64_t last = rows(e) / kernels.bundle * kernels.bundle;
+      if (filled_up(rows(e)) > rows(e)) clear(x.at(places[e] + last, 1, 0), width(e, last));
+    }
+  }
 
+  int64_t experts() const { return std::ssize(offsets) - 1; }
   int64_t begin(int64_t e) const { return offsets[static_cast<size_t>(e)]; }
   int64_t rows(int64_t e) const { return begin(e + 1) - begin(e); }
-  Int8Row row(int64_t m, int64_t k) const { return layout.at(x + m * layout.stride, k); }
+  int64_t filled_up(int64_t count) const {
+    const int64_t left = count % kernels.bundle;
+    return count - left + (left > 0 ? bundle_width(left, kernels.bundle) : 0);
+  }
+  // Of the bundle that begins with row m of expert e.
+  int64_t width(int64_t e, int64_t m) const { return bundle_width(rows(e) - m, kernels.bundle); }
+  Int8Rows bundle(int64_t e, int64_t m) const { return x.at(places[e] + m, 1, 0); }
+  // Row m of expert e at column k: its place in its bundle.
+  struct Place {
+    int64_t width;
+    Int8Rows row;
+  };
+  Place place(int64_t e, int64_t m, int64_t k) const {
+    const int64_t first = m / kernels.bundle * kernels.bundle, w = width(e, first);
+    return {w, x.at(places[e] + first, w, k).row(m - first)};
+  }
+
+ private:
+  static void clear(const Int8Rows& rows, int64_t width) {
+    std::fill_n(rows.codes, width * rows.cols, int8_t{0});
+    std::fill_n(rows.scale, width * (rows.cols / kRoundedBlock), 0.0f);
+    std::fill_n(rows.start, width * (rows.cols / rows.run), 0);
+    std::fill_n(rows.sum, width * (rows.cols / rows.run), 0.0f);
+  }
 };
 
 // Where outputs go, from [m0, n0] on.
@@ -148,39 +169,39 @@ void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, 
   kernels.rows.unpack(copy, kMostBytes, k, out);
 }
 
-// m <= kInt8MostFew rows of x from m0 on times n rows of w from n0 on, or what there is.
-void multiply_few(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
-                  int64_t n, const Output& y) {
+// m <= kInt8MostFew rows of x, expert e's from m0 on, times n rows of w from n0 on, or what there
+// is.
+void multiply_few(const Problem& p, const WeightView& w, int64_t e, int64_t m0, int64_t m,
+                  int64_t n0, int64_t n, const Output& y) {
   const int64_t stride = row_bytes(w.dtype, w.cols);
+  const Int8Rows x = p.bundle(e, m0);
   for (int64_t row = n0; row < std::min(n0 + n, w.rows); row += 16) {
     float total[kInt8MostFew * 16];
     std::fill_n(total, m * 16, 0.0f);  // m is mostly 1
     const int64_t rows = std::min<int64_t>(16, w.rows - row);
     const uint8_t* const from = rows_from(w, row);
     const bool more = row + 16 < w.rows;
-    const Int8Row x = p.row(m0, 0);
     if (w.tiles != nullptr) {
-      p.kernels.tiles.few({from, from + kTileAhead, stride, w.cols, x, p.layout.stride, m, total});
+      p.kernels.tiles.few({from, from + kTileAhead, stride, w.cols, x, 0, m, total});
     } else if (rows == 16) {
-      p.kernels.rows.few(
-          {from, more ? from + 16 * stride : from, stride, w.cols, x, p.layout.stride, m, total});
+      p.kernels.rows.few({from, more ? from + 16 * stride : from, stride, w.cols, x, 0, m, total});
     } else {
       for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
         const int64_t k = std::min(kInt8Columns, w.cols - k0);
         uint8_t copy[16 * kMostBytes] = {};
         copy_rows(from + row_bytes(w.dtype, k0), stride, rows, row_bytes(w.dtype, k), copy);
-        p.kernels.rows.few({copy, copy, kMostBytes, k, p.row(m0, k0), p.layout.stride, m, total});
+        p.kernels.rows.few({copy, copy, kMostBytes, k, x, k0, m, total});
       }
     }
     for (int64_t r = 0; r < m; ++r) y.put(m0 + r, row, total + r * 16, rows);
   }
 }
 
-// total [m, kItemRows] = rows [m0, m0 + m) of x times kItemRows rows of w from n0 on. Those behind
-// them are fetched meanwhile.
-void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
+// total [m, filled up; kItemRows] = m rows of x, expert e's from m0 on, times kItemRows rows of w
+// from n0 on. Those behind them are fetched meanwhile.
+void multiply(const Problem& p, const WeightView& w, int64_t e, int64_t m0, int64_t m, int64_t n0,
               Int8Panel* panels, float* total) {
-  std::fill(total, total + m * kItemRows, 0.0f);
+  std::fill_n(total, p.filled_up(m) * kItemRows, 0.0f);
   const uint8_t* next = rows_from(w, n0) + kItemRows * row_bytes(w.dtype, w.cols);
   for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
     const int64_t k = std::min(kInt8Columns, w.cols - k0);
@@ -190,17 +211,17 @@ void multiply(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int6
     const int64_t next_bytes =
         std::clamp<int64_t>(w.rows - n0 - kItemRows, 0, kItemRows) * row_bytes(w.dtype, k);
     p.kernels.multiply(
-        {panels, p.row(m0, k0), p.layout.stride, m, k / kRoundedBlock, total, next, next_bytes});
+        {panels, p.bundle(e, m0), k0, m, k / kRoundedBlock, total, next, next_bytes});
     next += next_bytes;
   }
 }
 
-void multiply_and_put(const Problem& p, const WeightView& w, int64_t m0, int64_t m, int64_t n0,
-                      int worker, const Output& y) {
+void multiply_and_put(const Problem& p, const WeightView& w, int64_t e, int64_t m0, int64_t m,
+                      int64_t n0, int worker, const Output& y) {
   ArenaScope scope(p.ctx.worker_scratch(worker));
   auto* const panels = scope.array<Int8Panel>(kInt8Panels);
-  float* const total = scope.array<float>(m * kItemRows);
-  multiply(p, w, m0, m, n0, panels, total);
+  float* const total = scope.array<float>(p.filled_up(m) * kItemRows);
+  multiply(p, w, e, m0, m, n0, panels, total);
   const int64_t count = std::min(kItemRows, w.rows - n0);
   constexpr int64_t kAhead = 16;
   for (int64_t r = 0; r < m; ++r) {
@@ -227,13 +248,12 @@ void fetch_first(const WeightView& w, int64_t n) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-// body(part, e, m0, m, n0, worker, follows) over all outputs: rows [m0, m0 + m) of group e and the
-// width(e) rows of parts[part].experts[e] from n0 on, as many as it has.
+// body(part, e, m0, m, n0, worker, follows) over all outputs: rows [m0, m0 + m) of expert e and the
+// width(e) rows of part.experts[e] from n0 on, as many as it has.
 template <class Width, class Body>
 void for_items(const Problem& p, std::span<const LinearPart> parts, const Width& width,
                const Body& body) {
-  const auto experts = static_cast<int64_t>(p.offsets.size()) - 1,
-             count = experts * static_cast<int64_t>(parts.size());
+  const int64_t experts = p.experts(), count = experts * std::ssize(parts);
   ArenaScope scope(p.ctx.scratch());
   // Items of expert e of part i are those from first[i experts + e] on.
   int64_t* const first = scope.array<int64_t>(count + 1);
@@ -251,7 +271,7 @@ void for_items(const Problem& p, std::span<const LinearPart> parts, const Width&
     const int64_t e = group % experts, widths = ceil_div(part.experts[0].rows, width(e));
     const int64_t row = (item - first[group]) / widths * kBlockRows,
                   n0 = (item - first[group]) % widths * width(e);
-    body(part, e, p.begin(e) + row, std::min(kBlockRows, p.rows(e) - row), n0, worker,
+    body(part, e, row, std::min(kBlockRows, p.rows(e) - row), n0, worker,
          follows && item != first[group]);
   };
   if (work > kWorthWaking) {
@@ -261,33 +281,82 @@ void for_items(const Problem& p, std::span<const LinearPart> parts, const Width&
   }
 }
 
-// Rounds `rows` rows, row(i) in f32; each goes to place(i, copy) for copies from 0 on.
-template <class Row, class Place>
-void round_rows(const Problem& p, int64_t rows, int64_t cols, int64_t copies, const Row& row,
-                const Place& place) {
-  const auto round = [&](int64_t i, int) {
-    std::byte* const first = p.x + place(i, 0) * p.layout.stride;
-    FATHOM_SIMD_CALL(p.ctx.isa(), int8_round_row)
-    (row(i), cols / kRoundedBlock, p.layout.run, p.kernels.zero, p.layout.at(first, 0));
-    for (int64_t copy = 1; copy < copies; ++copy)
-      std::memcpy(p.x + place(i, copy) * p.layout.stride, first,
-                  static_cast<size_t>(p.layout.stride));
+// body(e, m, rows) for the bundles of all experts: rows [m, m + rows) of expert e.
+template <class Body>
+void for_bundles(const Problem& p, const Body& body) {
+  ArenaScope scope(p.ctx.scratch());
+  int64_t* const first = scope.array<int64_t>(p.experts() + 1);
+  first[0] = 0;
+  for (int64_t e = 0; e < p.experts(); ++e)
+    first[e + 1] = first[e] + ceil_div(p.rows(e), p.kernels.bundle);
+  const auto run = [&](int64_t item, int) {
+    const int64_t e = std::upper_bound(first, first + p.experts(), item) - first - 1,
+                  m = (item - first[e]) * p.kernels.bundle;
+    body(e, m, std::min(p.kernels.bundle, p.rows(e) - m));
   };
-  if (rows * cols <= kItemElements) {  // sooner done than handed out
-    for (int64_t i = 0; i < rows; ++i) round(i, 0);
+  if (p.offsets.back() * p.x.cols <= kItemElements) {  // sooner done than handed out
+    for (int64_t i = 0; i < first[p.experts()]; ++i) run(i, 0);
   } else {
-    p.ctx.pool().run(rows, round);
+    p.ctx.pool().run(first[p.experts()], run);
   }
 }
 
-// Of each token once, and a copy for each of its experts.
-void round_grouped(const Problem& p, ConstRows x, std::span<const int64_t> position) {
-  const auto slots = static_cast<int64_t>(position.size());
-  round_rows(
-      p, x.rows, x.cols, position.empty() ? 1 : slots / x.rows, [&](int64_t t) { return x.row(t); },
-      [&](int64_t t, int64_t copy) {
-        return position.empty() ? t : position[static_cast<size_t>(t * (slots / x.rows) + copy)];
-      });
+// x of rows from m of expert e on is at from(e, m), `stride` apart.
+template <class From>
+void round_rows(const Problem& p, int64_t stride, const From& from) {
+  const auto round = FATHOM_SIMD_CALL(p.ctx.isa(), int8_round);
+  for_bundles(p, [&](int64_t e, int64_t m, int64_t rows) {
+    round(from(e, m), stride, rows, p.x.cols, p.kernels.zero, p.width(e, m), p.bundle(e, m));
+  });
+}
+
+void round_grouped(const Problem& p, ConstRows x) {
+  round_rows(p, x.stride, [&](int64_t e, int64_t m) { return x.row(p.begin(e) + m); });
+}
+
+// One of rows that alternate.
+struct Lane {
+  const std::byte* data;
+  int64_t width;
+};
+// Values of 4 bytes, `bytes` of each lane, to one bundle.
+void bundle_lanes(const Lane* lanes, int64_t rows, int64_t bytes, int64_t width, std::byte* to) {
+  if (width == 1 && lanes[0].width == 1) {
+    std::memcpy(to, lanes[0].data, static_cast<size_t>(bytes));
+    return;
+  }
+  for (int64_t i = 0; i < bytes; i += 4) {
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(to + i * width + 4 * r, lanes[r].data + i * lanes[r].width, 4);
+  }
+}
+
+// Each token's x once, then copied to where its experts want it.
+void round_and_scatter(const Problem& p, DType dtype, ConstRows x,
+                       std::span<const int64_t> position) {
+  ArenaScope scope(p.ctx.scratch());
+  const int64_t all[] = {0, x.rows};
+  const Problem tokens(p.ctx, scope, dtype, x.cols, all);
+  round_grouped(tokens, x);
+  const auto slots = std::ssize(position);
+  int64_t* const token_of = scope.array<int64_t>(slots);
+  for (int64_t i = 0; i < slots; ++i)
+    token_of[position[static_cast<size_t>(i)]] = i / (slots / x.rows);
+  for_bundles(p, [&](int64_t e, int64_t m, int64_t rows) {
+    const Int8Rows to = p.bundle(e, m);
+    Problem::Place from[kInt8MostBundle];
+    for (int64_t r = 0; r < rows; ++r) from[r] = tokens.place(0, token_of[p.begin(e) + m + r], 0);
+    const auto copy = [&](auto array, int64_t bytes) {
+      Lane lanes[kInt8MostBundle];
+      for (int64_t r = 0; r < rows; ++r)
+        lanes[r] = {reinterpret_cast<const std::byte*>(from[r].row.*array), from[r].width};
+      bundle_lanes(lanes, rows, bytes, p.width(e, m), reinterpret_cast<std::byte*>(to.*array));
+    };
+    copy(&Int8Rows::codes, x.cols);
+    copy(&Int8Rows::scale, x.cols / kRoundedBlock * 4);
+    copy(&Int8Rows::start, x.cols / p.kernels.run * 4);
+    copy(&Int8Rows::sum, x.cols / p.kernels.run * 4);
+  });
 }
 
 // Outputs of heads begin at the same rows of y, y_head elements apart; else (0) groups follow each
@@ -299,12 +368,12 @@ void multiply_parts(const Problem& p, std::span<const LinearPart> parts, int64_t
           bool follows) {
         const WeightView& w = part.experts[static_cast<size_t>(e)];
         const Output y{y_head != 0 ? part.y.data + e * y_head : part.y.row(p.begin(e)),
-                       part.y.stride, p.begin(e), 0, part.bias};
+                       part.y.stride, 0, 0, part.bias};
         if (!follows) fetch_first(w, n0);
         if (is_few(p, w, p.rows(e))) {
-          multiply_few(p, w, m0, m, n0, kItemRows, y);
+          multiply_few(p, w, e, m0, m, n0, kItemRows, y);
         } else {
-          multiply_and_put(p, w, m0, m, n0, worker, y);
+          multiply_and_put(p, w, e, m0, m, n0, worker, y);
         }
       });
 }
@@ -335,7 +404,7 @@ void int8_linears(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
                   std::span<const LinearPart> parts) {
   ArenaScope scope(ctx.scratch());
   const Problem p(ctx, scope, parts[0].experts[0].dtype, x.cols, offsets);
-  round_grouped(p, x, {});
+  round_grouped(p, x);
   multiply_parts(p, parts, 0);
 }
 
@@ -347,10 +416,7 @@ void int8_head_linears(Context& ctx, ConstRows x, int64_t x_head, std::span<cons
   for (int64_t i = 0; i <= count; ++i) offsets[i] = i * x.rows;
   const Problem p(ctx, scope, heads[0].dtype, heads[0].cols,
                   {offsets, static_cast<size_t>(count + 1)});
-  round_rows(
-      p, count * x.rows, x.cols, 1,
-      [&](int64_t i) { return x.row(i % x.rows) + i / x.rows * x_head; },
-      [](int64_t i, int64_t) { return i; });
+  round_rows(p, x.stride, [&](int64_t head, int64_t m) { return x.row(m) + head * x_head; });
   const LinearPart part{heads, nullptr, y};
   multiply_parts(p, {&part, 1}, y_head);
 }
@@ -360,10 +426,14 @@ void int8_swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> positio
   ArenaScope scope(ctx.scratch());
   const Problem p(ctx, scope, w.gate[0].dtype, x.cols, offsets);
   const Problem act(ctx, scope, w.down[0].dtype, w.down[0].cols, offsets);
-  round_grouped(p, x, position);
+  if (position.empty()) {
+    round_grouped(p, x);
+  } else {
+    round_and_scatter(p, w.gate[0].dtype, x, position);
+  }
 
   // 32 columns of act are a block of it: they are rounded as soon as they are there, and never
-  // exist otherwise.
+  // exist otherwise. An item's rows begin with a bundle.
   const auto round_act = FATHOM_SIMD_CALL(ctx.isa(), int8_round_swiglu);
   const LinearPart gates{w.gate, nullptr, {}};
   const auto few = [&](int64_t e) {
@@ -384,22 +454,22 @@ void int8_swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> positio
               const int64_t stride = width(e), n = std::min(stride, gate.rows - n0);
               ArenaScope item_scope(ctx.worker_scratch(worker));
               auto* const panels = item_scope.array<Int8Panel>(few(e) ? 0 : kInt8Panels);
-              float* const gate_y = item_scope.array<float>(m * stride);
-              float* const up_y = item_scope.array<float>(m * stride);
+              float* const gate_y = item_scope.array<float>(p.filled_up(m) * stride);
+              float* const up_y = item_scope.array<float>(p.filled_up(m) * stride);
               if (!follows) fetch_first(gate, n0);
               if (few(e)) {
                 fetch_first(up, n0);
-                multiply_few(p, gate, m0, m, n0, n, {gate_y, stride, m0, n0});
+                multiply_few(p, gate, e, m0, m, n0, n, {gate_y, stride, m0, n0});
                 if (n0 + n < gate.rows) fetch_first(gate, n0 + n);
-                multiply_few(p, up, m0, m, n0, n, {up_y, stride, m0, n0});
+                multiply_few(p, up, e, m0, m, n0, n, {up_y, stride, m0, n0});
               } else {
-                multiply(p, gate, m0, m, n0, panels, gate_y);
-                multiply(p, up, m0, m, n0, panels, up_y);
+                multiply(p, gate, e, m0, m, n0, panels, gate_y);
+                multiply(p, up, e, m0, m, n0, panels, up_y);
               }
-              for (int64_t r = 0; r < m; ++r) {
-                for (int64_t i = 0; i < n; i += kRoundedBlock)
-                  round_act(gate_y + r * stride + i, up_y + r * stride + i, act.layout.run,
-                            act.kernels.zero, act.row(m0 + r, n0 + i));
+              for (int64_t r = 0; r < m; r += act.kernels.bundle) {
+                const auto [lanes, to] = act.place(e, m0 + r, n0);
+                round_act(gate_y + r * stride, up_y + r * stride, stride,
+                          std::min(act.kernels.bundle, m - r), n, act.kernels.zero, lanes, to);
               }
             });
 

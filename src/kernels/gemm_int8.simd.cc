@@ -13,6 +13,7 @@
 #include "kernels/block_formats-inl.h"
 #include "kernels/panel_block-inl.h"
 #include "kernels/simd-inl.h"
+#include "kernels/transpose-inl.h"
 
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
@@ -203,52 +204,60 @@ inline F32x16 total(const Sum& a) {
 #endif
 
 // As many rows and panels at once as the registers hold, how many dot products in a row are written
-// out; the rows of x that blocks are multiplied with as they are unpacked, and how many go that
-// way, from rows of w and from tiles (measured: w is unpacked again for each kFewTogether of them).
+// out; the rows of x in a bundle; how many rows of x go with blocks as they are unpacked, from rows
+// of w and from tiles (measured: w is unpacked again for each bundle).
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 6, kTogether = kInt8Panels, kUnroll = 8, kFewTogether = 8, kFewRows = 16,
+constexpr int64_t kRows = 4, kTogether = kInt8Panels, kUnroll = 8, kBundle = 8, kFewRows = 16,
                   kFewTileRows = 40;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kFewTogether = 4, kFewRows = 8,
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kBundle = 4, kFewRows = 8,
                   kFewTileRows = 8;
 #else
-constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kFewTogether = 1, kFewRows = 1,
+constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kBundle = 1, kFewRows = 1,
                   kFewTileRows = 1;
 #endif
 
-template <class T>
-T* row_of(T* first, int64_t r, int64_t stride) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + r * stride);
+// f(the width of a bundle of so many rows), a constant.
+template <int64_t kWidth = kBundle, class F>
+void with_width(int64_t rows, const F& f) {
+  if constexpr (kWidth > 1) {
+    if (rows <= kWidth / 2) return with_width<kWidth / 2>(rows, f);
+  }
+  f(std::integral_constant<int64_t, kWidth>{});
 }
 
-// R rows of x, C panels.
-template <int64_t R, int64_t C, int64_t kRun, bool kMinimum, bool kWide>
-void tile(const Int8Panel* w, const Int8Tile& t, int64_t m, float* sums) {
+// The four codes of row r of a bundle from column k on.
+template <int64_t kWidth>
+[[gnu::always_inline]] inline int32_t four_codes(const int8_t* codes, int64_t k, int64_t r) {
+  int32_t four;
+  __builtin_memcpy(&four, codes + k * kWidth + 4 * r, sizeof four);
+  return four;
+}
+
+// R rows of a bundle of x, C panels.
+template <int64_t R, int64_t C, int64_t kWidth, int64_t kRun, bool kMinimum, bool kWide>
+void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, float* sums) {
   F32x16 y[R][C];
   const auto all = [&](auto body) __attribute__((always_inline)) {
-#pragma GCC unroll 6
+#pragma GCC unroll 4
     for (int64_t r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int64_t c = 0; c < C; ++c) body(r, c);
     }
   };
   all([&](int64_t r, int64_t c) { y[r][c] = load(sums + r * 16 * kInt8Panels + 16 * c); });
-  for (int64_t run = 0; run < t.blocks * kRoundedBlock / kRun; ++run) {
+  for (int64_t run = 0; run < blocks * kRoundedBlock / kRun; ++run) {
     Sum sum[R][C];
-    all([&](int64_t r, int64_t c) {
-      sum[r][c] = begin(row_of(t.x.start, m + r, t.x_stride)[run]);
-    });
+    all([&](int64_t r, int64_t c) { sum[r][c] = begin(x.start[run * kWidth + r]); });
 #pragma GCC unroll kUnroll
     for (int64_t q = 0; q < kRun / 4; ++q) {
       const int64_t column = run * kRun + 4 * q;
       Codes codes[C];
       for (int64_t c = 0; c < C; ++c) codes[c] = load_codes(w[c].codes + column * 16);
-#pragma GCC unroll 6
+#pragma GCC unroll 4
       for (int64_t r = 0; r < R; ++r) {
-        int32_t x;
-        __builtin_memcpy(&x, row_of(t.x.codes, m + r, t.x_stride) + column, sizeof x);
-        for (int64_t c = 0; c < C; ++c) sum[r][c] = dot<kWide>(sum[r][c], codes[c], x);
+        const int32_t four = four_codes<kWidth>(x.codes, column, r);
+        for (int64_t c = 0; c < C; ++c) sum[r][c] = dot<kWide>(sum[r][c], codes[c], four);
       }
     }
     F32x16 d[C], low[C];
@@ -257,50 +266,39 @@ void tile(const Int8Panel* w, const Int8Tile& t, int64_t m, float* sums) {
       if (kMinimum) low[c] = load(w[c].minimum + run * 16);
     }
     all([&](int64_t r, int64_t c) {
-      const F32x16 scale = set(row_of(t.x.scale, m + r, t.x_stride)[run * kRun / kRoundedBlock]);
+      const F32x16 scale = set(x.scale[run * kRun / kRoundedBlock * kWidth + r]);
       y[r][c] = fma(total(sum[r][c]), d[c] * scale, y[r][c]);
-      if (kMinimum) y[r][c] = fma(low[c], set(row_of(t.x.sum, m + r, t.x_stride)[run]), y[r][c]);
+      if (kMinimum) y[r][c] = fma(low[c], set(x.sum[run * kWidth + r]), y[r][c]);
     });
   }
   all([&](int64_t r, int64_t c) { store(y[r][c], sums + r * 16 * kInt8Panels + 16 * c); });
 }
 
-template <int64_t R, int64_t kRun, bool kMinimum, bool kWide>
-void rows(const Int8Tile& t, int64_t m) {
-  for (int64_t c = 0; c < kInt8Panels; c += kTogether)
-    tile<R, kTogether, kRun, kMinimum, kWide>(t.w + c, t, m,
-                                              t.total + m * 16 * kInt8Panels + 16 * c);
-}
-
-// The last m rows, fewer than a tile's.
-template <int64_t R, int64_t kRun, bool kMinimum, bool kWide>
-void rest(const Int8Tile& t, int64_t m) {
-  if constexpr (R > 0) {
-    if (t.m - m == R) return rows<R, kRun, kMinimum, kWide>(t, m);
-    rest<R - 1, kRun, kMinimum, kWide>(t, m);
-  }
-}
-
 template <int64_t kRun, bool kMinimum, bool kWide>
 void multiply_panels(const Int8Tile& t) {
-  const int64_t share = (t.next_bytes * kRows / t.m + 64) & -64;
-  int64_t m = 0, fetched = 0;
-  for (; m + kRows <= t.m; m += kRows) {
+  const int64_t share = (t.next_bytes * kBundle / t.m + 64) & -64;
+  int64_t fetched = 0;
+  for (int64_t m = 0; m < t.m; m += kBundle) {
     const int64_t end = fetched + share < t.next_bytes ? fetched + share : t.next_bytes;
     for (; fetched < end; fetched += 64) __builtin_prefetch(t.next + fetched, 0, 2);
-    rows<kRows, kRun, kMinimum, kWide>(t, m);
+    with_width(t.m - m, [&](auto width) {
+      constexpr int64_t kWidth = decltype(width)::value, R = kWidth < kRows ? kWidth : kRows;
+      const Int8Rows x = t.x.at(m, kWidth, t.column);
+      for (int64_t c = 0; c < kInt8Panels; c += kTogether) {
+        for (int64_t r = 0; r < kWidth; r += R)
+          tile<R, kTogether, kWidth, kRun, kMinimum, kWide>(
+              t.w + c, x.row(r), t.blocks, t.total + (m + r) * 16 * kInt8Panels + 16 * c);
+      }
+    });
   }
-  rest<kRows - 1, kRun, kMinimum, kWide>(t, m);
 }
 
-// Few rows of x: every block of 16 rows of w is multiplied as it is unpacked, for R rows of x.
-// Instead of sum += q x over a run in one chain, which would have to wait for itself, few rows sum
-// two halves; the sums are exact.
+// Few rows of x: every block of 16 rows of w is multiplied as it is unpacked, for a bundle of R
+// rows of x. Instead of sum += q x over a run in one chain, which would have to wait for itself,
+// few rows sum two halves; the sums are exact.
 template <class Format, int64_t R>
 struct FewSums {
   static constexpr int64_t kHalves = R <= 2 ? 2 : 1;
-  Int8Row x;
-  int64_t row[R];  // of x, in bytes from the first
   F32x16 y[R];
   Sum sum[R][kHalves];
 };
@@ -308,23 +306,18 @@ struct FewSums {
 template <class Format, class Block, int64_t R>
 struct FewWriter {
   FewSums<Format, R>& sums;
-  int64_t column;
+  const Int8Rows& x;    // at the block's first column
   const uint8_t* next;  // to be fetched while a block is multiplied
 
   [[gnu::always_inline]] void add(int64_t at, const Bytes16& u) const {
     // spread evenly: a burst would wait for itself
     constexpr int64_t kBytes = Block::fetches(R) ? 256 * Format::kBytes / Format::kElements : 0;
     for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next + at / 16 * kBytes + i, 0, 2);
-    at += column;
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
-    const auto value = [&](const auto* p, int64_t r) __attribute__((always_inline)) {
-      return *row_of(p, 1, sums.row[r]);
-    };
     if (at % Format::kRun == 0) {
 #pragma GCC unroll 8
       for (int64_t r = 0; r < R; ++r) {
-        sums.sum[r][0] =
-            begin(kPanelZero<Format> == 0 ? 0 : value(sums.x.start + at / Format::kRun, r));
+        sums.sum[r][0] = begin(kPanelZero<Format> == 0 ? 0 : x.start[at / Format::kRun * R + r]);
         if (kHalves == 2) sums.sum[r][1] = begin(0);
       }
     }
@@ -334,26 +327,23 @@ struct FewWriter {
       const Codes codes = codes_of(bytes.v[j]);
 #pragma GCC unroll 8
       for (int64_t r = 0; r < R; ++r) {
-        int32_t four;
-        __builtin_memcpy(&four, sums.x.codes + sums.row[r] + at + 4 * j, sizeof four);
         Sum& sum = sums.sum[r][j % kHalves];
-        sum = dot<(Format::kZero >= 128)>(sum, codes, four);
+        sum = dot<(Format::kZero >= 128)>(sum, codes, four_codes<R>(x.codes, at + 4 * j, r));
       }
     }
   }
   template <bool kMinimum>
   [[gnu::always_inline]] void finish(int64_t at, F32x16 d, F32x16 m) const {
-    at += column;
     if ((at + 16) % Format::kRun != 0) return;
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
 #pragma GCC unroll 8
     for (int64_t r = 0; r < R; ++r) {
       Sum sum = sums.sum[r][0];
       if (kHalves == 2) sum = plus(sum, sums.sum[r][1]);
-      const F32x16 scale = set(*row_of(sums.x.scale + at / kRoundedBlock, 1, sums.row[r]));
+      const F32x16 scale = set(x.scale[at / kRoundedBlock * R + r]);
       F32x16& y = sums.y[r];
       y = fma(total(sum), d * scale, y);
-      if (kMinimum) y = fma(m, set(*row_of(sums.x.sum + at / Format::kRun, 1, sums.row[r])), y);
+      if (kMinimum) y = fma(m, set(x.sum[at / Format::kRun * R + r]), y);
     }
   }
   [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u) const {
@@ -366,46 +356,33 @@ struct FewWriter {
   }
 };
 
+// A bundle of R, of which `rows` have a place in `total`.
 template <class Format, class Block, int64_t R>
-void few(const Int8Few& f) {
+void few(const Int8Few& f, Int8Rows x, int64_t rows, float* total) {
   FewSums<Format, R> sums;
-  sums.x = f.x;
-  for (int64_t r = 0; r < R; ++r) {  // those past the end repeat the last
-    sums.row[r] = (r < f.m ? r : f.m - 1) * f.x_stride;
-    sums.y[r] = load(f.total + (r < f.m ? r : f.m - 1) * 16);
-  }
+  for (int64_t r = 0; r < R; ++r) sums.y[r] = load(total + (r < rows ? r : 0) * 16);
   Block block(f.w, f.stride);
   const uint8_t* next = f.next;
   for (int64_t c = 0; c < f.cols; c += Format::kElements) {
-    Format::decode(block, FewWriter<Format, Block, R>{sums, c, next});
+    Format::decode(block, FewWriter<Format, Block, R>{sums, x, next});
     block.advance(Format::kBytes);
     next += 16 * Format::kBytes;
+    x.codes += Format::kElements * R;
+    x.scale += Format::kElements / kRoundedBlock * R;
+    x.start += Format::kElements / Format::kRun * R;
+    x.sum += Format::kElements / Format::kRun * R;
   }
-  for (int64_t r = 0; r < f.m; ++r) store(sums.y[r], f.total + r * 16);
-}
-
-// The first R rows, or half as many and so on until there are so many. Reading a block once more
-// costs less than rows that nobody wants, but for one of four. Returns how many it was.
-template <class Format, class Block, int64_t R>
-int64_t few_or_fewer(const Int8Few& f) {
-  if constexpr (R > 1) {
-    if (f.m < R - (R == 4 ? 1 : 0)) return few_or_fewer<Format, Block, R / 2>(f);
-  }
-  Int8Few part = f;
-  part.m = f.m < R ? f.m : R;
-  few<Format, Block, R>(part);
-  return part.m;
+  for (int64_t r = 0; r < rows; ++r) store(sums.y[r], total + r * 16);
 }
 
 template <class Format, class Block>
 void few_rows(const Int8Few& f) {
-  for (int64_t m = 0; m < f.m;) {
-    Int8Few rest = f;
-    rest.x = {row_of(f.x.codes, m, f.x_stride), row_of(f.x.scale, m, f.x_stride),
-              row_of(f.x.start, m, f.x_stride), row_of(f.x.sum, m, f.x_stride)};
-    rest.m = f.m - m;
-    rest.total = f.total + m * 16;
-    m += few_or_fewer<Format, Block, kFewTogether>(rest);
+  for (int64_t m = 0; m < f.m; m += kBundle) {
+    const int64_t rows = f.m - m < kBundle ? f.m - m : kBundle;
+    with_width(rows, [&](auto width) {
+      constexpr int64_t R = decltype(width)::value;
+      few<Format, Block, R>(f, f.x.at(m, R, f.column), rows, f.total + m * 16);
+    });
   }
 }
 
@@ -438,21 +415,92 @@ inline int32_t store_codes(F32x16 a, int8_t* p) {
 }
 #endif
 
-// 32 values of x; out begins at them.
-inline void round_block(F32x16 a, F32x16 b, int64_t run, int32_t zero_of_w, const Int8Row& out) {
+// 32 values of a row of x, one of a bundle of `width`; out begins at them.
+inline void round_block(F32x16 a, F32x16 b, int32_t zero_of_w, int64_t width, const Int8Rows& out) {
   const float most = most_of(a, b);
   const bool some = most >= 0x1p-100f;  // else 127 / most would overflow
   const float scale = some ? most / 127.0f : most == most ? 0.0f : most;
   const F32x16 inverse = set(some ? 127.0f / most : 0.0f);
   const bool finite = most == most;
-  const int32_t first = store_codes(finite ? a * inverse : zero(), out.codes),
-                second = store_codes(finite ? b * inverse : zero(), out.codes + 16);
-  const int32_t sums[2] = {run == 32 ? first + second : first, second};
-  for (int64_t i = 0; i < 32 / run; ++i) {
-    out.start[i] = -zero_of_w * sums[i];
-    out.sum[i] = scale * static_cast<float>(sums[i]);
+  int8_t codes[kRoundedBlock];
+  const int32_t first = store_codes(finite ? a * inverse : zero(), codes),
+                second = store_codes(finite ? b * inverse : zero(), codes + 16);
+  for (int64_t k = 0; k < kRoundedBlock; k += 4)
+    __builtin_memcpy(out.codes + k * width, codes + k, 4);
+  const int32_t sums[2] = {out.run == kRoundedBlock ? first + second : first, second};
+  for (int64_t i = 0; i < kRoundedBlock / out.run; ++i) {
+    out.start[i * width] = -zero_of_w * sums[i];
+    out.sum[i * width] = scale * static_cast<float>(sums[i]);
   }
   *out.scale = scale;
+}
+
+#if defined(FATHOM_SIMD_IS_avx512)
+// Eight rows, a bundle, at once, to the bits of round_block(): a[r] holds the first 16 values of
+// row r, a[8 + r] the others. Turned around, a lane is half a row, and nothing waits for the sums
+// of one.
+inline void round_eight(F32x16 (&a)[16], int32_t zero_of_w, const Int8Rows& out) {
+  transpose_16(a);
+  const auto with_other_half = [](__m512i v) { return _mm512_shuffle_i64x2(v, v, 0x4e); };
+  __m512i most = _mm512_setzero_si512();  // magnitudes are ordered as integers
+  for (const F32x16& v : a)
+    most = _mm512_max_epi32(
+        most, _mm512_and_si512(_mm512_castps_si512(v.v), _mm512_set1_epi32(0x7fffffff)));
+  most = _mm512_max_epi32(most, with_other_half(most));
+  const __m512 number = _mm512_castsi512_ps(most), levels = _mm512_set1_ps(127.0f);
+  const __mmask16 finite = _mm512_cmplt_epi32_mask(most, _mm512_set1_epi32(0x7f800000)),
+                  some = _mm512_mask_cmp_ps_mask(finite, number, _mm512_set1_ps(0x1p-100f),
+                                                 _CMP_GE_OQ);
+  const __m512 scale = _mm512_mask_blend_ps(finite, _mm512_set1_ps(__builtin_nanf("")),
+                                            _mm512_maskz_div_ps(some, number, levels)),
+               inverse = _mm512_maskz_div_ps(some, levels, number);
+  __m512i sums = _mm512_setzero_si512();
+  for (int64_t q = 0; q < 4; ++q) {
+    __m512i c[4];
+    for (int64_t i = 0; i < 4; ++i) {
+      c[i] = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(some, a[4 * q + i].v, inverse));
+      sums = _mm512_add_epi32(sums, c[i]);
+    }
+    // four bytes of one lane after the other, of four lanes
+    const __m512i bytes =
+        _mm512_packs_epi16(_mm512_packs_epi32(c[0], c[1]), _mm512_packs_epi32(c[2], c[3]));
+    const __m512i by_lane = _mm512_shuffle_epi8(
+        bytes, _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.codes + 32 * q),
+                        _mm512_castsi512_si256(by_lane));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.codes + 32 * (4 + q)),
+                        _mm512_extracti64x4_epi64(by_lane, 1));
+  }
+  const bool whole = out.run == kRoundedBlock;
+  if (whole) sums = _mm512_add_epi32(sums, with_other_half(sums));
+  const __mmask16 runs = whole ? 0x00ff : 0xffff;
+  _mm512_mask_storeu_epi32(out.start, runs,
+                           _mm512_mullo_epi32(sums, _mm512_set1_epi32(-zero_of_w)));
+  _mm512_mask_storeu_ps(out.sum, runs, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sums)));
+  _mm512_mask_storeu_ps(out.scale, 0x00ff, scale);
+}
+#endif
+
+// `cols` columns, whole blocks, of `rows` rows into a bundle: values(row, column) are 16.
+template <class Values>
+void round_bundle(const Values& values, int64_t rows, int64_t cols, int32_t zero_of_w,
+                  int64_t width, const Int8Rows& out) {
+  for (int64_t k = 0; k < cols; k += kRoundedBlock) {
+    const Int8Rows to = out.at(0, width, k);
+#if defined(FATHOM_SIMD_IS_avx512)
+    if (width == 8) {
+      F32x16 a[16];
+      for (int64_t r = 0; r < 8; ++r) {
+        a[r] = r < rows ? values(r, k) : zero();
+        a[8 + r] = r < rows ? values(r, k + 16) : zero();
+      }
+      round_eight(a, zero_of_w, to);
+      continue;
+    }
+#endif
+    for (int64_t r = 0; r < rows; ++r)
+      round_block(values(r, k), values(r, k + 16), zero_of_w, width, to.row(r));
+  }
 }
 
 template <class Format>
@@ -464,7 +512,8 @@ Int8Kernels kernels_of() {
           multiply_panels<Format::kRun, Format::kMinimum, kWide>,
           make_tile<Format>,
           Format::kRun,
-          kPanelZero<Format>};
+          kPanelZero<Format>,
+          kBundle};
 }
 
 }  // namespace
@@ -486,19 +535,19 @@ FATHOM_INT8(iq4_xs, Iq4Xs)
 FATHOM_INT8(mxfp4, Mxfp4)
 #undef FATHOM_INT8
 
-void int8_round_row(const float* x, int64_t blocks, int64_t run, int32_t zero_of_w,
-                    const Int8Row& out) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    round_block(
-        load(x + 32 * b), load(x + 32 * b + 16), run, zero_of_w,
-        {out.codes + 32 * b, out.scale + b, out.start + b * (32 / run), out.sum + b * (32 / run)});
-  }
+void int8_round(const float* x, int64_t stride, int64_t rows, int64_t cols, int32_t zero_of_w,
+                int64_t width, const Int8Rows& out) {
+  round_bundle([&](int64_t r, int64_t k) { return load(x + r * stride + k); }, rows, cols,
+               zero_of_w, width, out);
 }
 
-void int8_round_swiglu(const float* gate, const float* up, int64_t run, int32_t zero_of_w,
-                       const Int8Row& out) {
-  round_block(silu_times(load(gate), load(up)), silu_times(load(gate + 16), load(up + 16)), run,
-              zero_of_w, out);
+void int8_round_swiglu(const float* gate, const float* up, int64_t stride, int64_t rows,
+                       int64_t cols, int32_t zero_of_w, int64_t width, const Int8Rows& out) {
+  round_bundle(
+      [&](int64_t r, int64_t k) {
+        return silu_times(load(gate + r * stride + k), load(up + r * stride + k));
+      },
+      rows, cols, zero_of_w, width, out);
 }
 
 }  // namespace fathom::FATHOM_SIMD_TARGET

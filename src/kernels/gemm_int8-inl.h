@@ -60,8 +60,9 @@ inline int64_t bundle_width(int64_t rows, int64_t most) {
   return width;
 }
 
-// m rows of x times kInt8Panels panels: total[m, filled up to bundles][32] += ..., over `blocks`
-// <= 8 blocks of 32 from `column` on. Meanwhile next_bytes of w are fetched, for later.
+// m rows of x times kInt8Panels panels: total[m, filled up to bundles][32] = ..., over `blocks` <= 8
+// blocks of 32 from `column` on; added to what is there unless that is 0. Meanwhile next_bytes of w
+// are fetched, for later.
 struct Int8Tile {
   const Int8Panel* w;
   Int8Rows x;
@@ -71,9 +72,9 @@ struct Int8Tile {
   int64_t next_bytes = 0;
 };
 
-// 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart or a tile: total[m][16] +=
-// ..., over `cols` columns, whole blocks, from `column` of x on. Meanwhile the 16 rows from `next`
-// on are fetched, which lie one behind the other.
+// 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart or a tile: total[m][16] =
+// ..., over `cols` columns, whole blocks, from `column` of x on; added to what is there unless that
+// is 0. Meanwhile the 16 rows from `next` on are fetched, which lie one behind the other.
 inline constexpr int64_t kInt8MostFew = 40;
 struct Int8Few {
   const uint8_t *w, *next;

@@ -128,7 +128,11 @@ struct Output {
   float* at(int64_t m, int64_t n) const { return data + (m - m0) * stride + (n - n0); }
   void put(int64_t m, int64_t n, const float* total, int64_t count) const {
     float* const y = at(m, n);
-    for (int64_t i = 0; i < count; ++i) y[i] = bias != nullptr ? total[i] + bias[n + i] : total[i];
+    int64_t i = 0;
+    if (bias == nullptr) {
+      for (; i + 16 <= count; i += 16) std::memcpy(y + i, total + i, 16 * sizeof *y);
+    }
+    for (; i < count; ++i) y[i] = bias != nullptr ? total[i] + bias[n + i] : total[i];
   }
 };
 
@@ -177,7 +181,6 @@ void multiply_few(const Problem& p, const WeightView& w, int64_t e, int64_t m0, 
   const Int8Rows x = p.bundle(e, m0);
   for (int64_t row = n0; row < std::min(n0 + n, w.rows); row += 16) {
     float total[kInt8MostFew * 16];
-    std::fill_n(total, m * 16, 0.0f);  // m is mostly 1
     const int64_t rows = std::min<int64_t>(16, w.rows - row);
     const uint8_t* const from = rows_from(w, row);
     const bool more = row + 16 < w.rows;
@@ -201,7 +204,6 @@ void multiply_few(const Problem& p, const WeightView& w, int64_t e, int64_t m0, 
 // from n0 on. Those behind them are fetched meanwhile.
 void multiply(const Problem& p, const WeightView& w, int64_t e, int64_t m0, int64_t m, int64_t n0,
               Int8Panel* panels, float* total) {
-  std::fill_n(total, p.filled_up(m) * kItemRows, 0.0f);
   const uint8_t* next = rows_from(w, n0) + kItemRows * row_bytes(w.dtype, w.cols);
   for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
     const int64_t k = std::min(kInt8Columns, w.cols - k0);

@@ -236,7 +236,7 @@ template <int64_t kWidth>
 
 // R rows of a bundle of x, C panels.
 template <int64_t R, int64_t C, int64_t kWidth, int64_t kRun, bool kMinimum, bool kWide>
-void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, float* sums) {
+void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, float* sums) {
   F32x16 y[R][C];
   const auto all = [&](auto body) __attribute__((always_inline)) {
 #pragma GCC unroll 4
@@ -245,7 +245,9 @@ void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, float* sums) {
       for (int64_t c = 0; c < C; ++c) body(r, c);
     }
   };
-  all([&](int64_t r, int64_t c) { y[r][c] = load(sums + r * 16 * kInt8Panels + 16 * c); });
+  all([&](int64_t r, int64_t c) {
+    y[r][c] = add ? load(sums + r * 16 * kInt8Panels + 16 * c) : zero();
+  });
   for (int64_t run = 0; run < blocks * kRoundedBlock / kRun; ++run) {
     Sum sum[R][C];
     all([&](int64_t r, int64_t c) { sum[r][c] = begin(x.start[run * kWidth + r]); });
@@ -287,7 +289,8 @@ void multiply_panels(const Int8Tile& t) {
       for (int64_t c = 0; c < kInt8Panels; c += kTogether) {
         for (int64_t r = 0; r < kWidth; r += R)
           tile<R, kTogether, kWidth, kRun, kMinimum, kWide>(
-              t.w + c, x.row(r), t.blocks, t.total + (m + r) * 16 * kInt8Panels + 16 * c);
+              t.w + c, x.row(r), t.blocks, t.column > 0,
+              t.total + (m + r) * 16 * kInt8Panels + 16 * c);
       }
     });
   }
@@ -360,7 +363,8 @@ struct FewWriter {
 template <class Format, class Block, int64_t R>
 void few(const Int8Few& f, Int8Rows x, int64_t rows, float* total) {
   FewSums<Format, R> sums;
-  for (int64_t r = 0; r < R; ++r) sums.y[r] = load(total + (r < rows ? r : 0) * 16);
+  for (int64_t r = 0; r < R; ++r)
+    sums.y[r] = f.column > 0 && r < rows ? load(total + r * 16) : zero();
   Block block(f.w, f.stride);
   const uint8_t* next = f.next;
   for (int64_t c = 0; c < f.cols; c += Format::kElements) {

@@ -204,17 +204,23 @@ inline F32x16 total(const Sum& a) {
 #endif
 
 // As many rows and panels at once as the registers hold, how many dot products in a row are written
-// out; the rows of x in a bundle; how many rows of x go with blocks as they are unpacked, from rows
-// of w and from tiles (measured: w is unpacked again for each bundle).
+// out; the rows of x in a bundle. Then up to how many rows of x blocks are multiplied as they are
+// unpacked, anew for each bundle: from rows of w, and from tiles (measured).
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 4, kTogether = kInt8Panels, kUnroll = 8, kBundle = 8, kFewRows = 16,
-                  kFewTileRows = 40;
+constexpr int64_t kRows = 4, kTogether = kInt8Panels, kUnroll = 8, kBundle = 8, kFewRows = 16;
+template <class Format>
+constexpr int64_t kFewTileRows =
+    Format::kElements == 256                                       ? 40
+    : std::is_same_v<Format, Q5_0> || std::is_same_v<Format, Q5_1> ? 24
+                                                                   : 64;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kBundle = 4, kFewRows = 8,
-                  kFewTileRows = 8;
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kBundle = 4, kFewRows = 8;
+template <class>
+constexpr int64_t kFewTileRows = 8;
 #else
-constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kBundle = 1, kFewRows = 1,
-                  kFewTileRows = 1;
+constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kBundle = 1, kFewRows = 1;
+template <class>
+constexpr int64_t kFewTileRows = 1;
 #endif
 
 // f(the width of a bundle of so many rows), a constant.
@@ -509,10 +515,11 @@ void round_bundle(const Values& values, int64_t rows, int64_t cols, int32_t zero
 
 template <class Format>
 Int8Kernels kernels_of() {
-  static_assert(kFewRows <= kInt8MostFew && kFewTileRows <= kInt8MostFew);
+  static_assert(kFewRows <= kInt8MostFew && kFewTileRows<Format> <= kInt8MostFew);
   constexpr bool kWide = Format::kZero >= 128;
   return {{unpack<Format, PanelBlock>, few_rows<Format, PanelBlock>, kFewRows},
-          {unpack<Format, TileBlock<Format>>, few_rows<Format, TileBlock<Format>>, kFewTileRows},
+          {unpack<Format, TileBlock<Format>>, few_rows<Format, TileBlock<Format>>,
+           kFewTileRows<Format>},
           multiply_panels<Format::kRun, Format::kMinimum, kWide>,
           make_tile<Format>,
           Format::kRun,

@@ -126,7 +126,7 @@ TEST(Linear, TilesOfBlocksChangeNoBit) {
         }
         const Tiles tiles(ctx, w);
         const PaddedRows bias(1, n, 3);
-        for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 40, 41, 300}) {
+        for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 24, 25, 40, 41, 64, 65, 300}) {
           SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(info.name) + " M " +
                        std::to_string(m) + " N " + std::to_string(n));
           const PaddedRows x(m, k, 1);

@@ -150,7 +150,9 @@ class ModelBench {
     engine_options_.context_tokens = needed;
     engine_options_.cache_tokens = std::max(needed, rows);
     MemoryNeeds needs = memory_needs(model().checkpoint(), model().config(), opened_->sizes,
-                                     engine_options_.cache_tokens, engine_options_.cache_dtype);
+                                     engine_options_.cache_tokens, engine_options_.cache_dtype,
+                                     usable_memory(0).available + opened_->tile_bytes);
+    engine_options_.long_chunk = needs.chunk;
     needs.weights -= std::min(needs.weights, opened_->tile_bytes);  // taken from what is available
     expect_room(needs, engine_options_.cache_tokens, usable_memory(0));
     engine_.emplace(model(), ctx_, engine_options_);

@@ -33,8 +33,9 @@ int run_estimate(const EstimateOptions& options) {
   const ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
   const std::vector<int64_t> contexts = context_ladder(options, config);
-  const MemoryNeeds least = memory_needs(checkpoint, config, sizes, contexts.front(), DType::kBF16);
   const MemoryState memory = usable_memory(options.memory_gib);
+  const MemoryNeeds least =
+      memory_needs(checkpoint, config, sizes, contexts.front(), DType::kBF16, memory.available);
   const auto wanted = parse_cache_dtype(options.cache);
   if (wanted) check_cache_dtype(config, *wanted);
   if (!options.json) {
@@ -45,8 +46,7 @@ int run_estimate(const EstimateOptions& options) {
                               : 100.0 * static_cast<double>(sizes.active_parameters) /
                                     static_cast<double>(sizes.parameters));
     out("  rebuilt    {:>10}   (projections kept in a second form)\n", bytes_text(least.rebuilt));
-    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work),
-        EngineOptions{}.prefill_chunk);
+    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work), least.chunk);
     out("  available  {:>10}   of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total),
         memory_limit_text(memory, options.memory_gib));
     out("  {:>9}  {:<5}  {:>10}  {:>10}\n", "context", "cache", "cache", "total");
@@ -55,7 +55,8 @@ int run_estimate(const EstimateOptions& options) {
   for (const int64_t context : contexts) {
     for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
       if (wanted ? *wanted != dtype : !takes_cache_dtype(config, dtype)) continue;
-      const MemoryNeeds needs = memory_needs(checkpoint, config, sizes, context, dtype);
+      const MemoryNeeds needs =
+          memory_needs(checkpoint, config, sizes, context, dtype, memory.available);
       const bool fits = needs.total <= memory.available;
       auto plan = fits ? std::nullopt : plan_streaming(checkpoint, config, needs, memory.available);
       if (plan) {

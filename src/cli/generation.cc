@@ -90,6 +90,11 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
                               static_cast<uint64_t>(result.prompt_tokens));
   double first_token = 0;
   bool cancelled = false;
+  struct GivenUp {};  // the step under way, by Ctrl-C
+  const Engine::PromptWatcher watcher = [&](int64_t rows) {
+    if (bar) bar->at(static_cast<uint64_t>(done_rows() - done_before + rows));
+    if (!cancelled && interrupted()) throw GivenUp();
+  };
   std::vector<TokenEvent> events;
   while (result.finish == FinishReason::kNone) {
     if (!cancelled && (interrupted() || text.stopped())) {
@@ -97,7 +102,11 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
       engine.cancel(id);
     }
     events.clear();
-    FATHOM_CHECK(engine.step(events));
+    try {
+      FATHOM_CHECK(engine.step(events, watcher));
+    } catch (const GivenUp&) {
+      continue;
+    }
     if (bar) bar->at(static_cast<uint64_t>(done_rows() - done_before));
     for (TokenEvent& event : events) {
       if (event.request != id) continue;

@@ -384,15 +384,26 @@ uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& c) {
 }
 
 MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config,
-                         const ModelSizes& sizes, int64_t context, DType cache_dtype) {
+                         const ModelSizes& sizes, int64_t context, DType cache_dtype,
+                         uint64_t available) {
   const int64_t row = KvCache::bytes_per_token(config, cache_layers(config, sizes), cache_dtype);
-  MemoryNeeds needs{.weights = sizes.bytes,
-                    .rebuilt = rebuilt_bytes(checkpoint, config),
-                    .cache = or_too_many(counted(row) * counted(context)),
-                    .work = activation_bytes(config, EngineOptions{}.prefill_chunk, context)};
-  needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.cache) +
-                            Checked(needs.work));
-  return needs;
+  const auto with_chunk = [&](int64_t chunk) {
+    MemoryNeeds needs{.weights = sizes.bytes,
+                      .rebuilt = rebuilt_bytes(checkpoint, config),
+                      .cache = or_too_many(counted(row) * counted(context)),
+                      .work = activation_bytes(config, chunk, context),
+                      .chunk = chunk};
+    needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) +
+                              Checked(needs.cache) + Checked(needs.work));
+    return needs;
+  };
+  const EngineOptions engine;
+  const MemoryNeeds most = with_chunk(
+                        std::clamp(context, engine.prefill_chunk, engine.longest_chunk())),
+                    least = with_chunk(engine.prefill_chunk);
+  if (available == 0 || most.total <= available) return most;
+  // What is streamed is read once for each chunk.
+  return least.total > available && most.work <= available / 8 ? most : least;
 }
 
 std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config,
@@ -454,7 +465,8 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
                                    config.max_position_embeddings);
   const MemoryNeeds needs =
       memory_needs(checkpoint, config, sizes, context,
-                   options.cache_dtype.value_or(default_cache_dtype(checkpoint)));
+                   options.cache_dtype.value_or(default_cache_dtype(checkpoint)),
+                   usable_memory(options.memory_gib).available);
   std::optional<StreamPlan> plan;
   if (!options.ignore_memory) plan = plan_memory(checkpoint, config, needs, context, options);
   if (plan && !output.quiet) note("larger than memory: {}", stream_text(*plan));
@@ -473,8 +485,8 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   const uint64_t tile_bytes =
       !plan && options.tiles != nullptr ? tile_weights(model, needs, options, output) : 0;
   if (options.warm) warm_files(model, output);
-  return {std::move(model),  std::move(tokenizer), format, sizes,     std::move(name),
-          std::move(advice), std::move(stop_ids),  plan,   tile_bytes};
+  return {std::move(model),  std::move(tokenizer), format, sizes,      std::move(name),
+          std::move(advice), std::move(stop_ids),  plan,   tile_bytes, needs.chunk};
 }
 
 std::optional<DType> parse_cache_dtype(const std::string& name) {

@@ -66,12 +66,16 @@ struct MemoryNeeds {
   uint64_t weights = 0;  // of the mapped files
   uint64_t rebuilt = 0;  // added by loading: projections for the two forms of MLA (model/weights.h)
   uint64_t cache = 0;
-  // one step of EngineOptions::prefill_chunk tokens, roughly: the widest activations and the logits
+  // one step of `chunk` tokens, roughly: the widest activations and the logits
   uint64_t work = 0;
   uint64_t total = 0;
+  int64_t chunk = 0;  // for EngineOptions::long_chunk
 };
+// The longest chunk is left out where that makes the model fit into what is available (0 =
+// unknown), or where it would take much of the memory of a model that does not fit.
 MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config,
-                         const ModelSizes& sizes, int64_t context, DType cache_dtype);
+                         const ModelSizes& sizes, int64_t context, DType cache_dtype,
+                         uint64_t available = 0);
 uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& config);
 
 // What the model is, for people: "R1 distilled into Qwen2, 7.6 B parameters", never just the
@@ -110,6 +114,7 @@ struct OpenedModel {
   std::vector<int32_t> stop_ids;
   std::optional<StreamPlan> streaming;  // absent: all of it is in memory
   uint64_t tile_bytes = 0;              // memory that tiles have taken already
+  int64_t long_chunk = 0;               // EngineOptions', as memory allows
 };
 
 struct OpenOptions {

@@ -63,6 +63,7 @@ EngineOptions engine_options(const RunOptions& options, const OpenedModel& opene
   engine.context_tokens =
       options.context_tokens > 0 ? options.context_tokens : std::min(longest, kDefaultContext);
   engine.max_sequences = 1;
+  engine.long_chunk = opened.long_chunk;
   engine.cache_dtype = parse_cache_dtype(options.cache).value_or(default_cache_dtype(opened.model));
   engine.expand_by = parse_mla(options.mla);
   engine.speculation = speculation(options, opened);

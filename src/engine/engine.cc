@@ -36,6 +36,9 @@ EngineOptions with_defaults(const Model& model, EngineOptions options) {
   check_option("cache_tokens", options.cache_tokens, options.context_tokens, INT64_MAX,
                " (at least context_tokens)");
   check_option("prefill_chunk", options.prefill_chunk, 1, INT32_MAX, "");
+  options.long_chunk = options.longest_chunk();
+  check_option("long_chunk", options.long_chunk, options.prefill_chunk, INT64_MAX,
+               " (at least prefill_chunk)");
   check_option("max_sequences", options.max_sequences, 1, INT32_MAX, "");
   check_cache_dtype(config, options.cache_dtype);
   check_option("expand_by", options.expand_by, 0, INT32_MAX, " (0 = strict mode)");
@@ -139,7 +142,7 @@ void Engine::save_to_store() {
   });
 }
 
-bool Engine::step(std::vector<TokenEvent>& events) {
+bool Engine::step(std::vector<TokenEvent>& events, const PromptWatcher& watcher) {
   const size_t events_before = events.size();
   drop_cancelled(events);
   admit();
@@ -147,7 +150,7 @@ bool Engine::step(std::vector<TokenEvent>& events) {
   const double start = seconds_now();
   const int64_t prompt_rows = plan();
   try {
-    run_batch();
+    run_batch(prompt_rows, watcher);
     sample();
     draft();
     make_room(events, std::ssize(logit_rows_));
@@ -203,8 +206,17 @@ void Engine::reserve_step() {
   if (mtp_) mtp_->reserve(sequences, static_cast<int64_t>(rows));
 }
 
+// The prompt rows of a step.
+int64_t Engine::step_chunk() const {
+  const auto decodes = [](const auto& s) { return !s->prefilling(); };
+  if (running_.empty() || std::any_of(running_.begin(), running_.end(), decodes))
+    return options_.prefill_chunk;
+  const Sequence& oldest = *running_.front();
+  return std::clamp(oldest.size() - oldest.computed, options_.prefill_chunk, options_.long_chunk);
+}
+
 // Fills the batch: one row of every decoding sequence and its drafts, and prompt rows, oldest
-// request first, up to prefill_chunk. Returns the number of prompt rows.
+// request first, up to the step's chunk. Returns the number of prompt rows.
 int64_t Engine::plan() {
   tokens_.clear();
   rows_.clear();
@@ -214,11 +226,12 @@ int64_t Engine::plan() {
   // All rows that must be have their blocks before drafts take any.
   for (size_t i = 0; i < running_.size() && grow(*running_[i]); ++i) {
   }
-  int64_t budget = options_.prefill_chunk, used = 0;
+  const int64_t chunk = step_chunk();
+  int64_t budget = chunk, used = 0;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     Sequence& s = *sequence;
     const int64_t left = s.size() - s.computed;
-    s.rows = s.prefilling() ? prompt_rows(s, budget) : 1;
+    s.rows = s.prefilling() ? prompt_rows(s, budget, budget < chunk) : 1;
     s.size_before = s.size();
     s.rejected = 0;
     s.completes = false;
@@ -249,11 +262,11 @@ int64_t Engine::plan() {
 
 // What the next chunk takes of a prompt. Few expanded rows, if they are not the last of them, wait
 // for a chunk that they need share with nobody.
-int64_t Engine::prompt_rows(const Sequence& s, int64_t budget) const {
+int64_t Engine::prompt_rows(const Sequence& s, int64_t budget, bool shared) const {
   const int64_t rows = std::min(s.size() - s.computed, budget);
   const int64_t expanded = s.expanded_end - s.computed;
   const bool few = rows < expanded && rows < kExpandedRows;
-  return few && budget < options_.prefill_chunk ? 0 : rows;
+  return few && shared ? 0 : rows;
 }
 
 // Blocks for the rows of its drafts, if they are to be had without anybody giving way; else fewer
@@ -297,15 +310,22 @@ void Engine::preempt_youngest() {
   ++stats_.preemptions;
 }
 
-void Engine::run_batch() {
+void Engine::run_batch(int64_t prompt_rows, const PromptWatcher& watcher) {
   const int64_t vocab_size = model_.config().vocab_size;
   logits_.resize(logit_rows_.size() * static_cast<size_t>(vocab_size));
   const Rows logits{logits_.data(), std::ssize(logit_rows_), vocab_size, vocab_size};
   std::optional<Rows> hidden;
   if (mtp_) hidden = mtp_->hidden(std::ssize(tokens_));
-  model_.forward_infer(
-      ctx_, {tokens_, rows_.sequences, logit_rows_, &cache_.view(), options_.form, rows_.forms},
-      logits, hidden ? &*hidden : nullptr);
+  InferBatch batch{tokens_,        rows_.sequences, logit_rows_,
+                   &cache_.view(), options_.form,   rows_.forms};
+  std::function<void(int64_t)> after_layer;
+  if (watcher && prompt_rows > 0) {
+    after_layer = [&](int64_t layers) {
+      watcher(prompt_rows * layers / model_.config().num_hidden_layers);
+    };
+    batch.after_layer = &after_layer;
+  }
+  model_.forward_infer(ctx_, batch, logits, hidden ? &*hidden : nullptr);
   log_sum_exp_.resize(logit_rows_.size());
   if (std::any_of(sampling_.begin(), sampling_.end(),
                   [](const Sequence* s) { return s->sampler.wants_logprobs(); })) {

@@ -1,7 +1,7 @@
 // The engine: requests in, tokens out. One thread calls everything here; each step runs one batch
 // that mixes decode rows of running sequences with prefill chunks of new ones.
 //
-// A request's tokens never depend on what runs beside it, on prefill_chunk, on threads, on the
+// A request's tokens never depend on what runs beside it, on either chunk, on threads, on the
 // cache and what it still held, on preemption or on cancellations of others: bit for bit. (The rows
 // of a position depend on the tokens up to it alone and, in fast mode, on the length of the
 // request's opening; random draws on (seed, choice, position).)
@@ -12,8 +12,10 @@
 //     its tokens and, if others run, one more for each sequence that still grows. Nobody overtakes.
 //   Step: every sequence that has computed its prompt decodes one row, and its drafts, in every
 //     step; beside these, prefill_chunk rows of prompts are computed, the oldest first. So neither
-//     holds up the other. (In fast mode a prompt that would get less than kExpandedRows of the
-//     chunk and need more waits for the next, as expanding its keys would not pay.)
+//     holds up the other. If nobody decodes, the oldest prompt takes up to long_chunk rows: weights
+//     and keys before it are read less often, and whoever is behind it waits for its end anyway.
+//     (In fast mode a prompt that would get less than kExpandedRows of the chunk and need more
+//     waits for the next, as expanding its keys would not pay.)
 //   Room: a block is taken when its first row is. If none is left (cached ones are evicted first),
 //     the youngest running request is preempted: it gives its blocks back, becomes the first to
 //     wait and later computes its tokens again, as far as the cache does not still hold them. No
@@ -45,6 +47,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -68,6 +71,8 @@ struct EngineOptions {
   DType cache_dtype = DType::kF32;
   MlaForm form = MlaForm::kAbsorbed;
   bool prefix_cache = true;  // find and keep computed blocks
+  // prompt tokens of the oldest request in a step in which nobody decodes; 0 = 4 prefill_chunk
+  int64_t long_chunk = 0;
   // Fast mode of MLA (step_rows.h): rows of a request's opening are expanded up to a multiple of
   // this, mostly kExpandedRows, all others in `form`, which must be absorbed. 0: strict mode, all
   // rows in `form`. A prefill_chunk much below kExpandedRows makes fast mode slow.
@@ -77,6 +82,8 @@ struct EngineOptions {
   int64_t draft_tokens = 0;   // at most, per sequence and step; 0 = what mostly pays
   bool pause_drafts = true;   // fewer or none where too few would be accepted
   TokenDrafter drafter = {};  // instead of the lookup
+
+  int64_t longest_chunk() const { return long_chunk > 0 ? long_chunk : 4 * prefill_chunk; }
 };
 
 // Cache type for a model without a wish: F32 for F32 weights, else BF16.
@@ -111,10 +118,14 @@ class Engine {
   // step that only decodes allocates nothing, unless log-probabilities are wanted or `events`
   // grows.
   //
+  // watcher: told now and then how many prompt rows' worth of the step is done, if it has any. It
+  // may throw: so a long step can be given up.
+  //
   // If it throws, no token is lost, repeated or changed: the cancelled that it reported are gone,
   // and for all others the next step does what this one would have done. (Requests may have been
   // started or preempted, which no event shows.)
-  bool step(std::vector<TokenEvent>& events);
+  using PromptWatcher = std::function<void(int64_t rows)>;
+  bool step(std::vector<TokenEvent>& events, const PromptWatcher& watcher = {});
   bool idle() const { return waiting_.empty() && running_.empty(); }
 
   // Forgets all cached content: the model's weights have changed. REQUIRES: idle(), no store.
@@ -155,11 +166,12 @@ class Engine {
   void give_back(Sequence& s);
   ReuseEnd reuse_end(const Sequence& s, int64_t found, Copied copied) const;
   int64_t plan();
-  int64_t prompt_rows(const Sequence& s, int64_t budget) const;
+  int64_t step_chunk() const;
+  int64_t prompt_rows(const Sequence& s, int64_t budget, bool shared) const;
   bool grow(Sequence& s);
   void fit_drafts(Sequence& s);
   void preempt_youngest();
-  void run_batch();
+  void run_batch(int64_t prompt_rows, const PromptWatcher& watcher);
   void sample();
   void sample_rows(Sequence& s);
   struct DraftCosts {

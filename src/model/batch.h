@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -34,6 +35,8 @@ struct InferBatch {
   const KvCacheView* cache = nullptr;
   MlaForm form = MlaForm::kAbsorbed;
   std::span<const MlaForm> forms = {};  // unless empty: of each of `sequences`, instead of `form`
+  // Told how many layers are done, after each; may throw.
+  const std::function<void(int64_t layers)>* after_layer = nullptr;
 
   MlaForm form_of(size_t sequence) const { return forms.empty() ? form : forms[sequence]; }
 };

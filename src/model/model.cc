@@ -184,6 +184,7 @@ void Model::forward_infer(Context& ctx, const InferBatch& batch, Rows logits, Ro
                             a.moe.experts + a.moe.position.size());
     }
     record_hidden();
+    if (batch.after_layer != nullptr) (*batch.after_layer)(layer + 1);
   }
   const auto eps = static_cast<float>(config_.rms_norm_eps);
   if (all) {

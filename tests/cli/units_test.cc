@@ -420,6 +420,32 @@ TEST(MemoryNeeds, SaturateInsteadOfWrapping) {
             UINT64_MAX);
 }
 
+// 4 x 512 rows; 512 where only that fits, or where so much would be missing for streamed experts.
+TEST(MemoryNeeds, TheChunkIsAsLongAsMemoryAllows) {
+  const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) +
+                                                 "/tests/golden/gguf/v2-lite-256-Q4_K_M.gguf");
+  const ModelConfig config = load_config(checkpoint);
+  const ModelSizes sizes = measure_model(checkpoint, &config);
+  const auto needs = [&](int64_t context, uint64_t available) {
+    return memory_needs(checkpoint, config, sizes, context, DType::kBF16, available);
+  };
+  const MemoryNeeds most = needs(4096, 0), least = needs(4096, 1);
+  EXPECT_EQ(most.chunk, 2048);
+  EXPECT_EQ(least.chunk, 512);
+  EXPECT_GT(most.work, 2 * least.work);
+  EXPECT_EQ(needs(4096, most.total).chunk, 2048);
+  EXPECT_EQ(needs(4096, most.total - 1).chunk, 512);
+  EXPECT_EQ(needs(1000, 0).chunk, 1000);  // the longest prompt
+  EXPECT_EQ(needs(100, 0).chunk, 512);
+  ModelSizes larger = sizes;
+  larger.bytes = 100 * most.work;
+  const auto streamed = [&](uint64_t available) {
+    return memory_needs(checkpoint, config, larger, 4096, DType::kBF16, available).chunk;
+  };
+  EXPECT_EQ(streamed(8 * most.work), 2048);
+  EXPECT_EQ(streamed(8 * most.work - 8), 512);
+}
+
 TEST(SplitWords, TellsModelAndPromptApart) {
   RunOptions o;
   o.words = {"a.gguf", "hello"};

@@ -309,12 +309,73 @@ TEST(Engine, WithoutRoomTheYoungestGivesWayAndNoTextChanges) {
           solo.push_back(run_alone(model, ctx, {.context_tokens = 256}, guests.back().request));
         }
         Engine engine(model, ctx,
-                      {256, 320, chunk, 3, DType::kF32, MlaForm::kAbsorbed, prefix_cache});
+                      {.context_tokens = 256,
+                       .cache_tokens = 320,
+                       .prefill_chunk = chunk,
+                       .max_sequences = 3,
+                       .prefix_cache = prefix_cache});
         expect_solo_results(guests, run_trace(engine, guests), solo);
         EXPECT_GT(engine.stats().preemptions, 0);
       }
     }
   }
+}
+
+// While nobody decodes; and only the oldest, for the others wait for it anyway.
+TEST(Engine, TheOldestPromptTakesLongChunks) {
+  const Model model = load_tiny("v3");
+  Context ctx(1);
+  Engine engine(model, ctx,
+                {.context_tokens = 256,
+                 .cache_tokens = 1024,
+                 .prefill_chunk = 20,
+                 .prefix_cache = false,
+                 .long_chunk = 70});
+  engine.submit({some_tokens(1, 200), 50, {}, {}});
+  engine.submit({some_tokens(2, 100), 50, {}, {}});
+  std::vector<TokenEvent> events;
+  int64_t before = 0;
+  // the last three beside the first request's answer
+  for (const int64_t rows : {70, 70, 60, 21, 21, 21}) {
+    ASSERT_TRUE(engine.step(events));
+    EXPECT_EQ(engine.stats().prefill_tokens - before, rows);
+    before = engine.stats().prefill_tokens;
+  }
+}
+
+// A prompt is watched layer by layer, and given up in the middle of a step as if it had never begun.
+TEST_P(EveryModel, AStepCanBeWatchedAndGivenUp) {
+  const Model model = load_tiny(GetParam());
+  Context ctx(2);
+  const Request request{some_tokens(1, 90), 20, {}, some_sampling(1)};
+  const Outcome solo = run_alone(model, ctx, {.context_tokens = kContext}, request);
+  Engine engine(model, ctx, {.context_tokens = kContext, .prefill_chunk = 40, .long_chunk = 50});
+  engine.submit(request);
+  Outcome outcome;
+  std::vector<TokenEvent> events;
+  int64_t given_up = 0;
+  for (int64_t step = 0; !engine.idle(); ++step) {
+    const int64_t before = engine.stats().prefill_tokens;
+    int64_t watched = 0;
+    const auto watcher = [&](int64_t rows) {
+      EXPECT_GT(rows, watched);
+      watched = rows;
+      if (step % 2 == 0) throw ++given_up;
+    };
+    events.clear();
+    try {
+      engine.step(events, watcher);
+      const int64_t rows = engine.stats().prefill_tokens - before;
+      EXPECT_TRUE(rows == 0 ? watched == 0 : watched > rows / 3 && watched <= rows) << watched;
+    } catch (int64_t) {
+      EXPECT_TRUE(events.empty());
+      EXPECT_EQ(engine.stats().prefill_tokens, before);
+    }
+    engine.check();
+    for (const TokenEvent& event : events) add(outcome, event);
+  }
+  EXPECT_EQ(given_up, 2);  // of 50 and of 40 rows
+  EXPECT_EQ(outcome, solo);
 }
 
 // There would be room for its prompt, but not for what the two would soon need.
@@ -413,7 +474,12 @@ TEST(Engine, ANumericalErrorEndsItsOwnRequestAlone) {
         guests[4].request.prompt.insert(guests[4].request.prompt.begin(), 250);
         for (const size_t bad : {2, 4}) solo[bad] = {{}, {}, {}, FinishReason::kNumericalError};
         // Two requests' worth of blocks: those that held NaN are used again.
-        Engine engine(model, ctx, {kContext, 2 * kContext, 50, 3, DType::kF32, form});
+        Engine engine(model, ctx,
+                      {.context_tokens = kContext,
+                       .cache_tokens = 2 * kContext,
+                       .prefill_chunk = 50,
+                       .max_sequences = 3,
+                       .form = form});
         expect_solo_results(guests, run_trace(engine, guests), solo);
       }
     }

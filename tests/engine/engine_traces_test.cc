@@ -29,7 +29,12 @@ TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
     for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
       for (const DType cache_dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
         if (!takes_cache_dtype(model.config(), cache_dtype)) continue;
-        Kind& kind = kinds.emplace_back(Kind{{kContext, 0, 512, 8, cache_dtype, form}, {}, {}});
+        Kind& kind = kinds.emplace_back(Kind{{.context_tokens = kContext,
+                                              .max_sequences = 8,
+                                              .cache_dtype = cache_dtype,
+                                              .form = form},
+                                             {},
+                                             {}});
         for (uint64_t g = 0; g < 8; ++g) {
           kind.guests.push_back({some_request(8 * kinds.size() + g)});
           kind.solo.push_back(run_alone(model, alone, kind.options, kind.guests.back().request));
@@ -42,6 +47,7 @@ TEST_P(EveryModel, NeighboursChunksAndThreadsChangeNoBit) {
         Kind& kind = kinds[round % kinds.size()];
         EngineOptions shared = kind.options;
         shared.prefill_chunk = chunk;
+        shared.long_chunk = round % 3 == 0 ? chunk : 0;
         shared.cache_tokens = 8 * (kContext + 64);
         for (uint64_t g = 0; g < 8; ++g) {
           const auto pick = [&](uint64_t what, uint64_t n) {

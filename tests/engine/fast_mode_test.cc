@@ -241,7 +241,7 @@ TEST(FastMode, FewExpandedRowsWaitForTheNextChunk) {
   for (const auto& [opening, rows] : std::vector<std::pair<int64_t, int64_t>>{
            {0, 300}, {301, 100}, {190, 300}}) {  // absorbed, cut, not cut
     EngineOptions options = fast();
-    options.prefill_chunk = 300;
+    options.prefill_chunk = options.long_chunk = 300;
     options.expand_by = 30;
     Engine engine(model, ctx, options);
     engine.submit(plain(some_tokens(1, 100), 0, 1));

@@ -206,7 +206,9 @@ TEST(PrefixCache, AFewEqualTokensKeepNoBlock) {
 TEST(PrefixCache, ACancelledRequestLeavesItsTail) {
   const Model model = load_tiny("v3");
   Context ctx(1);
-  Engine engine(model, ctx, {.context_tokens = 256, .cache_tokens = 512, .prefill_chunk = 50});
+  Engine engine(
+      model, ctx,
+      {.context_tokens = 256, .cache_tokens = 512, .prefill_chunk = 50, .long_chunk = 50});
   const uint64_t id = engine.submit(plain(some_tokens(1, 200)));
   std::vector<TokenEvent> events;
   ASSERT_TRUE(engine.step(events) && engine.step(events));

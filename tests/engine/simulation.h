@@ -106,6 +106,7 @@ inline void simulate(const Model& model, Context& one, Context& two, const Reque
       EngineOptions options{.context_tokens = kContext, .expand_by = pool.expand_by()};
       options.cache_tokens = kContext + static_cast<int64_t>(pick(1, pick(2, 2) == 0 ? 80 : 900));
       options.prefill_chunk = static_cast<int64_t>(1 + pick(3, pick(4, 2) == 0 ? 20 : 200));
+      options.long_chunk = options.prefill_chunk + static_cast<int64_t>(pick(18, 300));
       options.max_sequences = static_cast<int64_t>(1 + pick(5, 8));
       options.prefix_cache = pick(6, 8) > 0;
       if (pick(14, 2) == 0) {

@@ -132,6 +132,8 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
     }
   }
   bar.reset();
+  result.prompt_done = first_token > 0 ? result.prompt_tokens
+                                       : std::min(done_rows() - done_before, result.prompt_tokens);
   const double end = seconds_now();
   if (cache != nullptr) result.experts = cache->stats() - read_before;
   result.drafted = engine.stats().drafted - before.drafted;
@@ -173,9 +175,10 @@ std::string rate_line(const Generation& g) {
           : fmt::format("; {:.0f} % of the experts were in memory, {:.2f} GB read from disk",
                         100 * e.hit_rate(), static_cast<double>(e.read_bytes) * 1e-9);
   return fmt::format(
-      "prompt {} tokens{}, {}; generated {} tokens, {}{}{}{}", g.prompt_tokens,
+      "prompt {}{} tokens{}, {}; generated {} tokens, {}{}{}{}",
+      g.prompt_done < g.prompt_tokens ? fmt::format("{} of ", g.prompt_done) : "", g.prompt_tokens,
       cached > 0 ? fmt::format(" ({} cached)", cached) : "",
-      rate(static_cast<double>(g.prompt_tokens - cached), g.prefill_seconds), g.tokens,
+      rate(static_cast<double>(g.prompt_done - cached), g.prefill_seconds), g.tokens,
       rate(decoded, decoded > 0 ? g.decode_seconds : 0),
       g.drafted > 0 ? fmt::format(" ({} of {} drafts right)", g.accepted, g.drafted) : "", streamed,
       g.finish == FinishReason::kLength      ? "; stopped at the token limit"

@@ -28,6 +28,7 @@ struct Generation {
   std::string thought, answer;
   FinishReason finish = FinishReason::kNone;  // kCancelled: Ctrl-C
   int64_t prompt_tokens = 0, tokens = 0, thought_tokens = 0;
+  int64_t prompt_done = 0;            // computed or found, all of it unless interrupted
   int64_t drafted = 0, accepted = 0;  // draft tokens, see EngineStats
   ExpertCacheStats experts;           // of this answer, if experts are streamed
   PrefixReuse reuse;                  // what of the prompt the cache still held

@@ -420,6 +420,22 @@ TEST(MemoryNeeds, SaturateInsteadOfWrapping) {
             UINT64_MAX);
 }
 
+TEST(RateLine, CountsOnlyWhatOfAPromptIsDone) {
+  Generation g{.finish = FinishReason::kCancelled, .prompt_tokens = 100, .prompt_done = 60};
+  g.reuse.cached_tokens = 10;
+  g.prefill_seconds = 2;
+  EXPECT_EQ(rate_line(g),
+            "prompt 60 of 100 tokens (10 cached), 25.0 tok/s; generated 0 tokens, - tok/s; "
+            "interrupted");
+  g.finish = FinishReason::kLength;
+  g.prompt_done = g.prompt_tokens;
+  g.tokens = 5;
+  g.decode_seconds = 2;
+  EXPECT_EQ(rate_line(g),
+            "prompt 100 tokens (10 cached), 45.0 tok/s; generated 5 tokens, 2.0 tok/s; stopped at "
+            "the token limit");
+}
+
 // 4 x 512 rows; 512 where only that fits, or where so much would be missing for streamed experts.
 TEST(MemoryNeeds, TheChunkIsAsLongAsMemoryAllows) {
   const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) +

@@ -63,7 +63,7 @@ constexpr int64_t kFewRows = 6;
 // weights are fetched ahead, but enough to balance.
 constexpr int64_t kLongItems = 4;
 // rows of x that share one packing of a panel: it costs as much as about nine rows
-constexpr int64_t kBlockRows = 512;
+constexpr int64_t kBlockRows = 512, kLeastBlockRows = 96;
 // of w, or of a part of its steps: stays in L2 while x passes by
 constexpr int64_t kPanelBytes = 256 << 10;
 // of one item: x, from further away, is read once for all
@@ -374,10 +374,15 @@ Plan plan_rows(const Problem& p, int64_t rows) {
     const int64_t panel_rows = ceil_div(ceil_div(p.y.cols, items), kPanelRows) * kPanelRows;
     return {1, 1, rows, ceil_div(p.y.cols, panel_rows), panel_rows};
   }
-  const int64_t block_rows =
-      ceil_div(ceil_div(rows, ceil_div(rows, kBlockRows)), p.tile.rows) * p.tile.rows;
-  return {ceil_div(rows, p.tile.rows), ceil_div(rows, block_rows), block_rows,
-          ceil_div(p.y.cols, kPanels * p.tile.columns), kPanels * p.tile.columns};
+  // A narrow y (a router's) has few panels: every thread gets rows of its own, if they are enough
+  // to pay for packing w once more.
+  const int64_t panels = ceil_div(p.y.cols, kPanels * p.tile.columns),
+                shares =
+                    std::min(ceil_div(2 * p.ctx.pool().threads(), panels), rows / kLeastBlockRows),
+                blocks = std::max(ceil_div(rows, kBlockRows), shares),
+                block_rows = ceil_div(ceil_div(rows, blocks), p.tile.rows) * p.tile.rows;
+  return {ceil_div(rows, p.tile.rows), ceil_div(rows, block_rows), block_rows, panels,
+          kPanels * p.tile.columns};
 }
 
 void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets,
@@ -444,9 +449,9 @@ void check(ConstRows x, std::span<const int64_t> offsets, const LinearPart& part
 
 void check_alike(std::span<const WeightView> experts) {
   for ([[maybe_unused]] const WeightView& w : experts) {
-    FATHOM_DCHECK(w.dtype == experts[0].dtype && w.rows == experts[0].rows &&
-                      w.cols == experts[0].cols,
-                  dtype_name(w.dtype), w.rows, w.cols);
+    FATHOM_DCHECK(
+        w.dtype == experts[0].dtype && w.rows == experts[0].rows && w.cols == experts[0].cols,
+        dtype_name(w.dtype), w.rows, w.cols);
   }
 }
 

@@ -13,6 +13,24 @@ namespace {
 
 constexpr int64_t kMostSequences = 256;
 
+struct Questions {
+  std::vector<Problem> problems;
+  std::vector<std::vector<int32_t>> prompts;
+  int64_t longest = 0;  // prompt, in tokens
+};
+
+Questions ask(const Tokenizer& tokenizer, ChatFormat format, const Task& task,
+              const EvaluationOptions& o) {
+  Questions q;
+  for (int64_t i = 0; i < o.problems; ++i) {
+    q.problems.push_back(task.problem(o.seed, static_cast<uint64_t>(i), o.split));
+    const ChatMessage user{ChatMessage::Role::kUser, q.problems.back().question, {}, {}};
+    q.prompts.push_back(encode_chat(tokenizer, format, {&user, 1}, {}));
+    q.longest = std::max(q.longest, std::ssize(q.prompts.back()));
+  }
+  return q;
+}
+
 struct Answer {
   size_t problem = 0;
   int64_t sample = 0;  // 0 = greedy, 1 .. samples
@@ -32,18 +50,15 @@ std::string score_text(const EvaluationResult& r) {
          fmt::format("; {:.0f} tokens an answer, {:.1f} % cut", r.mean_tokens, 100 * r.truncated);
 }
 
+int64_t longest_answer(int64_t context_tokens, const Tokenizer& tokenizer, ChatFormat format,
+                       const Task& task, const EvaluationOptions& options) {
+  return context_tokens - ask(tokenizer, format, task, options).longest;
+}
+
 EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer,
                                ChatFormat format, const Task& task, const EvaluationOptions& o,
                                const std::function<bool()>& stop) {
-  std::vector<Problem> problems;
-  std::vector<std::vector<int32_t>> prompts;
-  int64_t longest = 0;
-  for (int64_t i = 0; i < o.problems; ++i) {
-    problems.push_back(task.problem(o.seed, static_cast<uint64_t>(i), o.split));
-    const ChatMessage user{ChatMessage::Role::kUser, problems.back().question, {}, {}};
-    prompts.push_back(encode_chat(tokenizer, format, {&user, 1}, {}));
-    longest = std::max(longest, static_cast<int64_t>(prompts.back().size()));
-  }
+  const auto [problems, prompts, longest] = ask(tokenizer, format, task, o);
   EngineOptions engine_options;
   engine_options.context_tokens = longest + o.max_tokens;
   engine_options.max_sequences = std::min(kMostSequences, o.problems * (o.samples + 1));

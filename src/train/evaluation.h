@@ -45,7 +45,12 @@ struct EvaluationResult {
 // "13.5 % solved greedily, pass@1 22.8 ± 1.2 %, pass@16 84.5 %; 87 tokens an answer, 0.0 % cut"
 std::string score_text(const EvaluationResult& result);
 
-// Throws if prompt and max_tokens exceed the model's context. `stop` is asked between engine steps;
+// The most tokens an answer can have behind the longest of these questions, in a context of
+// `context_tokens`; below 1 if that question alone fills it.
+int64_t longest_answer(int64_t context_tokens, const Tokenizer& tokenizer, ChatFormat format,
+                       const Task& task, const EvaluationOptions& options);
+
+// Throws if max_tokens exceeds longest_answer() of the model's context. `stop` is asked between engine steps;
 // true ends with what is there (problems then counts only the finished).
 EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer,
                                ChatFormat format, const Task& task,

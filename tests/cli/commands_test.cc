@@ -29,6 +29,20 @@ TEST(Cli, EvalScoresATask) {
   expect_error(run_fathom({"eval", kBundled}), 2, "expected --task NAME or --perplexity FILE");
   expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "--perplexity", "x"}), 2,
                "one of the two");
+  expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "-n", "1000"}), 2,
+               "--max-tokens: found 1000, expected at most 99");
+}
+
+// Its logits differ, and with them some of the 60 answers.
+TEST(Cli, EvalSolvesATaskWithTheCacheAskedFor) {
+  const auto tokens = [](const char* cache) {
+    const Finished run = run_fathom({"eval", kBundled, "--task", "countdown", "--problems", "60",
+                                     "--cache", cache, "--json", "-q"});
+    EXPECT_EQ(run.code, 0) << run.err;
+    return json::parse(run.out)["mean_tokens"].get<double>();
+  };
+  EXPECT_EQ(tokens("bf16"), tokens("bf16"));
+  EXPECT_NE(tokens("int8"), tokens("f32"));
 }
 
 TEST(Cli, EvalTellsHowFarAModelLiesFromAReference) {

@@ -19,6 +19,7 @@ int report(ExitCode code, std::string_view text) {
 
 int main(int argc, char** argv) {
   using namespace fathom;
+  keep_streams_closed();
   try {
     install_signal_handlers();
     return run_command(argc, argv);

@@ -74,5 +74,15 @@ TEST(TrainCommand, AStreamThatTheCallerClosedIsNoFileOfTheRun) {
     EXPECT_TRUE(nlohmann::json::accept(line)) << line;
 }
 
+TEST(TrainCommand, ANameIsNoWayOutOfTheFolderOfRuns) {
+  const TempDir dir;
+  const std::string recipe = std::string(FATHOM_SOURCE_DIR) + "/recipes/digit-sum-aloud.toml";
+  for (const char* name : {"../out", "/tmp/out", ".", "..", ""})
+    expect_error(
+        run_fathom({"pretrain", recipe, fmt::format("name={}", name)}, "", {}, dir.string()), 2,
+        "name: found ");
+  EXPECT_TRUE(fs::is_empty(dir.path()));
+}
+
 }  // namespace
 }  // namespace fathom

@@ -5,8 +5,11 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/file.h"
+#include "formats/safetensors.h"
 #include "tests/base/test_files.h"
 #include "tests/cli/subprocess.h"
+#include "text/character_tokenizer.h"
 
 namespace fathom {
 namespace {
@@ -342,6 +345,50 @@ TEST(Cli, ControlCEndsAnAnswerWith130AndKeepsWhatWasSaid) {
   EXPECT_EQ(run.code, 130);
   EXPECT_GT(run.out.size(), 4080u);
   EXPECT_TRUE(has(run.err, "interrupted")) << run.err;
+}
+
+// The folder of a model with 51 MB of embedding and head, so that writing it takes a while.
+fs::path wide_folder(const TempDir& folder) {
+  const fs::path golden = fs::path(FATHOM_SOURCE_DIR) / "tests/golden/models/qwen2";
+  constexpr int64_t kVocab = 100000, kHidden = 64;
+  json config = json::parse(read_file(golden / "config.json", 1 << 20));
+  config["vocab_size"] = kVocab;
+  const Safetensors model = Safetensors::open(golden / "model.safetensors");
+  const std::vector<float> wide(kVocab * kHidden, 0.5f);
+  std::vector<TensorToWrite> tensors;
+  for (const TensorInfo& t : model.tensors()) {
+    if (t.name == "model.embed_tokens.weight" || t.name == "lm_head.weight")
+      tensors.push_back({t.name, DType::kF32, {kVocab, kHidden}, std::as_bytes(std::span(wide))});
+    else
+      tensors.push_back({t.name, t.dtype, t.shape, {t.data, t.bytes}});
+  }
+  write_safetensors(folder / "model.safetensors", tensors);
+  folder.write("config.json", config.dump());
+  folder.write("tokenizer.json", character_tokenizer_json());
+  folder.write("tokenizer_config.json", character_tokenizer_config_json());
+  return folder.path();
+}
+
+TEST(Cli, ControlCLeavesNothingOfAFileHalfWritten) {
+  signal(SIGPIPE, SIG_IGN);
+  const TempDir model, folder;
+  wide_folder(model);
+  const std::string out = folder / "out.gguf";
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"export", model.string(), out, "--type", "q8_0"},
+        std::vector<std::string>{"quantize", model.string(), out, "--overwrite"}}) {
+    int code = 0;
+    for (int tries = 0; tries < 20 && code != 130; ++tries) {  // it may be done before the signal
+      Child child(command);
+      const fs::path half = out + ".tmp" + std::to_string(child.pid());
+      for (int i = 0; i < 20000 && !fs::exists(half); ++i)
+        std::this_thread::sleep_for(std::chrono::microseconds(500));
+      kill(child.pid(), SIGINT);
+      code = child.finish().code;
+      EXPECT_FALSE(fs::exists(half)) << command[0];
+    }
+    EXPECT_EQ(code, 130) << command[0];
+  }
 }
 
 TEST(Cli, FlagsHaveEnvironmentVariablesAndWinOverThem) {

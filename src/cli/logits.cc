@@ -38,9 +38,7 @@ int run_logits(const LogitsOptions& options) {
               parse_precision(options.precision));
   const std::vector<int32_t> ids = read_ids(options.ids);
   if (ids.empty()) fail("{}: no token ids, expected at least one", options.ids);
-  if (std::filesystem::is_directory(options.out))
-    fail("{}: is a folder, expected a file", options.out);
-  { const AtomicFile probe(options.out); }  // what cannot be written is found out before the work
+  expect_writable(options.out);
   const Model model = Model::load(resolve_model(options.model));
   const auto tokens = static_cast<int64_t>(ids.size());
   const int64_t longest = model.config().max_position_embeddings;

@@ -307,6 +307,33 @@ TEST(Cli, AClosedPipeEndsQuietly) {
   EXPECT_FALSE(has(run.err, "rror: ")) << run.err;
 }
 
+TEST(Cli, WhatMayNotBeLookedAtIsNoBugOfOurs) {
+  const TempDir folder;
+  const std::string ids = folder.write("ids", "1 2"), text = folder.write("text", "abc");
+  const fs::path closed = folder / "closed";
+  fs::create_directory(closed);
+  fs::copy_file(kTinyModel, closed / "model.gguf");
+  fs::permissions(folder.path(), fs::perms::all);
+  fs::permissions(closed, fs::perms::none);
+  const auto as_nobody = [](const std::vector<std::string>& arguments) {
+    const Unprivileged nobody;
+    return run_fathom(arguments);
+  };
+  const auto denied = [&](const std::vector<std::string>& arguments, const fs::path& subject) {
+    const Finished run = as_nobody(arguments);
+    expect_error(run, 2, subject.string() + ": ");
+    EXPECT_TRUE(has(run.err, "Permission denied")) << run.err;
+  };
+  const fs::path inside = closed / "x.gguf";
+  denied({"run", closed / "model.gguf", "abc"}, closed / "model.gguf");
+  denied({"logits", kTinyModel, "--ids", ids, "-o", closed / "x"}, closed / "x");
+  denied({"imatrix", kTinyModel, "--text", text, "-o", inside}, inside);
+  denied({"bench", kTinyModel, "-o", closed / "x.svg"}, closed / "x.svg");
+  denied({"prepare", text, "-o", closed / "x"}, closed / "x");
+  denied({"train-tokenizer", text, "--vocab", "300", "-o", closed / "x"}, closed / "x");
+  fs::permissions(closed, fs::perms::owner_all);
+}
+
 TEST(Cli, AFullDiskIsAnError) {
   if (!fs::exists("/dev/full")) GTEST_SKIP();
   const pid_t pid = fork();

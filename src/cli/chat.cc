@@ -271,6 +271,8 @@ class Chat {
       return;
     }
     if (name == "system") {
+      if (!session_.opened.format || session_.options.raw)
+        fail("system: this model has no chat format for it (--raw or a base model)");
       if (!messages_.empty() && messages_[0].role == Role::kSystem)
         messages_.erase(messages_.begin());
       if (!value.empty()) messages_.insert(messages_.begin(), {Role::kSystem, value, "", {}});

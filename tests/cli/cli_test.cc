@@ -86,6 +86,45 @@ TEST(Cli, WrongUsageExitsWithTwoAndNamesTheHelp) {
   expect_error(run_fathom({"eval", kTinyModel}), 2, "--perplexity");
 }
 
+// Not what strtoull makes of -1, 010 or more digits than it holds, nor a NaN that no range refuses.
+TEST(Cli, NumbersAreDecimalWholeAndFinite) {
+  const auto refused = [](std::vector<std::string> flag, const std::string& words) {
+    flag.insert(flag.begin(), {"run", kTinyModel, "abc"});
+    expect_error(run_fathom(flag), 2, words);
+  };
+  refused({"--seed", "-1"}, "--seed: found '-1', expected a whole number from 0");
+  refused({"--seed", "18446744073709551616"}, "--seed: found '18446744073709551616'");
+  refused({"-n", "0x10"}, "--max-tokens: found '0x10', expected a whole number");
+  refused({"-c", "9223372036854775808"}, "--ctx: found '9223372036854775808'");
+  refused({"--temp", "nan"}, "--temp: found 'nan', expected a finite number");
+  refused({"--temp", "1e400"}, "--temp: found '1e400'");
+  refused({"--memory", "nan"}, "--memory: found 'nan'");
+  refused({"-n", "-1"}, "--max-tokens: found -1, expected 0 or more");
+  expect_error(run_fathom({"bench", kTinyModel, "--batch", "1,x"}), 2, "--batch: found 'x'");
+  const Finished ten = run_fathom({"run", kTinyModel, "abc", "-n", "010", "--json", "-q"});
+  EXPECT_EQ(json_lines(ten.out).at(0)["tokens"], 10) << ten.out;
+  const std::string most = "18446744073709551615";
+  const Finished seed = run_fathom({"run", kTinyModel, "abc", "-n", "1", "--json", "--seed", most});
+  EXPECT_EQ(json_lines(seed.out).at(0)["seed"].dump(), most);
+}
+
+TEST(Cli, WhatWouldBeIgnoredIsRefused) {
+  const TempDir folder;
+  const std::string file = folder.write("text", "abc");
+  expect_error(run_fathom({"run", kTinyModel, "abc", "--system", "Be brief."}), 2,
+               "--system: this model has no chat format for it");
+  expect_error(run_fathom({"run", kBundled, "abc", "--raw", "--system", "Be brief."}), 2,
+               "--system: ");
+  expect_error(run_fathom({"run", kBundled, "abc", "--tries", "3"}), 2, "--tries requires --check");
+  const auto tokenize = [](std::vector<std::string> more) {
+    more.insert(more.begin(), {"tokenize", kTinyModel});
+    return run_fathom(more);
+  };
+  expect_error(tokenize({"abc", "-f", file}), 2, "TEXT excludes --file");
+  expect_error(tokenize({"abc", "--decode", "1"}), 2, "TEXT excludes --decode");
+  expect_error(tokenize({"abc", "--lines"}), 2, "TEXT excludes --lines");
+}
+
 TEST(Cli, AnAnswerIsAllThatStdoutHolds) {
   const Finished run = run_fathom({"run", kTinyModel, "abc", "-n", "8", "--temp", "0"});
   EXPECT_EQ(run.code, 0) << run.err;
@@ -200,7 +239,7 @@ TEST(Cli, APromptComputedOnceIsFoundByTheNextStart) {
   expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache, "--prefix-gib", "-1"}), 2,
                "--prefix-gib: Value -1 not in range");
   expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache, "--prefix-gib", "nan"}), 2,
-               "--prefix-gib: found nan");
+               "--prefix-gib: found 'nan', expected a finite number");
   expect_error(run_fathom({"run", kBundled, "x", "--prefix-gib", "1"}), 2,
                "--prefix-gib requires --prefix-dir");
   fs::permissions(cache, fs::perms::all);

@@ -437,7 +437,9 @@ class Run {
       show_sample(step);
     }
     metrics_->write(m);
-    if (last || !std::isfinite(score) || (best_step_ && score <= best_score_)) return false;
+    // cut short by a wish to stop: a score of other problems than those of its rivals
+    const bool cut = !m.tasks.empty() && m.tasks[0].problems < recipe_.evaluation.problems;
+    if (last || cut || !std::isfinite(score) || (best_step_ && score <= best_score_)) return false;
     best_step_ = step;
     best_score_ = score;
     return true;

@@ -64,10 +64,11 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
   Generation result;
   result.prompt_tokens = std::ssize(request.prompt);
   if (result.prompt_tokens >= context) {
-    fail(
-        "prompt: {} tokens, expected less than the context of {} (use a larger --ctx; the model's "
-        "own is {})",
-        result.prompt_tokens, context, opened.model.config().max_position_embeddings);
+    const int64_t longest = opened.model.config().max_position_embeddings;
+    fail("prompt: {} tokens, expected less than the context of {} ({})", result.prompt_tokens,
+         context,
+         context < longest ? fmt::format("use a larger --ctx; the model's own is {}", longest)
+                           : "the model's own");
   }
   const ExpertCache* const cache = opened.model.expert_cache();
   const ExpertCacheStats read_before = cache != nullptr ? cache->stats() : ExpertCacheStats{};

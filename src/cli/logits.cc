@@ -46,6 +46,10 @@ int run_logits(const LogitsOptions& options) {
     fail("{}: {} token ids, expected at most {} (max_position_embeddings)", options.ids, tokens,
          longest);
   const int64_t vocab_size = model.config().vocab_size;
+  for (const int32_t id : ids) {
+    if (id >= vocab_size)
+      fail("{}: token id {}: expected less than {} (vocab_size)", options.ids, id, vocab_size);
+  }
   const uint64_t result_bytes =
       static_cast<uint64_t>(tokens) * static_cast<uint64_t>(vocab_size) * sizeof(float);
   const uint64_t available = available_memory().value_or(0);

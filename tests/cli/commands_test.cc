@@ -194,10 +194,16 @@ TEST(Cli, ShowListsABareSafetensorsAndFindsNaN) {
   EXPECT_TRUE(has(show.out, "some.weight")) << show.out;
   EXPECT_TRUE(has(show.out, "[2, 2]")) << show.out;
   EXPECT_TRUE(has(show.out, "config.json")) << show.out;
+  const Finished here = run_fathom({"show", "bare.safetensors"}, "", {}, folder.string());
+  EXPECT_TRUE(has(here.out, "tokenizer      none: bare.safetensors: no tokenizer.json beside it"))
+      << here.out;
   const Finished check = run_fathom({"show", "--check-finite", folder / "bare.safetensors"});
   EXPECT_EQ(check.code, 2);
   EXPECT_TRUE(has(check.err, "'some.weight'") && has(check.err, "element 2")) << check.err;
   EXPECT_EQ(run_fathom({"show", "--check-finite", kTinyModel}).code, 0);
+  EXPECT_TRUE(
+      has(run_fathom({"show", kBundled}).out,
+          "cache          2.0 KiB per token in f32, 1008 bytes in bf16, 560 bytes in int8"));
 }
 
 TEST(Cli, TokenizeAndDecodeGiveTheTextBack) {
@@ -301,6 +307,9 @@ TEST(Cli, LogitsOfAnyChunkAndThreadsAreTheSameFile) {
   EXPECT_GT(whole.size(), 9u * 256 * 4);
   EXPECT_EQ(whole, logits("b.safetensors", {"--chunk", "2", "--threads", "3"}));
   EXPECT_NE(whole, logits("c.safetensors", {"--form", "expanded"}));  // other rounding
+  const std::string far = folder.write("far", "1 256");
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", far, "-o", folder / "d.safetensors"}), 2,
+               far + ": token id 256: expected less than 256 (vocab_size)");
   folder.write("json", "[10, 11, 12, 13, 14, 15, 16, 17, 18]");
   EXPECT_EQ(
       run_fathom({"logits", kTinyModel, "--ids", folder / "json", "-o", folder / "d.safetensors"})

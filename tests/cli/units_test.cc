@@ -136,6 +136,8 @@ TEST(ParseIds, TakesListsAndRefusesTheRest) {
                           "[-1]", "[4294967296]", "[1", "[[1]]"}) {
     EXPECT_THROW(parse_ids(bad, "x"), Error) << bad;
   }
+  EXPECT_EQ(error_of([] { parse_ids("[18446744073709551615]", "x"); }),
+            "x: found 18446744073709551615, expected a list of token ids");
 }
 
 TEST(Spread, IsByPositionInTheSortedList) {

@@ -51,6 +51,19 @@ class TextStream {
   const std::function<void(const OutputPart&)>& on_part_;
 };
 
+// A request whose caller gives up must not run on in front of the next one.
+class Running {
+ public:
+  Running(Engine& engine, uint64_t id) : engine_(engine), id_(id) {}
+  ~Running() { engine_.cancel(id_); }  // of one that has ended: nothing
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  Engine& engine_;
+  uint64_t id_;
+};
+
 bool is_stop_token(const std::vector<int32_t>& stop_ids, int32_t token) {
   return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
 }
@@ -80,6 +93,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
        .stop_ids = opened.stop_ids,
        .sampling = request.sampling,
        .opening = request.opening});
+  const Running running(engine, id);
   const double begin = seconds_now();
   // Prompt rows that are done: computed, or found in the cache.
   const auto done_rows = [&] {

@@ -97,7 +97,8 @@ class Chat {
         color_(use_color(STDOUT_FILENO, session.options.output)),
         history_(session.options.no_history ? History() : History(default_history_file())),
         max_tokens_(session.options.max_tokens) {
-    reset();
+    if (!session_.options.system.empty())
+      messages_.push_back({Role::kSystem, session_.options.system, "", {}});
   }
 
   void run() {
@@ -192,10 +193,10 @@ class Chat {
     if (command.name == "load") load(argument);
   }
 
+  // The system message is a setting: it stays.
   void reset() {
-    messages_.clear();
-    if (!session_.options.system.empty())
-      messages_.push_back({Role::kSystem, session_.options.system, "", {}});
+    const bool system = !messages_.empty() && messages_[0].role == Role::kSystem;
+    messages_.resize(system ? 1 : 0);
     attachment_.clear();
   }
 

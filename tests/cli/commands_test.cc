@@ -453,7 +453,7 @@ TEST(Cli, BenchLeavesOutWhatTheModelsContextDoesNotHold) {
       << run.err;
   EXPECT_TRUE(has(run.err, "--at 509: left out: takes 513 tokens")) << run.err;
   expect_error(run_fathom({"bench", kTinyModel, "-o", "/nonexistent/a.html"}), 2,
-               "-o: found '/nonexistent', expected a folder that exists");
+               "/nonexistent/a.html: cannot create: No such file or directory");
   expect_error(run_fathom({"bench", kTinyModel, "--only", "speed"}), 2,
                "--only: found 'speed', expected kernels, load, prefill, decode or batch");
   expect_error(run_fathom({"bench", kTinyModel, "--batch", "0"}), 2,

@@ -349,6 +349,14 @@ TEST(Conversation, SurvivesSavingAndRefusesOtherFiles) {
   EXPECT_EQ(back[1].content, "q \"x\"\n");
   EXPECT_EQ(back[2].reasoning, "thought");
   EXPECT_EQ(back[2].role, Role::kAssistant);
+  EXPECT_NE(conversation_text(messages).find("\"reasoning_content\": \"thought\""),
+            std::string::npos);
+  // as files were written once
+  EXPECT_EQ(parse_conversation(R"({"messages":[{"role":"user","content":"q"},
+                                {"role":"assistant","content":"a","reasoning":"old"}]})",
+                               "f")[1]
+                .reasoning,
+            "old");
   EXPECT_NE(message_of([] {
               parse_conversation(R"({"messages":[{"role":"boss","content":""}]})", "f");
             }).find("'boss'"),

@@ -142,9 +142,23 @@ FileDigest write_file_atomically(const std::filesystem::path& path, std::string_
   return file.commit();
 }
 
+void expect_writable(const std::filesystem::path& path) {
+  std::error_code unknown;  // then making the file says why
+  if (std::filesystem::is_directory(path, unknown))
+    fail("{}: is a folder, expected a file", path.string());
+  const AtomicFile probe(path);
+}
+
+void make_folders(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (!error) return;
+  errno = error.value();
+  fail_errno(folder.string(), "make this folder");
+}
+
 FolderLock::FolderLock(const std::filesystem::path& folder, std::string_view expected) {
-  std::error_code ignored;  // without the folder the file cannot be made either
-  std::filesystem::create_directories(folder, ignored);
+  make_folders(folder);
   const std::string path = (folder / kFile).string();
   FileDescriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, kPublicFile));
   if (file.get() < 0) fail_errno(path, "open");

@@ -57,6 +57,13 @@ FileDigest write_file_atomically(const std::filesystem::path& path, std::string_
 // Entries of a folder (renames, new files) reach the disk.
 void sync_folder(const std::filesystem::path& folder);
 
+// Throws what writing `path` would, for instance because its folder is missing or may not be
+// written: before work whose result it is to hold. Leaves nothing behind.
+void expect_writable(const std::filesystem::path& path);
+
+// The folder and those above it, as far as they are missing. Throws naming `folder` and the reason.
+void make_folders(const std::filesystem::path& folder);
+
 // While it lives no other has the same folder, in this process or another: flock() on a file "lock"
 // there, which the kernel lets go when its process ends, however that dies. The folder and the file
 // are made if need be; the file stays. On file systems without such locks nobody is kept out.

@@ -37,9 +37,7 @@ void check_options(const BenchOptions& o) {
   }
   if (!o.page.empty() && !o.page.ends_with(".html") && !o.page.ends_with(".svg"))
     fail("-o: found {}, expected a name that ends with .html or .svg", quoted(o.page));
-  const auto folder = std::filesystem::path(o.page).parent_path();
-  if (!folder.empty() && !std::filesystem::is_directory(folder))  // not after minutes of measuring
-    fail("-o: found {}, expected a folder that exists", quoted(folder.string()));
+  if (!o.page.empty()) expect_writable(o.page);  // not after minutes of measuring
 }
 
 std::vector<std::string> machine_facts(Context& ctx) {

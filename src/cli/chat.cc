@@ -97,7 +97,8 @@ class Chat {
         color_(use_color(STDOUT_FILENO, session.options.output)),
         history_(session.options.no_history ? History() : History(default_history_file())),
         max_tokens_(session.options.max_tokens) {
-    reset();
+    if (!session_.options.system.empty())
+      messages_.push_back({Role::kSystem, session_.options.system, "", {}});
   }
 
   void run() {
@@ -192,10 +193,10 @@ class Chat {
     if (command.name == "load") load(argument);
   }
 
+  // The system message is a setting: it stays.
   void reset() {
-    messages_.clear();
-    if (!session_.options.system.empty())
-      messages_.push_back({Role::kSystem, session_.options.system, "", {}});
+    const bool system = !messages_.empty() && messages_[0].role == Role::kSystem;
+    messages_.resize(system ? 1 : 0);
     attachment_.clear();
   }
 
@@ -271,6 +272,8 @@ class Chat {
       return;
     }
     if (name == "system") {
+      if (!session_.opened.format || session_.options.raw)
+        fail("system: this model has no chat format for it (--raw or a base model)");
       if (!messages_.empty() && messages_[0].role == Role::kSystem)
         messages_.erase(messages_.begin());
       if (!value.empty()) messages_.insert(messages_.begin(), {Role::kSystem, value, "", {}});
@@ -397,7 +400,7 @@ std::string conversation_text(std::span<const ChatMessage> messages) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const ChatMessage& message : messages) {
     list.push_back({{"role", role_name(message.role)}, {"content", message.content}});
-    if (!message.reasoning.empty()) list.back()["reasoning"] = message.reasoning;
+    if (!message.reasoning.empty()) list.back()["reasoning_content"] = message.reasoning;
   }
   return nlohmann::ordered_json{{"messages", list}}.dump(
              2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
@@ -411,18 +414,7 @@ std::vector<ChatMessage> parse_conversation(std::string_view text, const std::st
   std::vector<ChatMessage> messages;
   for (size_t i = 0; i < list.size(); ++i) {
     const JsonObject entry(list[i], fmt::format("{}: message {}", place, i));
-    ChatMessage message;
-    message.content = entry.string("content");
-    message.reasoning = entry.optional_string("reasoning").value_or("");
-    const std::string role = entry.string("role");
-    if (role == "system")
-      message.role = Role::kSystem;
-    else if (role == "user")
-      message.role = Role::kUser;
-    else if (role == "assistant")
-      message.role = Role::kAssistant;
-    else
-      fail("{}: role: found {}, expected system, user or assistant", entry.place(), quoted(role));
+    ChatMessage message = read_message(entry);
     const bool after_question = i > 0 && messages.back().role == Role::kUser;
     const bool in_turn = message.role == Role::kSystem
                              ? i == 0
@@ -431,7 +423,7 @@ std::vector<ChatMessage> parse_conversation(std::string_view text, const std::st
       fail(
           "{}: role: found {}, expected {} (after one system message at most, questions and "
           "answers alternate)",
-          entry.place(), role, after_question ? "assistant" : "user");
+          entry.place(), role_name(message.role), after_question ? "assistant" : "user");
     }
     messages.push_back(std::move(message));
   }

@@ -21,7 +21,8 @@ struct SlashCommand {
 };
 SlashCommand parse_slash(std::string_view line);
 
-// Saved conversations: {"messages": [{"role", "content", "reasoning"?}]}. Throws on anything else.
+// Saved conversations: {"messages": [{"role", "content", "reasoning_content"?}]}, as read_message()
+// and training take them. Throws on anything else.
 std::string conversation_text(std::span<const ChatMessage> messages);
 std::vector<ChatMessage> parse_conversation(std::string_view text, const std::string& place);
 

@@ -4,6 +4,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <string>
@@ -80,16 +82,17 @@ Action bind_run(CLI::App& app) {
   app.add_option("MODEL PROMPT", o->words, "the model, and what to say to it");
   app.add_option("-m,--model", o->model,
                  "the model: GGUF file, .safetensors file or folder; default $FATHOM_MODEL or the "
-                 "only one in ./models");
+                 "only one in ./models, without any the bundled one");
   app.add_option("-p,--prompt", o->prompt,
                  "what to say; text on stdin follows it after a blank line");
   app.add_option("-f,--file", o->file, "a file that follows the prompt");
   app.add_option("-s,--system", o->system, "system message");
   app.add_option(
       "-c,--ctx", o->context_tokens,
-      "longest prompt and answer together, in tokens (default 8192 or the model's own limit)");
+      "longest prompt and answer together, in tokens (default, and 0: 8192 or the model's own "
+      "limit)");
   app.add_option("-n,--max-tokens", o->max_tokens,
-                 "longest answer (default: what the context leaves)");
+                 "longest answer (default, and 0: what the context leaves)");
   bind_threads(app, o->threads);
   bind_pin(app, o->pin);
   app.add_option("--temp", o->sampling.temperature,
@@ -148,6 +151,7 @@ Action bind_run(CLI::App& app) {
   app.add_option("--check", o->check,
                  "answer until this task's verifier accepts, such as countdown");
   app.add_option("--tries", o->tries, "how many answers --check may take (default 16)")
+      ->needs("--check")
       ->check(CLI::Range(1, 1000000));
   bind_output(app, o->output);
   return [o] { return run_run(*o); };
@@ -167,14 +171,20 @@ Action bind_show(CLI::App& app) {
 Action bind_tokenize(CLI::App& app) {
   auto o = std::make_shared<TokenizeOptions>();
   bind_model(app, o->model);
-  app.add_option("TEXT", o->text, "the text (default: stdin)");
-  app.add_option("-f,--file", o->file, "a file with the text");
-  app.add_option("--decode", o->decode,
-                 "print the text of these ids instead; - reads them from stdin");
+  CLI::Option* text = app.add_option("TEXT", o->text, "the text (default: stdin)");
+  CLI::Option* file = app.add_option("-f,--file", o->file, "a file with the text")->excludes(text);
+  CLI::Option* decode =
+      app.add_option("--decode", o->decode,
+                     "print the text of these ids instead; - reads them from stdin")
+          ->excludes(text)
+          ->excludes(file);
   app.add_flag("--special", o->special, "special tokens written in the text become their ids");
   app.add_flag("--chat", o->chat, "the text is a user's message: show the whole prompt");
   app.add_option("--template", o->template_name, "chat format by name, for --chat");
-  app.add_flag("--lines", o->lines, "stdin holds one JSON string a line; one result each");
+  app.add_flag("--lines", o->lines, "stdin holds one JSON string a line; one result each")
+      ->excludes(text)
+      ->excludes(file)
+      ->excludes(decode);
   app.add_flag("--json", o->json, "JSON: ids and pieces");
   bind_output(app, o->output);
   return [o] { return run_tokenize(*o); };
@@ -546,6 +556,35 @@ void bind_environment(CLI::App& app) {
   }
 }
 
+// CLI11 reads numbers with strtoull: -1 becomes the largest seed, 010 is eight, what is too large
+// the largest there is, and its ranges let NaN through. Ours are decimal, all of the text, finite.
+template <class T>
+std::string take_number(std::string& text, const char* expected) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool whole = error == std::errc{} && end == text.data() + text.size();
+  if (!whole || !std::isfinite(static_cast<double>(value)))
+    return fmt::format("found {}, expected {}", quoted(text), expected);
+  if constexpr (std::is_integral_v<T>) text = std::to_string(value);  // without leading zeros
+  return "";
+}
+
+void check_numbers(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    std::function<std::string(std::string&)> check;
+    if (type.starts_with("UINT"))
+      check = [](std::string& text) {
+        return take_number<uint64_t>(text, "a whole number from 0");
+      };
+    else if (type.starts_with("INT"))
+      check = [](std::string& text) { return take_number<int64_t>(text, "a whole number"); };
+    else if (type.starts_with("FLOAT"))
+      check = [](std::string& text) { return take_number<double>(text, "a finite number"); };
+    if (check) option->transform(CLI::Validator(check, ""));  // before the option's own range
+  }
+}
+
 }  // namespace
 
 int run_command(int argc, char** argv) {
@@ -559,6 +598,7 @@ int run_command(int argc, char** argv) {
   for (const Command& command : kCommands) {
     CLI::App* sub = app.add_subcommand(command.name, command.summary);
     Action chosen = command.bind(*sub);
+    check_numbers(*sub);
     bind_environment(*sub);
     sub->callback([&action, chosen] { action = chosen; });
   }

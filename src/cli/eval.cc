@@ -115,9 +115,10 @@ void score_window(std::span<const int32_t> text, const EvalWindow& window,
     for (int64_t row = std::max(begin, first_row); row < begin + count; ++row) {
       const int32_t target = sequence[static_cast<size_t>(row + 1)];
       const uint64_t bytes = tokenizer.token_bytes(target).size();
-      model.score(row - begin, target, bytes, window.begin + row);
+      const int64_t position = window.begin + row + (bos ? 0 : 1);
+      model.score(row - begin, target, bytes, position);
       if (reference == nullptr) continue;
-      reference->score(row - begin, target, bytes, window.begin + row);
+      reference->score(row - begin, target, bytes, position);
       compare(reference->logits(row - begin), model.logits(row - begin), comparison);
     }
     check_interrupt();
@@ -176,7 +177,6 @@ int eval_task(const EvalOptions& options) {
   const auto task = make_task(options.task);
   OpenOptions open;
   open.cache_dtype = parse_cache_dtype(options.cache);
-  open.stream = options.kl.empty();  // two models would each be promised the same memory
   Context ctx(thread_count(options.threads));
   open.tiles = &ctx;
   const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
@@ -184,11 +184,26 @@ int eval_task(const EvalOptions& options) {
   EvaluationOptions e;
   e.problems = options.problems, e.samples = options.samples, e.max_tokens = options.max_tokens;
   e.temperature = options.temperature, e.seed = options.seed;
+  e.cache_dtype = open.cache_dtype;
+  const int64_t positions = opened.model.config().max_position_embeddings;
+  const int64_t most = longest_answer(positions, opened.tokenizer, *opened.format, *task, e);
+  if (e.max_tokens > most) {
+    fail(
+        "--max-tokens: found {}, expected at most {}: the longest question takes {} of the "
+        "model's {} positions",
+        e.max_tokens, most, positions - most, positions);
+  }
   InterruptScope scope;
   const double begin = seconds_now();
   const EvaluationResult r =
       evaluate_task(ctx, opened.model, opened.tokenizer, *opened.format, *task, e, interrupted);
   check_interrupt();
+  if (r.not_finite > 0) {
+    throw Error(ExitCode::kDiverged,
+                fmt::format("{}: {} answers ended because the model's logits are not finite: the "
+                            "weights or the file are damaged (try `fathom show --check-finite`)",
+                            opened.model.checkpoint().path().string(), r.not_finite));
+  }
   if (options.json) {
     nlohmann::ordered_json j = {{"task", options.task},
                                 {"problems", r.problems},
@@ -261,6 +276,7 @@ int run_eval(const EvalOptions& options) {
   OpenOptions open;
   open.context_tokens = options.context_tokens;
   open.cache_dtype = parse_cache_dtype(options.cache);
+  open.stream = options.kl.empty();  // two models would each be promised the same memory
   const OpenedModel opened = open_model(resolve_model(options.model), open, options.output);
   const int64_t longest = opened.model.config().max_position_embeddings;
   const int64_t window =

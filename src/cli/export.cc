@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "cli/models.h"
-#include "train/quantize.h"
+#include "cli/quantize.h"
 
 namespace fathom {
 namespace {
@@ -31,8 +31,9 @@ int run_export(const ExportCommand& options) {
       {.mtp = !options.no_mtp, .name = std::filesystem::path(options.out).stem().string()});
   Context ctx(thread_count(0));
   const QuantizeMix& mix = find_mix(options.type);
-  write_gguf(ctx, source, options.out,
-             {.file_type = mix.file_type, .types = choose_types(source, mix, {})});
+  write_gguf_watched(ctx, source, options.out,
+                     {.file_type = mix.file_type, .types = choose_types(source, mix, {})},
+                     options.output);
   if (!options.output.quiet)
     note("{}: {}", options.out, bytes_text(std::filesystem::file_size(options.out)));
   return 0;

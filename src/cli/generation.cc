@@ -51,6 +51,19 @@ class TextStream {
   const std::function<void(const OutputPart&)>& on_part_;
 };
 
+// A request whose caller gives up must not run on in front of the next one.
+class Running {
+ public:
+  Running(Engine& engine, uint64_t id) : engine_(engine), id_(id) {}
+  ~Running() { engine_.cancel(id_); }  // of one that has ended: nothing
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  Engine& engine_;
+  uint64_t id_;
+};
+
 bool is_stop_token(const std::vector<int32_t>& stop_ids, int32_t token) {
   return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
 }
@@ -64,10 +77,11 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
   Generation result;
   result.prompt_tokens = std::ssize(request.prompt);
   if (result.prompt_tokens >= context) {
-    fail(
-        "prompt: {} tokens, expected less than the context of {} (use a larger --ctx; the model's "
-        "own is {})",
-        result.prompt_tokens, context, opened.model.config().max_position_embeddings);
+    const int64_t longest = opened.model.config().max_position_embeddings;
+    fail("prompt: {} tokens, expected less than the context of {} ({})", result.prompt_tokens,
+         context,
+         context < longest ? fmt::format("use a larger --ctx; the model's own is {}", longest)
+                           : "the model's own");
   }
   const ExpertCache* const cache = opened.model.expert_cache();
   const ExpertCacheStats read_before = cache != nullptr ? cache->stats() : ExpertCacheStats{};
@@ -79,6 +93,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
        .stop_ids = opened.stop_ids,
        .sampling = request.sampling,
        .opening = request.opening});
+  const Running running(engine, id);
   const double begin = seconds_now();
   // Prompt rows that are done: computed, or found in the cache.
   const auto done_rows = [&] {

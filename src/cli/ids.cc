@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -53,8 +54,10 @@ std::vector<int32_t> parse_ids(std::string_view text, const std::string& place) 
   if (begin != text.npos && text[begin] == '[') {
     const nlohmann::json list = parse_json(text, place);
     for (const auto& id : list) {
-      if (!id.is_number_integer() && !id.is_number_unsigned())
-        fail("{}: found {}, expected a list of token ids", place, describe(id));
+      // what is unsigned and too large for int64_t would become negative
+      const bool fits = id.is_number_integer() &&
+                        (!id.is_number_unsigned() || std::in_range<int64_t>(id.get<uint64_t>()));
+      if (!fits) fail("{}: found {}, expected a list of token ids", place, describe(id));
       ids.push_back(checked_id(id.get<int64_t>(), place));
     }
     return ids;

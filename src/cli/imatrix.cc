@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "cli/ids.h"
 #include "cli/interrupt.h"
 #include "cli/models.h"
@@ -33,6 +34,7 @@ void run_window(const OpenedModel& opened, Context& ctx, const std::vector<int32
 int run_imatrix(const ImatrixOptions& options) {
   if (!options.out.ends_with(".gguf"))
     fail("{}: expected a name that ends in .gguf", quoted(options.out));
+  expect_writable(options.out);
   const std::string text = read_text_file(options.text);
   OpenOptions open;
   open.context_tokens = options.context_tokens;

@@ -38,9 +38,7 @@ int run_logits(const LogitsOptions& options) {
               parse_precision(options.precision));
   const std::vector<int32_t> ids = read_ids(options.ids);
   if (ids.empty()) fail("{}: no token ids, expected at least one", options.ids);
-  if (std::filesystem::is_directory(options.out))
-    fail("{}: is a folder, expected a file", options.out);
-  { const AtomicFile probe(options.out); }  // what cannot be written is found out before the work
+  expect_writable(options.out);
   const Model model = Model::load(resolve_model(options.model));
   const auto tokens = static_cast<int64_t>(ids.size());
   const int64_t longest = model.config().max_position_embeddings;
@@ -48,6 +46,10 @@ int run_logits(const LogitsOptions& options) {
     fail("{}: {} token ids, expected at most {} (max_position_embeddings)", options.ids, tokens,
          longest);
   const int64_t vocab_size = model.config().vocab_size;
+  for (const int32_t id : ids) {
+    if (id >= vocab_size)
+      fail("{}: token id {}: expected less than {} (vocab_size)", options.ids, id, vocab_size);
+  }
   const uint64_t result_bytes =
       static_cast<uint64_t>(tokens) * static_cast<uint64_t>(vocab_size) * sizeof(float);
   const uint64_t available = available_memory().value_or(0);

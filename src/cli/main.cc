@@ -1,4 +1,5 @@
 // The program: the one place that turns exceptions into messages and exit codes.
+#include <filesystem>
 #include <new>
 
 #include "base/error.h"
@@ -19,6 +20,7 @@ int report(ExitCode code, std::string_view text) {
 
 int main(int argc, char** argv) {
   using namespace fathom;
+  keep_streams_closed();
   try {
     install_signal_handlers();
     return run_command(argc, argv);
@@ -28,6 +30,10 @@ int main(int argc, char** argv) {
     return 0;  // whoever read has read enough
   } catch (const Interrupted&) {
     return 130;
+  } catch (const std::filesystem::filesystem_error& error) {
+    const bool full = error.code() == std::errc::no_space_on_device;
+    return report(full ? ExitCode::kNoResources : ExitCode::kBadInput,
+                  fmt::format("{}: {}", error.path1().string(), error.code().message()));
   } catch (const std::bad_alloc&) {
     return report(ExitCode::kNoResources, "out of memory");
   } catch (const std::exception& error) {

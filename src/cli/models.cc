@@ -271,7 +271,8 @@ fs::path resolve_model(const std::string& wanted) {
   const std::vector<fs::path> models = find_models();
   if (!name.empty()) {
     std::error_code error;
-    if (fs::exists(name, error)) return name;
+    // what may not be looked at (error) is there: opening it says why not
+    if (fs::exists(name, error) || error) return name;
     for (const fs::path& model : models) {
       if (model.filename() == name || model.stem() == name) return model;
     }

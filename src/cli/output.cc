@@ -1,5 +1,6 @@
 #include "cli/output.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -26,6 +27,14 @@ int write_all(int fd, std::string_view bytes) {
 }
 
 }  // namespace
+
+void keep_streams_closed() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    // open() takes the lowest number that is free; the wrong direction makes each use fail
+    if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
+      (void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+  }
+}
 
 void write_stdout(std::string_view bytes) {
   const int error = write_all(STDOUT_FILENO, bytes);

@@ -24,6 +24,11 @@ struct OutputOptions {
   bool no_color = false;  // also the environment variable NO_COLOR
 };
 
+// Occupies those of the descriptors 0, 1 and 2 that the caller has closed: or the next file opened,
+// a model or a run's lock, would be stdout. Reading and writing them fails as before. Call once,
+// before any file is opened.
+void keep_streams_closed();
+
 // All of `bytes`, at once (no buffer: an answer is seen token by token).
 void write_stdout(std::string_view bytes);
 void write_stderr(std::string_view bytes);

@@ -122,6 +122,18 @@ void note_unweighted(const std::vector<StoredTensor>& tensors) {
 
 }  // namespace
 
+std::vector<StoredTensor> write_gguf_watched(Context& ctx, const GgufSource& source,
+                                             const std::string& out, QuantizeOptions quantize,
+                                             const OutputOptions& output) {
+  InterruptScope scope;
+  Progress bar(output, "writing", Progress::Unit::kBytes, quantized_bytes(source, quantize.types));
+  quantize.progress = [&](uint64_t bytes) {
+    bar.at(bytes);
+    check_interrupt();
+  };
+  return write_gguf(ctx, source, out, quantize);
+}
+
 int run_quantize(const QuantizeCommand& options) {
   const QuantizeMix& mix = find_mix(options.type);
   std::vector<TypeOverride> overrides;
@@ -143,17 +155,8 @@ int run_quantize(const QuantizeCommand& options) {
   }
   Context ctx(thread_count(options.threads));
   const double begin = seconds_now();
-  std::vector<StoredTensor> tensors;
-  {
-    InterruptScope scope;
-    Progress bar(options.output, "quantising", Progress::Unit::kBytes,
-                 quantized_bytes(source, quantize.types));
-    quantize.progress = [&](uint64_t bytes) {
-      bar.at(bytes);
-      check_interrupt();
-    };
-    tensors = write_gguf(ctx, source, options.out, quantize);
-  }
+  const std::vector<StoredTensor> tensors =
+      write_gguf_watched(ctx, source, options.out, quantize, options.output);
   const Lines lines = lines_of(tensors, source.main_layers());
   Line all;
   for (const StoredTensor& t : tensors) all.add(t);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/output.h"
+#include "train/quantize.h"
 
 namespace fathom {
 
@@ -18,6 +19,11 @@ struct QuantizeCommand {
   int threads = 0;
   bool no_mtp = false, overwrite = false, json = false;
 };
+
+// write_gguf() with a bar; Ctrl-C ends it, and nothing is left of the file.
+std::vector<StoredTensor> write_gguf_watched(Context& ctx, const GgufSource& source,
+                                             const std::string& out, QuantizeOptions quantize,
+                                             const OutputOptions& output);
 
 int run_quantize(const QuantizeCommand& options);
 

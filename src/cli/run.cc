@@ -73,8 +73,6 @@ EngineOptions engine_options(const RunOptions& options, const OpenedModel& opene
 
 // Rows of another build may be other bits: the program's own file names it.
 PrefixStoreOptions store_options(const RunOptions& options, const Model& model) {
-  if (!(options.prefix_gib >= 0 && options.prefix_gib <= 1e6))
-    fail("--prefix-gib: found {}, expected 0 to 1000000", options.prefix_gib);
   const FileDigest program = digest_file("/proc/self/exe");
   return {options.prefix_folder,
           static_cast<uint64_t>(options.prefix_gib * static_cast<double>(uint64_t{1} << 30)),
@@ -316,6 +314,8 @@ Session::Session(const RunOptions& options_, const std::filesystem::path& path)
   // model.
   if (!options.raw && !opened.format && !opened.tokenizer.chat_template_source().empty())
     detect_chat_format(opened.tokenizer);
+  if (!options.system.empty() && (options.raw || !opened.format))
+    fail("--system: this model has no chat format for it (--raw or a base model)");
   if (!options.prefix_folder.empty()) {
     store.emplace(store_options(options, opened.model), ctx, engine.options().form,
                   engine.cache().view());
@@ -374,9 +374,9 @@ std::optional<ThinkingMarks> session_marks(const Session& session) {
 int run_run(const RunOptions& options) {
   const ModelAndPrompt wanted = split_words(options);
   if (options.context_tokens < 0)
-    fail("--ctx: found {}, expected 1 or more", options.context_tokens);
+    fail("--ctx: found {}, expected 0 or more", options.context_tokens);
   if (options.max_tokens < 0)
-    fail("--max-tokens: found {}, expected 1 or more", options.max_tokens);
+    fail("--max-tokens: found {}, expected 0 or more", options.max_tokens);
   const bool chat = !wanted.prompt && options.file.empty() && is_terminal(STDIN_FILENO) &&
                     is_terminal(STDOUT_FILENO) && !options.json;
   if (!options.check.empty() && (chat || options.json))

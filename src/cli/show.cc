@@ -136,9 +136,12 @@ void print_config(const Inspected& seen) {
   }
   out("  hidden size    {}\n", c.hidden_size);
   out("  context        {} tokens\n", c.max_position_embeddings);
-  out("  cache          {} per token in f32, {} in bf16\n",
-      bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kF32))),
-      bytes_text(static_cast<uint64_t>(cache_bytes(seen, DType::kBF16))));
+  const auto cache = [&](DType dtype) {
+    return bytes_text(static_cast<uint64_t>(cache_bytes(seen, dtype)));
+  };
+  out("  cache          {} per token in f32, {} in bf16{}\n", cache(DType::kF32),
+      cache(DType::kBF16),
+      takes_cache_dtype(c, DType::kI8) ? fmt::format(", {} in int8", cache(DType::kI8)) : "");
 }
 
 void print_for_people(const Inspected& seen, const ShowOptions& options) {

@@ -159,6 +159,13 @@ int run_train(const TrainOptions& options) {
         "pretrain`)",
         options.recipe);
   }
+  // a name is one folder below runs/, never a way out of it
+  if (options.folder.empty() &&
+      (recipe.name.empty() || recipe.name.find('/') != std::string::npos || recipe.name == "." ||
+       recipe.name == "..")) {
+    fail("{}: name: found {}, expected the name of a folder below runs/ (or -o FOLDER)",
+         options.recipe, quoted(recipe.name));
+  }
   TrainingOptions run;
   run.folder = options.folder.empty() ? std::filesystem::path("runs") / recipe.name
                                       : std::filesystem::path(options.folder);

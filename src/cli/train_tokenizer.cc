@@ -38,9 +38,7 @@ TrainedBpe learn(const TrainTokenizerOptions& options, const BpeTrainer& trainer
 }
 
 void write_files(const fs::path& folder, const TrainedBpe& trained) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) fail("{}: cannot make this folder: {}", folder.string(), error.message());
+  make_folders(folder);
   write_file_atomically(folder / "tokenizer_config.json", tokenizer_config_json());
   write_file_atomically(folder / "tokenizer.json", tokenizer_json(trained));
 }

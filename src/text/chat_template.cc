@@ -244,6 +244,22 @@ std::string_view role_name(ChatMessage::Role role) {
   return {};
 }
 
+ChatMessage read_message(const JsonObject& object) {
+  ChatMessage message;
+  const std::string role = object.string("role");
+  const Role roles[] = {Role::kSystem, Role::kUser, Role::kAssistant};
+  const auto* const found = std::find_if(std::begin(roles), std::end(roles),
+                                         [&](Role known) { return role_name(known) == role; });
+  if (found == std::end(roles))
+    fail("{}: role: found {}, expected system, user or assistant", object.place(), quoted(role));
+  message.role = *found;
+  message.content = object.string("content");
+  message.reasoning = object.optional_string("reasoning_content")
+                          .value_or(object.optional_string("reasoning").value_or(""));
+  if (object.has("tool_calls")) fail("{}: tool_calls: found, expected none", object.place());
+  return message;
+}
+
 std::vector<PromptPiece> render_chat(ChatFormat format, std::span<const ChatMessage> messages,
                                      const ChatOptions& options) {
   const Rules& rules = rules_of(format);

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "formats/json.h"
 #include "text/tokenizer.h"
 
 namespace fathom {
@@ -44,6 +45,11 @@ struct ChatMessage {
   std::vector<ToolCall> tool_calls;  // assistant
 };
 std::string_view role_name(ChatMessage::Role role);  // "system", "user", "assistant", "tool"
+
+// {"role": "system" | "user" | "assistant", "content": "...", "reasoning_content"?: "..."}, as
+// DeepSeek's API has it; the thought may also be called "reasoning". Throws naming place and field,
+// for tool calls too: they would be lost.
+ChatMessage read_message(const JsonObject& object);
 
 struct ChatOptions {
   bool add_generation_prompt = true;

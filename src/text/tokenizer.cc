@@ -541,7 +541,8 @@ Tokenizer Tokenizer::from_checkpoint(const Checkpoint& checkpoint) {
   const std::filesystem::path folder =
       is_file ? checkpoint.path().parent_path() : checkpoint.path();
   const auto text = checkpoint.side_file("tokenizer.json", limits.tokenizer_file_bytes);
-  if (!text) fail("{}: no tokenizer.json", folder.string());
+  if (!text)
+    fail("{}: no tokenizer.json{}", checkpoint.path().string(), is_file ? " beside it" : "");
   const auto config = checkpoint.side_file("tokenizer_config.json", limits.config_file_bytes);
   Tokenizer tokenizer = from_json(*text, (folder / "tokenizer.json").string(), config);
   if (tokenizer.impl_->chat_template.empty()) {

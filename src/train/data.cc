@@ -108,19 +108,7 @@ std::vector<ChatMessage> read_conversation(const JsonObject& object) {
   std::vector<ChatMessage> messages;
   for (size_t i = 0; i < list.size(); ++i) {
     const JsonObject m(list[i], fmt::format("{}: messages[{}]", place, i));
-    const std::string role = m.string("role");
-    ChatMessage& message = messages.emplace_back();
-    if (role == "system") {
-      message.role = ChatMessage::Role::kSystem;
-    } else if (role == "user") {
-      message.role = ChatMessage::Role::kUser;
-    } else if (role == "assistant") {
-      message.role = ChatMessage::Role::kAssistant;
-    } else {
-      fail("{}: role: found {}, expected system, user or assistant", m.place(), quoted(role));
-    }
-    message.content = m.string("content");
-    message.reasoning = m.optional_string("reasoning_content").value_or("");
+    messages.push_back(read_message(m));
   }
   if (messages.back().role != ChatMessage::Role::kAssistant) {
     fail("{}: messages: the last one is not the assistant's, expected an answer to learn", place);

@@ -13,6 +13,24 @@ namespace {
 
 constexpr int64_t kMostSequences = 256;
 
+struct Questions {
+  std::vector<Problem> problems;
+  std::vector<std::vector<int32_t>> prompts;
+  int64_t longest = 0;  // prompt, in tokens
+};
+
+Questions ask(const Tokenizer& tokenizer, ChatFormat format, const Task& task,
+              const EvaluationOptions& o) {
+  Questions q;
+  for (int64_t i = 0; i < o.problems; ++i) {
+    q.problems.push_back(task.problem(o.seed, static_cast<uint64_t>(i), o.split));
+    const ChatMessage user{ChatMessage::Role::kUser, q.problems.back().question, {}, {}};
+    q.prompts.push_back(encode_chat(tokenizer, format, {&user, 1}, {}));
+    q.longest = std::max(q.longest, std::ssize(q.prompts.back()));
+  }
+  return q;
+}
+
 struct Answer {
   size_t problem = 0;
   int64_t sample = 0;  // 0 = greedy, 1 .. samples
@@ -28,28 +46,27 @@ std::string score_text(const EvaluationResult& r) {
     text += fmt::format(", pass@1 {:.1f} ± {:.1f} %", 100 * r.pass_1, 100 * r.pass_1_error);
   if (r.pass_k.size() > 1)
     text += fmt::format(", pass@{} {:.1f} %", r.pass_k.back().first, 100 * r.pass_k.back().second);
-  return text +
-         fmt::format("; {:.0f} tokens an answer, {:.1f} % cut", r.mean_tokens, 100 * r.truncated);
+  text += fmt::format("; {:.0f} tokens an answer, {:.1f} % cut", r.mean_tokens, 100 * r.truncated);
+  if (r.not_finite > 0)
+    text += fmt::format("; {} answers ended by logits that are not finite", r.not_finite);
+  return text;
+}
+
+int64_t longest_answer(int64_t context_tokens, const Tokenizer& tokenizer, ChatFormat format,
+                       const Task& task, const EvaluationOptions& options) {
+  return context_tokens - ask(tokenizer, format, task, options).longest;
 }
 
 EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer,
                                ChatFormat format, const Task& task, const EvaluationOptions& o,
                                const std::function<bool()>& stop) {
-  std::vector<Problem> problems;
-  std::vector<std::vector<int32_t>> prompts;
-  int64_t longest = 0;
-  for (int64_t i = 0; i < o.problems; ++i) {
-    problems.push_back(task.problem(o.seed, static_cast<uint64_t>(i), o.split));
-    const ChatMessage user{ChatMessage::Role::kUser, problems.back().question, {}, {}};
-    prompts.push_back(encode_chat(tokenizer, format, {&user, 1}, {}));
-    longest = std::max(longest, static_cast<int64_t>(prompts.back().size()));
-  }
+  const auto [problems, prompts, longest] = ask(tokenizer, format, task, o);
   EngineOptions engine_options;
   engine_options.context_tokens = longest + o.max_tokens;
   engine_options.max_sequences = std::min(kMostSequences, o.problems * (o.samples + 1));
   engine_options.cache_tokens = engine_options.max_sequences * engine_options.context_tokens;
   engine_options.prefill_chunk = 2048;
-  engine_options.cache_dtype = default_cache_dtype(model);
+  engine_options.cache_dtype = o.cache_dtype.value_or(default_cache_dtype(model));
   Engine engine(model, ctx, engine_options);
 
   std::map<uint64_t, Answer> answers;
@@ -94,6 +111,7 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
     ++finished[answer.problem];
     total_tokens += static_cast<int64_t>(answer.tokens.size());
     cut += answer.finish == FinishReason::kLength ? 1 : 0;
+    r.not_finite += answer.finish == FinishReason::kNumericalError ? 1 : 0;
     if (answer.sample > 0) {
       right[answer.problem] += verdict.correct() ? 1 : 0;
     } else {

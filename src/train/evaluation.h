@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +22,7 @@ struct EvaluationOptions {
   int64_t samples = 0;  // per problem beside the greedy answer; 0 = greedy only
   double temperature = 1;
   int64_t max_tokens = 256;
+  std::optional<DType> cache_dtype;  // of the engine's cache; absent: the model's default
   uint64_t seed = 0;
   Split split = Split::kTest;
   int64_t examples = 3;  // answers to keep
@@ -39,13 +41,20 @@ struct EvaluationResult {
   std::vector<std::pair<int64_t, double>> pass_k;  // k = 1, 2, 4, ... up to samples
   double mean_tokens = 0;                          // of an answer
   double truncated = 0;                            // share of answers cut by max_tokens
-  std::vector<AnsweredProblem> examples;           // greedy ones
+  int64_t not_finite = 0;  // answers that ended because the model's logits were not finite
+  std::vector<AnsweredProblem> examples;  // greedy ones
 };
 
 // "13.5 % solved greedily, pass@1 22.8 ± 1.2 %, pass@16 84.5 %; 87 tokens an answer, 0.0 % cut"
+// and what ended because logits were not finite.
 std::string score_text(const EvaluationResult& result);
 
-// Throws if prompt and max_tokens exceed the model's context. `stop` is asked between engine steps;
+// The most tokens an answer can have behind the longest of these questions, in a context of
+// `context_tokens`; below 1 if that question alone fills it.
+int64_t longest_answer(int64_t context_tokens, const Tokenizer& tokenizer, ChatFormat format,
+                       const Task& task, const EvaluationOptions& options);
+
+// Throws if max_tokens exceeds longest_answer() of the model's context. `stop` is asked between engine steps;
 // true ends with what is there (problems then counts only the finished).
 EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer& tokenizer,
                                ChatFormat format, const Task& task,

@@ -42,7 +42,8 @@ bool ImportanceRecorder::Sums::seen() const {
   return std::any_of(rows.begin(), rows.end(), [](int64_t n) { return n > 0; });
 }
 
-ImportanceRecorder::ImportanceRecorder(Context& ctx, const Model& model) : ctx_(ctx) {
+ImportanceRecorder::ImportanceRecorder(Context& ctx, const Model& model)
+    : ctx_(ctx), model_(model.checkpoint().path().string()) {
   for (const GgufTensor& t : gguf_tensors(model, model.has_mtp())) {
     // A tied head is the embedding under that name; only the head multiplies.
     if (!t.is_matrix()) continue;
@@ -93,8 +94,17 @@ void ImportanceRecorder::write(const std::filesystem::path& out, const std::stri
   writer.key("imatrix.chunk_size", static_cast<uint32_t>(window_tokens));
   for (const auto& [name, sums] : sums_) {
     if (!sums.seen()) continue;
-    put_floats(writer, name + std::string(kSquares), {sums.parts, sums.cols},
-               {sums.squares.begin(), sums.squares.end()});
+    std::vector<float> squares(sums.squares.begin(), sums.squares.end());
+    const auto bad =
+        std::find_if(squares.begin(), squares.end(), [](float x) { return !std::isfinite(x); });
+    if (bad != squares.end()) {
+      throw Error(ExitCode::kDiverged,
+                  fmt::format("{}: what goes into {}: column {}: sum of squares {}, expected a "
+                              "finite one (the weights or the file are damaged; try `fathom show "
+                              "--check-finite`)",
+                              model_, quoted(name), (bad - squares.begin()) % sums.cols, *bad));
+    }
+    put_floats(writer, name + std::string(kSquares), {sums.parts, sums.cols}, std::move(squares));
     std::vector<float> rows;
     for (const int64_t n : sums.rows) rows.push_back(static_cast<float>(n));
     put_floats(writer, name + std::string(kCounts), {sums.parts, 1}, std::move(rows));

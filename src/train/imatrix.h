@@ -28,7 +28,8 @@ class ImportanceRecorder {
   // Tensors that have seen at least one row, and parts (experts) of those that have seen none.
   int64_t tensors() const;
   int64_t unseen_parts() const;
-  // dataset: name of the text. windows of window_tokens were run. Throws Error.
+  // dataset: name of the text. windows of window_tokens were run. Throws Error, with kDiverged if a
+  // sum is not finite.
   void write(const std::filesystem::path& out, const std::string& dataset, int64_t windows,
              int64_t window_tokens) const;
 
@@ -42,6 +43,7 @@ class ImportanceRecorder {
   void add(const WeightView& weight, ConstRows x);
 
   Context& ctx_;
+  const std::string model_;                                      // its path, for messages
   std::map<std::string, Sums> sums_;                             // by GGUF name
   std::map<const std::byte*, std::pair<Sums*, int64_t>> place_;  // of a weight's data
 };

@@ -37,6 +37,12 @@ std::string_view kind_of(const toml::node& node) {
   }
 }
 
+// File and line. merge() copies values, and a copy has no place in a file.
+std::string place_of(const toml::node& node, const std::string& file) {
+  const auto line = node.source().begin.line;
+  return line == 0 ? "command line" : fmt::format("{}:{}", file, line);
+}
+
 // Edit distance, for "did you mean".
 size_t distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
@@ -249,16 +255,11 @@ class Section {
   template <class Found>
   [[noreturn]] void refuse(const toml::node* node, std::string_view key, const Found& found,
                            std::string_view expected) const {
-    const std::string where = node == nullptr ? place_
-                              : from_command_line(*node)
-                                  ? "command line"
-                                  : fmt::format("{}:{}", place_, node->source().begin.line);
+    const std::string where = node == nullptr ? place_ : place_of(*node, place_);
     fail("{}: {}: found {}, expected {}", where, full(key), found, expected);
   }
 
  private:
-  // merge() copies values, and a copy has no place in a file.
-  static bool from_command_line(const toml::node& node) { return node.source().begin.line == 0; }
   void expect_task(const toml::node& node, std::string_view key, const std::string& task) const {
     if (std::find(task_names().begin(), task_names().end(), task) != task_names().end()) return;
     refuse(node, key, fmt::format("{}", quoted(task)),
@@ -456,8 +457,7 @@ Recipe read(const toml::table& root, const std::string& place) {
   const auto table = [&](const char* name) -> const toml::table* {
     const toml::node* node = root.get(name);
     if (node != nullptr && !node->is_table())
-      fail("{}:{}: {}: found {}, expected a table", place, node->source().begin.line, name,
-           kind_of(*node));
+      fail("{}: {}: found {}, expected a table", place_of(*node, place), name, kind_of(*node));
     return node == nullptr ? nullptr : node->as_table();
   };
   Section top(&root, "", place, r.text);

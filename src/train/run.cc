@@ -152,6 +152,7 @@ class Run {
            tokenizer_.vocab_size(), config.vocab_size);
     }
     expect_device_groups(recipe, config);
+    expect_room_for_answers(config);
     plan_memory(config);
     TrainerOptions trainer_options;
     trainer_options.optimizer = recipe.optimizer;
@@ -204,7 +205,7 @@ class Run {
                         done, skipped));
       }
       const bool last = done == steps();
-      const bool best = is_due(recipe_.evaluation.every, done) && evaluate(done, last);
+      const bool best = is_due(recipe_.evaluation.every, done) && evaluate_or_save(done, last);
       if (best || is_due(recipe_.checkpoint.every, done)) save(done);
     }
     write_result(step);
@@ -215,6 +216,34 @@ class Run {
   int64_t steps() const { return recipe_.train.steps(); }
   bool is_due(int64_t every, int64_t done) const {
     return done == steps() || (every > 0 && done % every == 0);
+  }
+
+  EvaluationOptions evaluation_options(Split split) const {
+    EvaluationOptions options;
+    options.problems = recipe_.evaluation.problems;
+    options.samples = recipe_.evaluation.samples;
+    options.temperature = recipe_.evaluation.temperature;
+    options.max_tokens = recipe_.evaluation.max_tokens;
+    options.split = split;
+    return options;
+  }
+
+  // What the evaluation will ask is asked for now, not after the last step.
+  void expect_room_for_answers(const ModelConfig& config) const {
+    if (recipe_.evaluation.task.empty()) return;
+    const auto task = make_task(recipe_.evaluation.task);
+    const ChatFormat format = detect_chat_format(tokenizer_);
+    for (const Split split : {Split::kValidation, Split::kTest}) {
+      const int64_t most = longest_answer(config.max_position_embeddings, tokenizer_, format, *task,
+                                          evaluation_options(split));
+      if (recipe_.evaluation.max_tokens > most) {
+        fail(
+            "{}: evaluation.max_tokens: found {}, expected at most {}: the longest question takes "
+            "{} of the model's {} positions",
+            recipe_.name, recipe_.evaluation.max_tokens, most,
+            config.max_position_embeddings - most, config.max_position_embeddings);
+      }
+    }
   }
 
   void plan_memory(const ModelConfig& config) {
@@ -379,6 +408,16 @@ class Run {
     return report.skipped;
   }
 
+  // An evaluation that fails (for memory, say) must not cost the steps before it.
+  bool evaluate_or_save(int64_t step, bool last) {
+    try {
+      return evaluate(step, last);
+    } catch (...) {
+      save(step);
+      throw;
+    }
+  }
+
   // True if this is the best so far: by the task's score if there is one, else by the validation
   // loss. The last evaluation is on the test problems and chooses nothing.
   bool evaluate(int64_t step, bool last) {
@@ -398,7 +437,9 @@ class Run {
       show_sample(step);
     }
     metrics_->write(m);
-    if (last || !std::isfinite(score) || (best_step_ && score <= best_score_)) return false;
+    // cut short by a wish to stop: a score of other problems than those of its rivals
+    const bool cut = !m.tasks.empty() && m.tasks[0].problems < recipe_.evaluation.problems;
+    if (last || cut || !std::isfinite(score) || (best_step_ && score <= best_score_)) return false;
     best_step_ = step;
     best_score_ = score;
     return true;
@@ -430,12 +471,7 @@ class Run {
 
   TaskScore score_task(int64_t step, bool last) {
     const auto task = make_task(recipe_.evaluation.task);
-    EvaluationOptions options;
-    options.problems = recipe_.evaluation.problems;
-    options.samples = recipe_.evaluation.samples;
-    options.temperature = recipe_.evaluation.temperature;
-    options.max_tokens = recipe_.evaluation.max_tokens;
-    options.split = last ? Split::kTest : Split::kValidation;
+    const EvaluationOptions options = evaluation_options(last ? Split::kTest : Split::kValidation);
     const EvaluationResult r =
         evaluate_task(ctx_, trainer_->model(), tokenizer_, detect_chat_format(tokenizer_), *task,
                       options, [this] { return observer_.stop_requested(); });

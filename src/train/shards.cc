@@ -165,9 +165,7 @@ class ShardDocuments : public DocumentSource {
 
 ShardWriter::ShardWriter(const fs::path& folder, uint64_t tokenizer, int64_t tokens_per_file)
     : folder_(folder), tokenizer_(tokenizer), tokens_per_file_(tokens_per_file) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) fail_resource("{}: cannot be created: {}", folder.string(), error.message());
+  make_folders(folder);
   if (fs::exists(folder / kManifest))
     fail("{}: holds token shards already, expected a new folder", folder.string());
 }

@@ -293,7 +293,7 @@ uint64_t checkpoint_bytes(const ParameterTable& table, bool f32) {
 
 void write_model_folder(const fs::path& folder, const TrainState& s) {
   expect_finite(s);
-  fs::create_directories(folder);
+  make_folders(folder);
   write_files(folder, s);
 }
 

@@ -197,6 +197,21 @@ TEST(AtomicFile, EveryFailureBeginsWithThePathAndLeavesNothing) {
   EXPECT_EQ(files_in(dir.path()), 1);
 }
 
+TEST(File, WhatCannotBeWrittenIsSaidBefore) {
+  const TempDir dir;
+  expect_writable(dir / "new");
+  expect_writable(dir.write("old", "x"));
+  EXPECT_EQ(files_in(dir.path()), 1);
+  EXPECT_EQ(read_file(dir / "old", 10), "x");
+  EXPECT_EQ(error_of([&] { expect_writable(dir.path()); }),
+            dir.string() + ": is a folder, expected a file");
+  EXPECT_EQ(error_of([&] { expect_writable(dir / "no/x"); }),
+            (dir / "no/x").string() + ": cannot create: No such file or directory");
+  const Unprivileged nobody;
+  EXPECT_EQ(error_of([&] { expect_writable(dir / "new"); }),
+            (dir / "new").string() + ": cannot create: Permission denied");
+}
+
 TEST(FolderLock, IsOneOwnersUntilItIsGone) {
   const TempDir dir;
   const std::filesystem::path folder = dir / "a/b";
@@ -210,6 +225,13 @@ TEST(FolderLock, IsOneOwnersUntilItIsGone) {
   std::filesystem::remove(folder / "lock");
   std::filesystem::create_directory(folder / "lock");
   EXPECT_TRUE(taken().starts_with((folder / "lock").string() + ": cannot open: "));
+  const std::string below_file = dir.write("file", "x") / "a";
+  EXPECT_EQ(error_of([&] { FolderLock(below_file, "nobody"); }),
+            below_file + ": cannot make this folder: Not a directory");
+  const Unprivileged nobody;
+  const std::string forbidden = dir / "b";
+  EXPECT_EQ(error_of([&] { FolderLock(forbidden, "nobody"); }),
+            forbidden + ": cannot make this folder: Permission denied");
 }
 
 TEST(AtomicFile, AWriteThatTheSystemRefusesKeepsTheOldFile) {

@@ -5,8 +5,11 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/file.h"
+#include "formats/safetensors.h"
 #include "tests/base/test_files.h"
 #include "tests/cli/subprocess.h"
+#include "text/character_tokenizer.h"
 
 namespace fathom {
 namespace {
@@ -81,6 +84,45 @@ TEST(Cli, WrongUsageExitsWithTwoAndNamesTheHelp) {
   expect_error(run_fathom({"run", kTinyModel, "x", "--threads", "-3"}), 2, "threads");
   expect_error(run_fathom({"run", kTinyModel, "one", "two"}), 2, "quotes");
   expect_error(run_fathom({"eval", kTinyModel}), 2, "--perplexity");
+}
+
+// Not what strtoull makes of -1, 010 or more digits than it holds, nor a NaN that no range refuses.
+TEST(Cli, NumbersAreDecimalWholeAndFinite) {
+  const auto refused = [](std::vector<std::string> flag, const std::string& words) {
+    flag.insert(flag.begin(), {"run", kTinyModel, "abc"});
+    expect_error(run_fathom(flag), 2, words);
+  };
+  refused({"--seed", "-1"}, "--seed: found '-1', expected a whole number from 0");
+  refused({"--seed", "18446744073709551616"}, "--seed: found '18446744073709551616'");
+  refused({"-n", "0x10"}, "--max-tokens: found '0x10', expected a whole number");
+  refused({"-c", "9223372036854775808"}, "--ctx: found '9223372036854775808'");
+  refused({"--temp", "nan"}, "--temp: found 'nan', expected a finite number");
+  refused({"--temp", "1e400"}, "--temp: found '1e400'");
+  refused({"--memory", "nan"}, "--memory: found 'nan'");
+  refused({"-n", "-1"}, "--max-tokens: found -1, expected 0 or more");
+  expect_error(run_fathom({"bench", kTinyModel, "--batch", "1,x"}), 2, "--batch: found 'x'");
+  const Finished ten = run_fathom({"run", kTinyModel, "abc", "-n", "010", "--json", "-q"});
+  EXPECT_EQ(json_lines(ten.out).at(0)["tokens"], 10) << ten.out;
+  const std::string most = "18446744073709551615";
+  const Finished seed = run_fathom({"run", kTinyModel, "abc", "-n", "1", "--json", "--seed", most});
+  EXPECT_EQ(json_lines(seed.out).at(0)["seed"].dump(), most);
+}
+
+TEST(Cli, WhatWouldBeIgnoredIsRefused) {
+  const TempDir folder;
+  const std::string file = folder.write("text", "abc");
+  expect_error(run_fathom({"run", kTinyModel, "abc", "--system", "Be brief."}), 2,
+               "--system: this model has no chat format for it");
+  expect_error(run_fathom({"run", kBundled, "abc", "--raw", "--system", "Be brief."}), 2,
+               "--system: ");
+  expect_error(run_fathom({"run", kBundled, "abc", "--tries", "3"}), 2, "--tries requires --check");
+  const auto tokenize = [](std::vector<std::string> more) {
+    more.insert(more.begin(), {"tokenize", kTinyModel});
+    return run_fathom(more);
+  };
+  expect_error(tokenize({"abc", "-f", file}), 2, "TEXT excludes --file");
+  expect_error(tokenize({"abc", "--decode", "1"}), 2, "TEXT excludes --decode");
+  expect_error(tokenize({"abc", "--lines"}), 2, "TEXT excludes --lines");
 }
 
 TEST(Cli, AnAnswerIsAllThatStdoutHolds) {
@@ -197,7 +239,7 @@ TEST(Cli, APromptComputedOnceIsFoundByTheNextStart) {
   expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache, "--prefix-gib", "-1"}), 2,
                "--prefix-gib: Value -1 not in range");
   expect_error(run_fathom({"run", kBundled, "x", "--prefix-dir", cache, "--prefix-gib", "nan"}), 2,
-               "--prefix-gib: found nan");
+               "--prefix-gib: found 'nan', expected a finite number");
   expect_error(run_fathom({"run", kBundled, "x", "--prefix-gib", "1"}), 2,
                "--prefix-gib requires --prefix-dir");
   fs::permissions(cache, fs::perms::all);
@@ -304,6 +346,33 @@ TEST(Cli, AClosedPipeEndsQuietly) {
   EXPECT_FALSE(has(run.err, "rror: ")) << run.err;
 }
 
+TEST(Cli, WhatMayNotBeLookedAtIsNoBugOfOurs) {
+  const TempDir folder;
+  const std::string ids = folder.write("ids", "1 2"), text = folder.write("text", "abc");
+  const fs::path closed = folder / "closed";
+  fs::create_directory(closed);
+  fs::copy_file(kTinyModel, closed / "model.gguf");
+  fs::permissions(folder.path(), fs::perms::all);
+  fs::permissions(closed, fs::perms::none);
+  const auto as_nobody = [](const std::vector<std::string>& arguments) {
+    const Unprivileged nobody;
+    return run_fathom(arguments);
+  };
+  const auto denied = [&](const std::vector<std::string>& arguments, const fs::path& subject) {
+    const Finished run = as_nobody(arguments);
+    expect_error(run, 2, subject.string() + ": ");
+    EXPECT_TRUE(has(run.err, "Permission denied")) << run.err;
+  };
+  const fs::path inside = closed / "x.gguf";
+  denied({"run", closed / "model.gguf", "abc"}, closed / "model.gguf");
+  denied({"logits", kTinyModel, "--ids", ids, "-o", closed / "x"}, closed / "x");
+  denied({"imatrix", kTinyModel, "--text", text, "-o", inside}, inside);
+  denied({"bench", kTinyModel, "-o", closed / "x.svg"}, closed / "x.svg");
+  denied({"prepare", text, "-o", closed / "x"}, closed / "x");
+  denied({"train-tokenizer", text, "--vocab", "300", "-o", closed / "x"}, closed / "x");
+  fs::permissions(closed, fs::perms::owner_all);
+}
+
 TEST(Cli, AFullDiskIsAnError) {
   if (!fs::exists("/dev/full")) GTEST_SKIP();
   const pid_t pid = fork();
@@ -342,6 +411,50 @@ TEST(Cli, ControlCEndsAnAnswerWith130AndKeepsWhatWasSaid) {
   EXPECT_EQ(run.code, 130);
   EXPECT_GT(run.out.size(), 4080u);
   EXPECT_TRUE(has(run.err, "interrupted")) << run.err;
+}
+
+// The folder of a model with 51 MB of embedding and head, so that writing it takes a while.
+fs::path wide_folder(const TempDir& folder) {
+  const fs::path golden = fs::path(FATHOM_SOURCE_DIR) / "tests/golden/models/qwen2";
+  constexpr int64_t kVocab = 100000, kHidden = 64;
+  json config = json::parse(read_file(golden / "config.json", 1 << 20));
+  config["vocab_size"] = kVocab;
+  const Safetensors model = Safetensors::open(golden / "model.safetensors");
+  const std::vector<float> wide(kVocab * kHidden, 0.5f);
+  std::vector<TensorToWrite> tensors;
+  for (const TensorInfo& t : model.tensors()) {
+    if (t.name == "model.embed_tokens.weight" || t.name == "lm_head.weight")
+      tensors.push_back({t.name, DType::kF32, {kVocab, kHidden}, std::as_bytes(std::span(wide))});
+    else
+      tensors.push_back({t.name, t.dtype, t.shape, {t.data, t.bytes}});
+  }
+  write_safetensors(folder / "model.safetensors", tensors);
+  folder.write("config.json", config.dump());
+  folder.write("tokenizer.json", character_tokenizer_json());
+  folder.write("tokenizer_config.json", character_tokenizer_config_json());
+  return folder.path();
+}
+
+TEST(Cli, ControlCLeavesNothingOfAFileHalfWritten) {
+  signal(SIGPIPE, SIG_IGN);
+  const TempDir model, folder;
+  wide_folder(model);
+  const std::string out = folder / "out.gguf";
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"export", model.string(), out, "--type", "q8_0"},
+        std::vector<std::string>{"quantize", model.string(), out, "--overwrite"}}) {
+    int code = 0;
+    for (int tries = 0; tries < 20 && code != 130; ++tries) {  // it may be done before the signal
+      Child child(command);
+      const fs::path half = out + ".tmp" + std::to_string(child.pid());
+      for (int i = 0; i < 20000 && !fs::exists(half); ++i)
+        std::this_thread::sleep_for(std::chrono::microseconds(500));
+      kill(child.pid(), SIGINT);
+      code = child.finish().code;
+      EXPECT_FALSE(fs::exists(half)) << command[0];
+    }
+    EXPECT_EQ(code, 130) << command[0];
+  }
 }
 
 TEST(Cli, FlagsHaveEnvironmentVariablesAndWinOverThem) {

@@ -29,6 +29,20 @@ TEST(Cli, EvalScoresATask) {
   expect_error(run_fathom({"eval", kBundled}), 2, "expected --task NAME or --perplexity FILE");
   expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "--perplexity", "x"}), 2,
                "one of the two");
+  expect_error(run_fathom({"eval", kBundled, "--task", "countdown", "-n", "1000"}), 2,
+               "--max-tokens: found 1000, expected at most 99");
+}
+
+// Its logits differ, and with them some of the 60 answers.
+TEST(Cli, EvalSolvesATaskWithTheCacheAskedFor) {
+  const auto tokens = [](const char* cache) {
+    const Finished run = run_fathom({"eval", kBundled, "--task", "countdown", "--problems", "60",
+                                     "--cache", cache, "--json", "-q"});
+    EXPECT_EQ(run.code, 0) << run.err;
+    return json::parse(run.out)["mean_tokens"].get<double>();
+  };
+  EXPECT_EQ(tokens("bf16"), tokens("bf16"));
+  EXPECT_NE(tokens("int8"), tokens("f32"));
 }
 
 TEST(Cli, EvalTellsHowFarAModelLiesFromAReference) {
@@ -180,10 +194,16 @@ TEST(Cli, ShowListsABareSafetensorsAndFindsNaN) {
   EXPECT_TRUE(has(show.out, "some.weight")) << show.out;
   EXPECT_TRUE(has(show.out, "[2, 2]")) << show.out;
   EXPECT_TRUE(has(show.out, "config.json")) << show.out;
+  const Finished here = run_fathom({"show", "bare.safetensors"}, "", {}, folder.string());
+  EXPECT_TRUE(has(here.out, "tokenizer      none: bare.safetensors: no tokenizer.json beside it"))
+      << here.out;
   const Finished check = run_fathom({"show", "--check-finite", folder / "bare.safetensors"});
   EXPECT_EQ(check.code, 2);
   EXPECT_TRUE(has(check.err, "'some.weight'") && has(check.err, "element 2")) << check.err;
   EXPECT_EQ(run_fathom({"show", "--check-finite", kTinyModel}).code, 0);
+  EXPECT_TRUE(
+      has(run_fathom({"show", kBundled}).out,
+          "cache          2.0 KiB per token in f32, 1008 bytes in bf16, 560 bytes in int8"));
 }
 
 TEST(Cli, TokenizeAndDecodeGiveTheTextBack) {
@@ -287,6 +307,9 @@ TEST(Cli, LogitsOfAnyChunkAndThreadsAreTheSameFile) {
   EXPECT_GT(whole.size(), 9u * 256 * 4);
   EXPECT_EQ(whole, logits("b.safetensors", {"--chunk", "2", "--threads", "3"}));
   EXPECT_NE(whole, logits("c.safetensors", {"--form", "expanded"}));  // other rounding
+  const std::string far = folder.write("far", "1 256");
+  expect_error(run_fathom({"logits", kTinyModel, "--ids", far, "-o", folder / "d.safetensors"}), 2,
+               far + ": token id 256: expected less than 256 (vocab_size)");
   folder.write("json", "[10, 11, 12, 13, 14, 15, 16, 17, 18]");
   EXPECT_EQ(
       run_fathom({"logits", kTinyModel, "--ids", folder / "json", "-o", folder / "d.safetensors"})
@@ -430,7 +453,7 @@ TEST(Cli, BenchLeavesOutWhatTheModelsContextDoesNotHold) {
       << run.err;
   EXPECT_TRUE(has(run.err, "--at 509: left out: takes 513 tokens")) << run.err;
   expect_error(run_fathom({"bench", kTinyModel, "-o", "/nonexistent/a.html"}), 2,
-               "-o: found '/nonexistent', expected a folder that exists");
+               "/nonexistent/a.html: cannot create: No such file or directory");
   expect_error(run_fathom({"bench", kTinyModel, "--only", "speed"}), 2,
                "--only: found 'speed', expected kernels, load, prefill, decode or batch");
   expect_error(run_fathom({"bench", kTinyModel, "--batch", "0"}), 2,

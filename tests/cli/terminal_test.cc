@@ -53,6 +53,9 @@ TEST(Terminal, AChatAnswersStopsAndLeaves) {
   chat.type("/clear\r/load test\r");
   ASSERT_TRUE(chat.wait_for("user: pasted\r\nlines"));
   ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/set system Be brief.\r");
+  ASSERT_TRUE(chat.wait_for("error: system: this model has no chat format for it"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
   chat.type("/set max_tokens 0\r/set\r");
   ASSERT_TRUE(chat.wait_for("what the context leaves"));
   ASSERT_TRUE(chat.wait_for("Type a message"));
@@ -143,6 +146,26 @@ TEST(Terminal, ColoursKeepAwayFromThoseWhoDoNotWantThem) {
   colored.type("\x04");
   EXPECT_EQ(colored.finish(), 0);
   EXPECT_NE(colored.screen().find("\x1b[2m"), std::string::npos) << colored.screen();
+}
+
+TEST(Terminal, TheSystemMessageOutlivesTheConversation) {
+  const TempDir home;
+  TerminalChild chat({"run", kBundled, "-s", "One.", "-n", "3"}, {{"HOME", home.string()}});
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/clear\r/set\r");
+  ASSERT_TRUE(chat.wait_for("system 'One.'"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/set system Two.\rhello\r");
+  ASSERT_TRUE(chat.wait_for("generated 3 tokens"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/clear\r/set\r");
+  ASSERT_TRUE(chat.wait_for("system 'Two.'"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("/ctx\r");
+  ASSERT_TRUE(chat.wait_for("1 messages"));
+  ASSERT_TRUE(chat.wait_for("Type a message"));
+  chat.type("\x04");
+  EXPECT_EQ(chat.finish(), 0);
 }
 
 // The tiny model with feed-forward matrices of zeros that take so many bytes together.

@@ -54,5 +54,35 @@ TEST(TrainCommand, AFolderIsOneRunsAloneUntilItsProcessEndsHoweverThatDies) {
   EXPECT_EQ(last.code, 0) << last.err;
 }
 
+// Else metrics.jsonl, or the lock, would be stderr.
+TEST(TrainCommand, AStreamThatTheCallerClosedIsNoFileOfTheRun) {
+  const TempDir dir;
+  const fs::path folder = dir / "run";
+  const pid_t pid = fork();
+  if (pid == 0) {
+    dup2(open("/dev/null", O_RDONLY), 0);
+    close(1);
+    close(2);
+    exec_fathom(training("pretrain", folder, {"train.tokens=2000"}), {}, "");
+  }
+  int status = 0;
+  waitpid(pid, &status, 0);
+  EXPECT_EQ(exit_code(status), 0);
+  EXPECT_EQ(read_file(folder / "lock", 100), std::to_string(pid) + "\n");
+  std::istringstream metrics(read_file(folder / "metrics.jsonl", 1 << 20));
+  for (std::string line; std::getline(metrics, line);)
+    EXPECT_TRUE(nlohmann::json::accept(line)) << line;
+}
+
+TEST(TrainCommand, ANameIsNoWayOutOfTheFolderOfRuns) {
+  const TempDir dir;
+  const std::string recipe = std::string(FATHOM_SOURCE_DIR) + "/recipes/digit-sum-aloud.toml";
+  for (const char* name : {"../out", "/tmp/out", ".", "..", ""})
+    expect_error(
+        run_fathom({"pretrain", recipe, fmt::format("name={}", name)}, "", {}, dir.string()), 2,
+        "name: found ");
+  EXPECT_TRUE(fs::is_empty(dir.path()));
+}
+
 }  // namespace
 }  // namespace fathom

@@ -136,6 +136,8 @@ TEST(ParseIds, TakesListsAndRefusesTheRest) {
                           "[-1]", "[4294967296]", "[1", "[[1]]"}) {
     EXPECT_THROW(parse_ids(bad, "x"), Error) << bad;
   }
+  EXPECT_EQ(error_of([] { parse_ids("[18446744073709551615]", "x"); }),
+            "x: found 18446744073709551615, expected a list of token ids");
 }
 
 TEST(Spread, IsByPositionInTheSortedList) {
@@ -309,6 +311,23 @@ TEST(PartPrinter, MarksThoughtsOnTerminalsAndKeepsThemOutOfPipes) {
   EXPECT_EQ(printed({{false, "\n\nkept\n"}}, false, true), "\n\nkept\n");
 }
 
+// In a conversation the next question would wait until the abandoned answer is through.
+TEST(Generation, AnAnswerThatFailedDoesNotRunOn) {
+  const OutputOptions quiet{.quiet = true};
+  Context ctx(1);
+  const OpenedModel opened = open_model(
+      std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/qwen2-256-Q4_K_M.gguf", {}, quiet);
+  Engine engine(opened.model, ctx, {.context_tokens = 256, .max_sequences = 1});
+  const auto answer = [&](int64_t max_tokens, const std::function<void(const OutputPart&)>& take) {
+    return generate(engine, opened, {.prompt = {70, 71, 72}, .max_tokens = max_tokens}, quiet,
+                    take);
+  };
+  EXPECT_EQ(error_of([&] { answer(200, [](const OutputPart&) { fail("no room"); }); }), "no room");
+  const int64_t before = engine.stats().decode_tokens;
+  EXPECT_EQ(answer(3, [](const OutputPart&) {}).tokens, 3);
+  EXPECT_LE(engine.stats().decode_tokens - before, 3);
+}
+
 TEST(Slash, AllSpellingsAreOneCommand) {
   for (const char* spelled : {"/exit", "/bye", "/quit"})
     EXPECT_EQ(parse_slash(spelled).name, "exit");
@@ -330,6 +349,14 @@ TEST(Conversation, SurvivesSavingAndRefusesOtherFiles) {
   EXPECT_EQ(back[1].content, "q \"x\"\n");
   EXPECT_EQ(back[2].reasoning, "thought");
   EXPECT_EQ(back[2].role, Role::kAssistant);
+  EXPECT_NE(conversation_text(messages).find("\"reasoning_content\": \"thought\""),
+            std::string::npos);
+  // as files were written once
+  EXPECT_EQ(parse_conversation(R"({"messages":[{"role":"user","content":"q"},
+                                {"role":"assistant","content":"a","reasoning":"old"}]})",
+                               "f")[1]
+                .reasoning,
+            "old");
   EXPECT_NE(message_of([] {
               parse_conversation(R"({"messages":[{"role":"boss","content":""}]})", "f");
             }).find("'boss'"),

@@ -288,6 +288,8 @@ TEST(JsonlMessages, RefusesWithFileLineAndField) {
        "the last one is not the assistant's"},
       {"{\"messages\": [{\"role\":\"wizard\",\"content\":\"x\"}]}\n",
        "chat.jsonl:1: messages[0]: role: found 'wizard', expected system, user or assistant"},
+      {"{\"messages\": [{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{}]}]}\n",
+       "chat.jsonl:1: messages[0]: tool_calls: found, expected none"},
       {"{\"messages\": [{\"role\":\"user\"}]}\n", "messages[0]: content"},
       {"{\"messages\": [{\"role\":\"user\",\"content\":7}]}\n", "messages[0]: content"},
       {"{\"text\": \"x\"}\n", "chat.jsonl:1: messages"},

@@ -253,6 +253,7 @@ TEST(Recipe, OverridesAreRefusedAsTheCommandLines) {
             "command line: train.tokens: found a string, expected an integer");
   EXPECT_EQ(refusal(kGood, {"train.token=5"}),
             "command line: train.token: found a key that is not known, expected perhaps 'tokens'");
+  EXPECT_EQ(refusal(kGood, {"train=5"}), "command line: train: found an integer, expected a table");
   EXPECT_NE(refusal(kGood, {"a..b=1"}).find("command line: 'a..b=1': "), std::string::npos);
 }
 

@@ -157,8 +157,25 @@ TEST(Run, MisfitsAreNamed) {
                      "model.num_nextn_predict_layers=0"})
                 .find("moe.communication_balance_alpha: found 0.02 with topk_method greedy"),
             std::string::npos);
+  EXPECT_NE(refusal({"evaluation.task=countdown", "evaluation.max_tokens=250"})
+                .find("tiny: evaluation.max_tokens: found 250, expected at most 2"),
+            std::string::npos);
+  EXPECT_TRUE(watch.losses.empty());
   EXPECT_NE(refusal({"model.num_attention_heads=0"}).find("num_attention_heads"),
             std::string::npos);
+}
+
+TEST(Run, AnEvaluationThatFailsCostsNoStep) {
+  const TempDir run;
+  struct Failing : Watch {
+    void validated(int64_t, double) override { fail_resource("no memory for the evaluation"); }
+  } failing;
+  error_text(ExitCode::kNoResources,
+             [&] { run_training(tiny(), options_for(run, false), failing); });
+  Watch watch;
+  EXPECT_TRUE(run_training(tiny(), options_for(run, true), watch).finished);
+  EXPECT_EQ(watch.facts.first_step, 12);
+  EXPECT_TRUE(fs::exists(run.path() / "model" / "model.safetensors"));
 }
 
 TEST(Run, MemoryIsRefusedWithTheFiguresBeforeItIsTaken) {

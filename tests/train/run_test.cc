@@ -409,6 +409,23 @@ TEST(Run, TheBestCheckpointIsKeptAndAResumeKnowsIt) {
       fs::exists(run.path() / fmt::format("step-{:08}", later["best_step"].get<int64_t>())));
 }
 
+// Which problems it has answered by then is chance; all of them belong to a score.
+TEST(Run, AnEvaluationThatIsStoppedChoosesNoBest) {
+  const auto best_of = [](int64_t stop_after) {
+    const TempDir run;
+    Watch watch;
+    watch.stop_after = stop_after;
+    const std::vector<std::string> overrides = {"evaluation.every=4", "evaluation.task=arithmetic",
+                                                "evaluation.problems=2", "evaluation.max_tokens=8",
+                                                "checkpoint.every=5"};
+    run_training(tiny(overrides), options_for(run, false), watch);
+    const auto state = nlohmann::json::parse(find_checkpoint(run.path())->state_json);
+    return state.value("best_step", int64_t{-1});
+  };
+  EXPECT_EQ(best_of(5), 4);
+  EXPECT_EQ(best_of(4), -1);
+}
+
 TEST(Run, AnotherTokenizerIsNotResumed) {
   const TempDir run, tokenizer;
   const std::string config = character_tokenizer_config_json();

@@ -162,6 +162,18 @@ class TerminalChild {
   }
   pid_t pid() const { return pid_; }
 
+  // Whether `text` is on the screen by now.
+  bool shows(const std::string& text) {
+    pollfd ready{fd_, POLLIN, 0};
+    char buffer[4096];
+    while (poll(&ready, 1, 0) > 0) {
+      const ssize_t n = ::read(fd_, buffer, sizeof buffer);
+      if (n <= 0) break;
+      screen_.append(buffer, static_cast<size_t>(n));
+    }
+    return screen_.find(text) != std::string::npos;
+  }
+
   // Reads until `text` appeared after the last match; false if it does not within 30 s or the child
   // ends. A failure shows the screen.
   bool wait_for(const std::string& text) {

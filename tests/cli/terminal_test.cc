@@ -1,9 +1,10 @@
 // The program on a terminal.
 #include <gtest/gtest.h>
 
-#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "formats/gguf.h"
 #include "formats/gguf_writer.h"
@@ -204,23 +205,21 @@ fs::path write_large_model(const TempDir& folder, int64_t bytes) {
 // Stopped again and again, so that a fast machine shows the bar, too.
 TEST(Terminal, ControlCWhileWeightsAreArrangedEndsWith130AndNoAnswer) {
   const TempDir folder;
-  const fs::path model = write_large_model(folder, int64_t{96} << 20);
+  const fs::path model = write_large_model(folder, int64_t{192} << 20);
   TerminalChild child({"run", model, "abc", "-n", "1", "-c", "64", "-t", "1"});
-  std::atomic<bool> shown = false;
-  std::thread brake([&] {
+  // In steps of a millisecond, so that it stands still when the bar is seen.
+  bool arranging = false;
+  for (int step = 0; step < 3000 && !arranging; ++step) {
     using std::chrono::milliseconds;
-    while (!shown) {
-      kill(child.pid(), SIGSTOP);
-      std::this_thread::sleep_for(milliseconds(20));
-      kill(child.pid(), SIGCONT);
-      std::this_thread::sleep_for(milliseconds(1));
-    }
-  });
-  const bool arranging = child.wait_for("arranging");
+    kill(child.pid(), SIGCONT);
+    std::this_thread::sleep_for(milliseconds(1));
+    kill(child.pid(), SIGSTOP);
+    arranging = child.shows("arranging");
+    std::this_thread::sleep_for(milliseconds(10));  // a bar waits for its time to come
+  }
   kill(child.pid(), SIGINT);
-  shown = true;
-  brake.join();
-  ASSERT_TRUE(arranging);
+  kill(child.pid(), SIGCONT);
+  ASSERT_TRUE(arranging) << child.screen();
   EXPECT_EQ(child.finish(), 130);
   // the bar is wiped, and nothing follows
   EXPECT_TRUE(child.screen().ends_with("\r\x1b[K")) << child.screen();

@@ -319,8 +319,10 @@ TEST(Generation, AnAnswerThatFailedDoesNotRunOn) {
       std::string(FATHOM_SOURCE_DIR) + "/tests/golden/gguf/qwen2-256-Q4_K_M.gguf", {}, quiet);
   Engine engine(opened.model, ctx, {.context_tokens = 256, .max_sequences = 1});
   const auto answer = [&](int64_t max_tokens, const std::function<void(const OutputPart&)>& take) {
-    return generate(engine, opened, {.prompt = {70, 71, 72}, .max_tokens = max_tokens}, quiet,
-                    take);
+    GenerationRequest request;
+    request.prompt = {70, 71, 72};
+    request.max_tokens = max_tokens;
+    return generate(engine, opened, std::move(request), quiet, take);
   };
   EXPECT_EQ(error_of([&] { answer(200, [](const OutputPart&) { fail("no room"); }); }), "no room");
   const int64_t before = engine.stats().decode_tokens;

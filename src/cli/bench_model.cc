@@ -149,12 +149,19 @@ class ModelBench {
     }
     engine_options_.context_tokens = needed;
     engine_options_.cache_tokens = std::max(needed, rows);
-    MemoryNeeds needs = memory_needs(model().checkpoint(), model().config(), opened_->sizes,
-                                     engine_options_.cache_tokens, engine_options_.cache_dtype,
-                                     usable_memory(0).available + opened_->tile_bytes);
+    const MemoryState memory = usable_memory(0);
+    // with what loading has taken of it already
+    const uint64_t whole = memory.available == 0
+                               ? 0
+                               : memory.available + opened_->tile_bytes +
+                                     rebuilt_bytes(model().checkpoint(), model().config());
+    MemoryNeeds needs =
+        plan_memory(model().checkpoint(), model().config(), opened_->sizes,
+                    engine_options_.cache_tokens, engine_options_.cache_dtype, whole, false)
+            .needs;
     engine_options_.long_chunk = needs.chunk;
     needs.weights -= std::min(needs.weights, opened_->tile_bytes);  // taken from what is available
-    expect_room(needs, engine_options_.cache_tokens, usable_memory(0));
+    expect_room(needs, engine_options_.cache_tokens, memory);
     engine_.emplace(model(), ctx_, engine_options_);
   }
   // Of each sequence: those that start first go on while the others' prompts are computed.
@@ -187,7 +194,7 @@ class ModelBench {
     check_interrupt();
     events.clear();
     const double begin = seconds_now();
-    FATHOM_CHECK(engine.step(events));
+    FATHOM_CHECK(engine.step(events, [](int64_t) { check_interrupt(); }));
     const double seconds = seconds_now() - begin;
     for (const TokenEvent& event : events) {
       if (event.finish == FinishReason::kNumericalError)

@@ -34,8 +34,9 @@ int run_estimate(const EstimateOptions& options) {
   const ModelSizes sizes = measure_model(checkpoint, &config);
   const std::vector<int64_t> contexts = context_ladder(options, config);
   const MemoryState memory = usable_memory(options.memory_gib);
-  const MemoryNeeds least =
-      memory_needs(checkpoint, config, sizes, contexts.front(), DType::kBF16, memory.available);
+  const MemoryNeeds first =
+      plan_memory(checkpoint, config, sizes, contexts.front(), DType::kBF16, memory.available, true)
+          .needs;
   const auto wanted = parse_cache_dtype(options.cache);
   if (wanted) check_cache_dtype(config, *wanted);
   if (!options.json) {
@@ -45,8 +46,8 @@ int run_estimate(const EstimateOptions& options) {
         sizes.parameters == 0 ? 0
                               : 100.0 * static_cast<double>(sizes.active_parameters) /
                                     static_cast<double>(sizes.parameters));
-    out("  rebuilt    {:>10}   (projections kept in a second form)\n", bytes_text(least.rebuilt));
-    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(least.work), least.chunk);
+    out("  rebuilt    {:>10}   (projections kept in a second form)\n", bytes_text(first.rebuilt));
+    out("  work       {:>10}   (one step of {} tokens)\n", bytes_text(first.work), first.chunk);
     out("  available  {:>10}   of {}{}\n\n", bytes_text(memory.available), bytes_text(memory.total),
         memory_limit_text(memory, options.memory_gib));
     out("  {:>9}  {:<5}  {:>10}  {:>10}\n", "context", "cache", "cache", "total");
@@ -55,10 +56,8 @@ int run_estimate(const EstimateOptions& options) {
   for (const int64_t context : contexts) {
     for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
       if (wanted ? *wanted != dtype : !takes_cache_dtype(config, dtype)) continue;
-      const MemoryNeeds needs =
-          memory_needs(checkpoint, config, sizes, context, dtype, memory.available);
-      const bool fits = needs.total <= memory.available;
-      auto plan = fits ? std::nullopt : plan_streaming(checkpoint, config, needs, memory.available);
+      auto [needs, fits, plan] =
+          plan_memory(checkpoint, config, sizes, context, dtype, memory.available, true);
       if (plan) {
         if (disk_rate == 0) disk_rate = measure_expert_reads(checkpoint, config, kProbeSeconds);
         plan->disk_bytes_per_second = disk_rate;
@@ -72,6 +71,7 @@ int run_estimate(const EstimateOptions& options) {
                                        {"weight_bytes", needs.weights},
                                        {"rebuilt_bytes", needs.rebuilt},
                                        {"work_bytes", needs.work},
+                                       {"chunk_tokens", needs.chunk},
                                        {"cache_bytes", needs.cache},
                                        {"total_bytes", needs.total},
                                        {"available_bytes", memory.available},

@@ -103,7 +103,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
   const EngineStats before = engine.stats();
   std::optional<Progress> bar(std::in_place, output, "prompt", Progress::Unit::kTokens,
                               static_cast<uint64_t>(result.prompt_tokens));
-  double first_token = 0;
+  double first_token = 0, last_step = begin;
   bool cancelled = false;
   struct GivenUp {};  // the step under way, by Ctrl-C
   const Engine::PromptWatcher watcher = [&](int64_t rows) {
@@ -122,6 +122,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
     } catch (const GivenUp&) {
       continue;
     }
+    if (!cancelled) last_step = seconds_now();  // an interrupted prompt is timed up to here
     if (bar) bar->at(static_cast<uint64_t>(done_rows() - done_before));
     for (TokenEvent& event : events) {
       if (event.request != id) continue;
@@ -153,7 +154,7 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
   if (cache != nullptr) result.experts = cache->stats() - read_before;
   result.drafted = engine.stats().drafted - before.drafted;
   result.accepted = engine.stats().accepted - before.accepted;
-  result.prefill_seconds = (first_token > 0 ? first_token : end) - begin;
+  result.prefill_seconds = (first_token > 0 ? first_token : last_step) - begin;
   result.decode_seconds = first_token > 0 ? end - first_token : 0;
   if (text.stopped()) result.finish = FinishReason::kStop;
   text.finish();

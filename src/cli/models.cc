@@ -142,24 +142,14 @@ uint64_t activation_bytes(const ModelConfig& c, int64_t rows, int64_t context) {
       std::max(3 * c.intermediate_size, static_cast<int64_t>(c.router.num_experts_per_tok) *
                                             (3 * c.moe_intermediate_size + 2 * c.hidden_size));
   // below 2^40: each factor has its limit
-  const int64_t width = 4 * c.hidden_size + std::max(c.num_attention_heads * per_head, mlp);
+  const int64_t width = 4 * c.hidden_size + c.num_attention_heads * per_head + mlp;
   const Checked whole =
       counted(4) * (counted(rows) * counted(width) + counted(16) * counted(c.vocab_size));
   return or_too_many(whole + Checked(expanded_bytes(c, context)));
 }
 
-// Absent if everything fits.
-std::optional<StreamPlan> plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
-                                      const MemoryNeeds& needs, int64_t context,
-                                      const OpenOptions& options) {
-  const MemoryState memory = usable_memory(options.memory_gib);
-  if (memory.available == 0 || needs.total <= memory.available) return std::nullopt;
-  if (options.stream) {
-    if (auto plan = plan_streaming(checkpoint, config, needs, memory.available)) {
-      plan->disk_bytes_per_second = measure_expert_reads(checkpoint, config, kProbeSeconds);
-      return plan;
-    }
-  }
+[[noreturn]] void refuse(const Checkpoint& checkpoint, const MemoryNeeds& needs, int64_t context,
+                         const MemoryState& memory, const OpenOptions& options) {
   const auto without_cache = Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.work);
   fail_resource(
       "{}: needs {} of memory (weights {}, rebuilt {}, cache for {} tokens {}, work {}), available "
@@ -211,10 +201,9 @@ void warm_files(const Model& model, const OutputOptions& output) {
 
 // Tiles instead of the mapping, where they fit; the bytes they took. A model that does not fit as a
 // whole (--ignore-memory) leaves the memory to the pages of its files. The answer is the same.
-uint64_t tile_weights(Model& model, const MemoryNeeds& needs, const OpenOptions& options,
+uint64_t tile_weights(Model& model, const MemoryNeeds& needs, uint64_t available, Context& ctx,
                       const OutputOptions& output) {
-  const uint64_t bytes = model.tile_bytes(),
-                 available = usable_memory(options.memory_gib).available;
+  const uint64_t bytes = model.tile_bytes();
   if (bytes == 0 || needs.total > available) return 0;
   const auto leave_out = [&] {
     if (output.verbose)
@@ -230,7 +219,7 @@ uint64_t tile_weights(Model& model, const MemoryNeeds& needs, const OpenOptions&
   InterruptScope scope;
   Progress bar(output, "arranging", Progress::Unit::kBytes, bytes);
   try {
-    model.make_tiles(*options.tiles, [&](uint64_t done) {
+    model.make_tiles(ctx, [&](uint64_t done) {
       bar.at(done);
       check_interrupt();
     });
@@ -386,25 +375,40 @@ uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& c) {
 
 MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config,
                          const ModelSizes& sizes, int64_t context, DType cache_dtype,
-                         uint64_t available) {
+                         int64_t chunk) {
   const int64_t row = KvCache::bytes_per_token(config, cache_layers(config, sizes), cache_dtype);
-  const auto with_chunk = [&](int64_t chunk) {
-    MemoryNeeds needs{.weights = sizes.bytes,
-                      .rebuilt = rebuilt_bytes(checkpoint, config),
-                      .cache = or_too_many(counted(row) * counted(context)),
-                      .work = activation_bytes(config, chunk, context),
-                      .chunk = chunk};
-    needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) +
-                              Checked(needs.cache) + Checked(needs.work));
-    return needs;
-  };
+  MemoryNeeds needs{.weights = sizes.bytes,
+                    .rebuilt = rebuilt_bytes(checkpoint, config),
+                    .cache = or_too_many(counted(row) * counted(context)),
+                    .work = activation_bytes(config, chunk, context),
+                    .chunk = chunk};
+  needs.total = or_too_many(Checked(needs.weights) + Checked(needs.rebuilt) + Checked(needs.cache) +
+                            Checked(needs.work));
+  return needs;
+}
+
+MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
+                       const ModelSizes& sizes, int64_t context, DType cache_dtype,
+                       uint64_t available, bool may_stream) {
   const EngineOptions engine;
+  const auto with_chunk = [&](int64_t chunk) {
+    return memory_needs(checkpoint, config, sizes, context, cache_dtype, chunk);
+  };
   const MemoryNeeds most = with_chunk(
                         std::clamp(context, engine.prefill_chunk, engine.longest_chunk())),
                     least = with_chunk(engine.prefill_chunk);
-  if (available == 0 || most.total <= available) return most;
-  // What is streamed is read once for each chunk.
-  return least.total > available && most.work <= available / 8 ? most : least;
+  // tiles want a sixteenth to be left, and every generated token wants tiles
+  const Checked roomy = Checked(most.total) + Checked(most.total / 16);
+  if (available == 0 || or_too_many(roomy) <= available) return {most, true, {}};
+  if (least.total <= available) return {least, true, {}};
+  if (may_stream) {
+    for (const MemoryNeeds& needs : {most, least}) {
+      if (needs.chunk > least.chunk && needs.work > available / 8) continue;
+      if (auto plan = plan_streaming(checkpoint, config, needs, available))
+        return {needs, false, std::move(plan)};
+    }
+  }
+  return {least, false, {}};
 }
 
 std::string true_name(const Checkpoint& checkpoint, const ModelConfig& config,
@@ -464,12 +468,16 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   const ModelSizes sizes = measure_model(checkpoint, &config);
   const int64_t context = std::min(options.context_tokens > 0 ? options.context_tokens : 4096,
                                    config.max_position_embeddings);
-  const MemoryNeeds needs =
-      memory_needs(checkpoint, config, sizes, context,
-                   options.cache_dtype.value_or(default_cache_dtype(checkpoint)),
-                   usable_memory(options.memory_gib).available);
-  std::optional<StreamPlan> plan;
-  if (!options.ignore_memory) plan = plan_memory(checkpoint, config, needs, context, options);
+  const MemoryState memory = usable_memory(options.memory_gib);
+  MemoryPlan memory_plan =
+      plan_memory(checkpoint, config, sizes, context,
+                  options.cache_dtype.value_or(default_cache_dtype(checkpoint)), memory.available,
+                  options.stream && !options.ignore_memory);
+  const MemoryNeeds& needs = memory_plan.needs;
+  std::optional<StreamPlan>& plan = memory_plan.streaming;
+  if (!memory_plan.fits && !plan && !options.ignore_memory)
+    refuse(checkpoint, needs, context, memory, options);
+  if (plan) plan->disk_bytes_per_second = measure_expert_reads(checkpoint, config, kProbeSeconds);
   if (plan && !output.quiet) note("larger than memory: {}", stream_text(*plan));
   Tokenizer tokenizer = Tokenizer::from_checkpoint(checkpoint);
   std::optional<ChatFormat> format;
@@ -484,7 +492,9 @@ OpenedModel open_model(const fs::path& path, const OpenOptions& options,
   Model model(std::move(checkpoint));
   if (plan) model.stream_experts(plan->cache_bytes);
   const uint64_t tile_bytes =
-      !plan && options.tiles != nullptr ? tile_weights(model, needs, options, output) : 0;
+      !plan && options.tiles != nullptr
+          ? tile_weights(model, needs, memory.available, *options.tiles, output)
+          : 0;
   if (options.warm) warm_files(model, output);
   return {std::move(model),  std::move(tokenizer), format, sizes,      std::move(name),
           std::move(advice), std::move(stop_ids),  plan,   tile_bytes, needs.chunk};

@@ -71,11 +71,9 @@ struct MemoryNeeds {
   uint64_t total = 0;
   int64_t chunk = 0;  // for EngineOptions::long_chunk
 };
-// The longest chunk is left out where that makes the model fit into what is available (0 =
-// unknown), or where it would take much of the memory of a model that does not fit.
 MemoryNeeds memory_needs(const Checkpoint& checkpoint, const ModelConfig& config,
                          const ModelSizes& sizes, int64_t context, DType cache_dtype,
-                         uint64_t available = 0);
+                         int64_t chunk);
 uint64_t rebuilt_bytes(const Checkpoint& checkpoint, const ModelConfig& config);
 
 // What the model is, for people: "R1 distilled into Qwen2, 7.6 B parameters", never just the
@@ -102,6 +100,19 @@ struct StreamPlan {
   // What the disk allows: computing takes its time besides.
   double tokens_per_second() const { return disk_bytes_per_second / token_read_bytes; }
 };
+
+// How it can run in what is available (0 = unknown): with chunks as long as the engine would have
+// them, else with short ones, else (may_stream) with its experts streamed, read once for each
+// chunk, which may be long if that takes little of the memory. Neither fits nor streamed: `needs`
+// are the least there are. The disk is not measured yet.
+struct MemoryPlan {
+  MemoryNeeds needs;
+  bool fits = false;
+  std::optional<StreamPlan> streaming;
+};
+MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
+                       const ModelSizes& sizes, int64_t context, DType cache_dtype,
+                       uint64_t available, bool may_stream);
 
 struct OpenedModel {
   Model model;

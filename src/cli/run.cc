@@ -129,6 +129,7 @@ void print_result(const Session& session, const Generation& g) {
   if (!g.thought.empty()) j["thought"] = g.thought;
   j["finish"] = finish_name(g);
   j["prompt_tokens"] = g.prompt_tokens;
+  j["prompt_done"] = g.prompt_done;
   j["cached_tokens"] = g.reuse.cached_tokens;
   j["tokens"] = g.tokens;
   j["thought_tokens"] = g.thought_tokens;

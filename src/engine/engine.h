@@ -34,7 +34,7 @@
 // Speculation (draft.h). A decoding sequence may add drafts to its row: guesses at what follows,
 // computed in the same batch. Rows of drafts that were not confirmed lie behind `computed`, where
 // the next step's rows go; nobody else sees them, as blocks are published up to `computed` only.
-// Drafts take free or cached blocks but no running request's place, count for no prefill_chunk, and
+// Drafts take free or cached blocks but no running request's place, count for no chunk, and
 // are not made beside more than kMostDraftingRows decode rows. How many there are follows from how
 // often such guesses were right in this sequence (DraftPace) and from how many rows there are
 // beside them, never from a clock.
@@ -66,8 +66,9 @@ struct EngineOptions {
   int64_t context_tokens = 0;  // longest prompt + answer; 0 = min(max_position_embeddings, 4096)
   // rows of the whole cache, at least context_tokens; 0 = context_tokens
   int64_t cache_tokens = 0;
-  int64_t prefill_chunk = 512;  // prompt tokens per step, all requests together
-  int64_t max_sequences = 16;   // running at once; others wait
+  // prompt tokens of a step beside sequences that decode, all requests together
+  int64_t prefill_chunk = 512;
+  int64_t max_sequences = 16;  // running at once; others wait
   DType cache_dtype = DType::kF32;
   MlaForm form = MlaForm::kAbsorbed;
   bool prefix_cache = true;  // find and keep computed blocks
@@ -83,7 +84,7 @@ struct EngineOptions {
   bool pause_drafts = true;   // fewer or none where too few would be accepted
   TokenDrafter drafter = {};  // instead of the lookup
 
-  int64_t longest_chunk() const { return long_chunk > 0 ? long_chunk : 4 * prefill_chunk; }
+  int64_t longest_chunk() const { return long_chunk != 0 ? long_chunk : 4 * prefill_chunk; }
 };
 
 // Cache type for a model without a wish: F32 for F32 weights, else BF16.
@@ -113,18 +114,18 @@ class Engine {
   uint64_t submit(Request request);
   // The request ends with kCancelled at the next step, wherever it is; unknown ids are ignored.
   void cancel(uint64_t request);
+  using PromptWatcher = std::function<void(int64_t rows)>;
   // Runs one batch; appends to events: the cancelled first, then by age of the request (with
   // speculation several of one request, in order). False if there was nothing to do. Once warm, a
   // step that only decodes allocates nothing, unless log-probabilities are wanted or `events`
   // grows.
   //
-  // watcher: told now and then how many prompt rows' worth of the step is done, if it has any. It
-  // may throw: so a long step can be given up.
+  // watcher: told between layers, on this thread, how many prompt rows' worth of the step is done,
+  // if it has any. It may throw, so that a long step is given up, but may not call the engine.
   //
   // If it throws, no token is lost, repeated or changed: the cancelled that it reported are gone,
   // and for all others the next step does what this one would have done. (Requests may have been
   // started or preempted, which no event shows.)
-  using PromptWatcher = std::function<void(int64_t rows)>;
   bool step(std::vector<TokenEvent>& events, const PromptWatcher& watcher = {});
   bool idle() const { return waiting_.empty() && running_.empty(); }
 

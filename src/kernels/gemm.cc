@@ -62,7 +62,8 @@ constexpr int64_t kFewRows = 6;
 // Items of each thread where weights pass by once (few rows of x): long ones, in which the next
 // weights are fetched ahead, but enough to balance.
 constexpr int64_t kLongItems = 4;
-// rows of x that share one packing of a panel: it costs as much as about nine rows
+// rows of x that share one packing of a panel: it costs as much as about nine rows, and threads
+// without an item cost more than nine of 96
 constexpr int64_t kBlockRows = 512, kLeastBlockRows = 96;
 // of w, or of a part of its steps: stays in L2 while x passes by
 constexpr int64_t kPanelBytes = 256 << 10;
@@ -367,7 +368,8 @@ struct Plan {
   int64_t items() const { return blocks * panels; }
 };
 
-Plan plan_rows(const Problem& p, int64_t rows) {
+// groups: experts that have rows.
+Plan plan_rows(const Problem& p, int64_t rows, int64_t groups) {
   if (rows == 0) return {0, 0, 0, 0, 0};
   if (p.few(rows)) {
     const int64_t items = p.ctx.pool().threads() * kLongItems;
@@ -377,8 +379,8 @@ Plan plan_rows(const Problem& p, int64_t rows) {
   // A narrow y (a router's) has few panels: every thread gets rows of its own, if they are enough
   // to pay for packing w once more.
   const int64_t panels = ceil_div(p.y.cols, kPanels * p.tile.columns),
-                shares =
-                    std::min(ceil_div(2 * p.ctx.pool().threads(), panels), rows / kLeastBlockRows),
+                shares = std::min(ceil_div(2 * p.ctx.pool().threads(), panels * groups),
+                                  rows / kLeastBlockRows),
                 blocks = std::max(ceil_div(rows, kBlockRows), shares),
                 block_rows = ceil_div(ceil_div(rows, blocks), p.tile.rows) * p.tile.rows;
   return {ceil_div(rows, p.tile.rows), ceil_div(rows, block_rows), block_rows, panels,
@@ -401,11 +403,13 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   const auto rows_of = [&](int64_t e) {
     return offsets[static_cast<size_t>(e) + 1] - offsets[static_cast<size_t>(e)];
   };
+  int64_t groups = 0;
+  for (int64_t e = 0; e < count; ++e) groups += rows_of(e) > 0 ? 1 : 0;
   int64_t* const first_unit = scope.array<int64_t>(count + 1);
   int64_t* const first_item = scope.array<int64_t>(count + 1);
   first_unit[0] = first_item[0] = 0;
   for (int64_t e = 0; e < count; ++e) {
-    const Plan plan = plan_rows(p, rows_of(e));
+    const Plan plan = plan_rows(p, rows_of(e), groups);
     first_unit[e + 1] = first_unit[e] + (p.few(rows_of(e)) && form == Form::kF32 ? 0 : plan.units);
     first_item[e + 1] = first_item[e] + plan.items();
   }
@@ -422,7 +426,7 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   };
   const auto run_item = [&](int64_t item, int worker) {
     const int64_t e = expert_of(first_item, item), begin = offsets[static_cast<size_t>(e)];
-    const Plan plan = plan_rows(p, rows_of(e));
+    const Plan plan = plan_rows(p, rows_of(e), groups);
     const int64_t row = (item - first_item[e]) / plan.panels * plan.block_rows;
     const int64_t n0 = (item - first_item[e]) % plan.panels * plan.panel_rows,
                   n = std::min(plan.panel_rows, y.cols - n0);

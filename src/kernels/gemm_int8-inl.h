@@ -60,7 +60,7 @@ inline int64_t bundle_width(int64_t rows, int64_t most) {
   return width;
 }
 
-// m rows of x times kInt8Panels panels: total[m, filled up to bundles][32] = ..., over `blocks` <= 8
+// m rows of x times kInt8Panels panels: total[m, bundles filled up][32] = ..., over `blocks` <= 8
 // blocks of 32 from `column` on; added to what is there unless that is 0. Meanwhile next_bytes of w
 // are fetched, for later.
 struct Int8Tile {

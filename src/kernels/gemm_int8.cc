@@ -1,8 +1,8 @@
-// Threads and blocks of gemm_int8.h: every row of x is rounded once, weights are read where they
-// lie, in rows or in tiles. Few rows of x are multiplied with each block of w as it is unpacked
-// into registers. For more, 32 rows of w are unpacked, 256 columns at a time, into the first cache
-// and meet up to 512 rows of x there, which share the cost of unpacking. Both sum in the same
-// order.
+// Threads and blocks of gemm_int8.h: every row of x is rounded once, into bundles
+// (gemm_int8-inl.h), weights are read where they lie, in rows or in tiles. Few rows of x are
+// multiplied with each block of w as it is unpacked into registers. For more, 32 rows of w are
+// unpacked, 256 columns at a time, into the first cache and meet up to 512 rows of x there, which
+// share the cost of unpacking. Both sum in the same order.
 #include "kernels/gemm_int8.h"
 
 #include <algorithm>
@@ -26,7 +26,8 @@ FATHOM_SIMD_DECLARE(Int8Kernels int8_q8_0(), int8_q4_0(), int8_q4_1(), int8_q5_0
 
 namespace {
 
-constexpr int64_t kBlockRows = 512;              // of x, that share one unpacking
+constexpr int64_t kBlockRows = 512;  // of x, that share one unpacking
+static_assert(kBlockRows % kInt8MostBundle == 0);
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
 // Bytes of w, measured: fetched ahead where several rows of x meet a tile, and where a stretch of w
 // begins.
@@ -83,7 +84,10 @@ struct Problem {
         places(scope.array<int64_t>(std::ssize(groups))) {
     places[0] = 0;
     for (int64_t e = 0; e < experts(); ++e) places[e + 1] = places[e] + filled_up(rows(e));
-    x = allocate_rows(scope, places[experts()], cols, kernels.run);
+    // as many as there may be (3 rows fill up to 4, 5 to 8), so that no step takes more than others
+    const int64_t most = ceil_div(groups.back() * 8, 5);
+    FATHOM_DCHECK(places[experts()] <= most, places[experts()], most);
+    x = allocate_rows(scope, most, cols, kernels.run);
     for (int64_t e = 0; e < experts(); ++e) {
       const int64_t last = rows(e) / kernels.bundle * kernels.bundle;
       if (filled_up(rows(e)) > rows(e)) clear(x.at(places[e] + last, 1, 0), width(e, last));

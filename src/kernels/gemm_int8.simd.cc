@@ -203,7 +203,7 @@ inline F32x16 total(const Sum& a) {
 }
 #endif
 
-// As many rows and panels at once as the registers hold, how many dot products in a row are written
+// Rows and panels at once, as many as pay (measured); how many dot products in a row are written
 // out; the rows of x in a bundle. Then up to how many rows of x blocks are multiplied as they are
 // unpacked, anew for each bundle: from rows of w, and from tiles (measured).
 #if defined(FATHOM_SIMD_IS_avx512)
@@ -515,6 +515,7 @@ void round_bundle(const Values& values, int64_t rows, int64_t cols, int32_t zero
 
 template <class Format>
 Int8Kernels kernels_of() {
+  static_assert(kBundle <= kInt8MostBundle);
   static_assert(kFewRows <= kInt8MostFew && kFewTileRows<Format> <= kInt8MostFew);
   constexpr bool kWide = Format::kZero >= 128;
   return {{unpack<Format, PanelBlock>, few_rows<Format, PanelBlock>, kFewRows},

@@ -31,11 +31,12 @@ struct InferBatch {
   std::span<const int32_t>
       tokens;  // of all sequences, one after the other; each in [0, vocab_size)
   std::span<const SequenceRows> sequences;  // rows add up to tokens.size()
-  std::span<const int32_t> logit_rows;  // batch rows whose logits are wanted, ascending
+  std::span<const int32_t> logit_rows;      // batch rows whose logits are wanted, ascending
   const KvCacheView* cache = nullptr;
   MlaForm form = MlaForm::kAbsorbed;
   std::span<const MlaForm> forms = {};  // unless empty: of each of `sequences`, instead of `form`
-  // Told how many layers are done, after each; may throw.
+  // Told how many layers are done, after each but perhaps the last; what it throws forward_infer()
+  // throws.
   const std::function<void(int64_t layers)>* after_layer = nullptr;
 
   MlaForm form_of(size_t sequence) const { return forms.empty() ? form : forms[sequence]; }

@@ -65,7 +65,7 @@ EvaluationResult evaluate_task(Context& ctx, const Model& model, const Tokenizer
   engine_options.context_tokens = longest + o.max_tokens;
   engine_options.max_sequences = std::min(kMostSequences, o.problems * (o.samples + 1));
   engine_options.cache_tokens = engine_options.max_sequences * engine_options.context_tokens;
-  engine_options.prefill_chunk = 2048;
+  engine_options.prefill_chunk = engine_options.long_chunk = 2048;
   engine_options.cache_dtype = o.cache_dtype.value_or(default_cache_dtype(model));
   Engine engine(model, ctx, engine_options);
 

@@ -490,7 +490,7 @@ TEST(Streaming, ExpertsThatDoNotFitAreReadAsTheyAreChosenAndTheAnswerIsTheSame) 
       "-n",     "60",     "--logprobs", "0",
       "--json"};
   std::vector<std::string> limited = arguments;
-  limited.insert(limited.end(), {"--memory", "0.018"});
+  limited.insert(limited.end(), {"--memory", "0.022"});
   const json whole = json_lines(run_fathom(arguments).out)[0];
   const Finished small = run_fathom(limited);
   const json streamed = json_lines(small.out)[0];
@@ -512,7 +512,7 @@ TEST(Streaming, TheEstimateSaysWhatTheRunWillDo) {
         run_fathom({"estimate", kBundled, "-c", "256", "--cache", "f32", "--memory", gib, "--json"})
             .out)[0];
   };
-  const json streamed = estimate("0.018");
+  const json streamed = estimate("0.022");
   EXPECT_FALSE(streamed["fits"]);
   EXPECT_GT(streamed["streaming"]["read_bytes_per_token"], 0);
   EXPECT_GT(streamed["streaming"]["disk_bytes_per_second"], 0);

@@ -436,21 +436,25 @@ TEST(MemoryNeeds, SaturateInsteadOfWrapping) {
                                                  "/tests/golden/gguf/v2-lite-256-Q4_K_M.gguf");
   ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
-  const MemoryNeeds small = memory_needs(checkpoint, config, sizes, 100, DType::kBF16);
+  const MemoryNeeds small = memory_needs(checkpoint, config, sizes, 100, DType::kBF16, 512);
   EXPECT_EQ(small.total, small.weights + small.rebuilt + small.cache + small.work);
-  EXPECT_EQ(memory_needs(checkpoint, config, sizes, 100, DType::kF32).cache, 2 * small.cache);
+  EXPECT_EQ(memory_needs(checkpoint, config, sizes, 100, DType::kF32, 512).cache, 2 * small.cache);
   config.num_attention_heads = 65536;  // the largest that a config may say
   config.kv_lora_rank = config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim =
       1 << 20;
   config.num_hidden_layers = 1024;
-  const MemoryNeeds large = memory_needs(checkpoint, config, sizes, int64_t{1} << 31, DType::kF32);
+  const MemoryNeeds large =
+      memory_needs(checkpoint, config, sizes, int64_t{1} << 31, DType::kF32, 512);
   EXPECT_GT(large.rebuilt, uint64_t{1} << 57);
-  EXPECT_EQ(memory_needs(checkpoint, config, sizes, int64_t{1} << 50, DType::kF32).total,
+  EXPECT_EQ(memory_needs(checkpoint, config, sizes, int64_t{1} << 50, DType::kF32, 512).total,
             UINT64_MAX);
 }
 
 TEST(RateLine, CountsOnlyWhatOfAPromptIsDone) {
-  Generation g{.finish = FinishReason::kCancelled, .prompt_tokens = 100, .prompt_done = 60};
+  Generation g;
+  g.finish = FinishReason::kCancelled;
+  g.prompt_tokens = 100;
+  g.prompt_done = 60;
   g.reuse.cached_tokens = 10;
   g.prefill_seconds = 2;
   EXPECT_EQ(rate_line(g),
@@ -465,30 +469,29 @@ TEST(RateLine, CountsOnlyWhatOfAPromptIsDone) {
             "the token limit");
 }
 
-// 4 x 512 rows; 512 where only that fits, or where so much would be missing for streamed experts.
+// 4 x 512 rows where there is room for them, tiles and a sixteenth more, else 512.
 TEST(MemoryNeeds, TheChunkIsAsLongAsMemoryAllows) {
   const Checkpoint checkpoint = Checkpoint::open(std::string(FATHOM_SOURCE_DIR) +
                                                  "/tests/golden/gguf/v2-lite-256-Q4_K_M.gguf");
   const ModelConfig config = load_config(checkpoint);
   const ModelSizes sizes = measure_model(checkpoint, &config);
-  const auto needs = [&](int64_t context, uint64_t available) {
-    return memory_needs(checkpoint, config, sizes, context, DType::kBF16, available);
+  const auto plan = [&](int64_t context, uint64_t available) {
+    return plan_memory(checkpoint, config, sizes, context, DType::kBF16, available, true);
   };
-  const MemoryNeeds most = needs(4096, 0), least = needs(4096, 1);
+  const MemoryNeeds most = plan(4096, 0).needs, least = plan(4096, 1).needs;
   EXPECT_EQ(most.chunk, 2048);
   EXPECT_EQ(least.chunk, 512);
   EXPECT_GT(most.work, 2 * least.work);
-  EXPECT_EQ(needs(4096, most.total).chunk, 2048);
-  EXPECT_EQ(needs(4096, most.total - 1).chunk, 512);
-  EXPECT_EQ(needs(1000, 0).chunk, 1000);  // the longest prompt
-  EXPECT_EQ(needs(100, 0).chunk, 512);
-  ModelSizes larger = sizes;
-  larger.bytes = 100 * most.work;
-  const auto streamed = [&](uint64_t available) {
-    return memory_needs(checkpoint, config, larger, 4096, DType::kBF16, available).chunk;
-  };
-  EXPECT_EQ(streamed(8 * most.work), 2048);
-  EXPECT_EQ(streamed(8 * most.work - 8), 512);
+  const uint64_t roomy = most.total + most.total / 16;
+  for (const auto& [available, chunk, fits] : {std::tuple{roomy, 2048, true},
+                                               {roomy - 1, 512, true},
+                                               {least.total, 512, true},
+                                               {least.total - 1, 512, false}}) {
+    EXPECT_EQ(plan(4096, available).needs.chunk, chunk) << available;
+    EXPECT_EQ(plan(4096, available).fits, fits) << available;
+  }
+  EXPECT_EQ(plan(1000, 0).needs.chunk, 1000);  // the longest prompt
+  EXPECT_EQ(plan(100, 0).needs.chunk, 512);
 }
 
 TEST(SplitWords, TellsModelAndPromptApart) {

@@ -172,6 +172,12 @@ TEST(Engine, RefusesOptionsOutOfRange) {
                   INT64_MAX));
   EXPECT_EQ(message({.prefill_chunk = 0}),
             fmt::format("engine: prefill_chunk: found 0, expected 1 to {}", INT32_MAX));
+  for (const int64_t wrong : {-1, 511}) {
+    EXPECT_EQ(message({.long_chunk = wrong}),
+              fmt::format("engine: long_chunk: found {}, expected 512 to {} (at least "
+                          "prefill_chunk)",
+                          wrong, INT64_MAX));
+  }
   EXPECT_EQ(message({.max_sequences = 0}),
             fmt::format("engine: max_sequences: found 0, expected 1 to {}", INT32_MAX));
   for (const int64_t found : {int64_t{-1}, int64_t{1} << 31})
@@ -343,7 +349,7 @@ TEST(Engine, TheOldestPromptTakesLongChunks) {
   }
 }
 
-// A prompt is watched layer by layer, and given up in the middle of a step as if it had never begun.
+// A prompt is watched layer by layer, and given up within a step as if it had never begun.
 TEST_P(EveryModel, AStepCanBeWatchedAndGivenUp) {
   const Model model = load_tiny(GetParam());
   Context ctx(2);

@@ -126,7 +126,7 @@ TEST(Linear, TilesOfBlocksChangeNoBit) {
         }
         const Tiles tiles(ctx, w);
         const PaddedRows bias(1, n, 3);
-        for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 24, 25, 40, 41, 64, 65, 300}) {
+        for (const int64_t m : {1, 2, 3, 5, 9, 16, 17, 24, 25, 40, 41, 64, 65, 517}) {
           SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(info.name) + " M " +
                        std::to_string(m) + " N " + std::to_string(n));
           const PaddedRows x(m, k, 1);
@@ -254,7 +254,7 @@ TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
   }
 }
 
-// Two blocks of rows, two items of panels, k in parts whose sums wait in memory (on every target),
+// Several blocks of rows, two items of panels, k in parts whose sums wait in memory (on every target),
 // none of them whole; a bias at the end.
 TEST(Linear, PartsOfKAndBlocksOfRowsChangeNothing) {
   for (Isa isa : instruction_sets()) {
@@ -296,15 +296,16 @@ TEST(Linear, AnOutputIsTheSameBitsForAnyNumberOfOutputs) {
 TEST(Linear, ThreadsDoNotChangeABit) {
   for (Isa isa : instruction_sets()) {
     for (DType dtype : kWays) {
-      for (int64_t m : {1, 100}) {
+      // the last: so narrow that threads share it by rows
+      for (const auto& [m, n] : {std::pair<int64_t, int64_t>{1, 200}, {100, 200}, {300, 20}}) {
         const PaddedRows x(m, 2048, 1);
-        const Weight w(dtype, 200, 2048, 2);
-        PaddedRows one(m, 200);
+        const Weight w(dtype, n, 2048, 2);
+        PaddedRows one(m, n);
         Context single(1, isa);
         linear(single, x.view, w.view, nullptr, one.view);
         for (int threads : {2, 3, 7}) {
           Context ctx(threads, isa);
-          PaddedRows many(m, 200);
+          PaddedRows many(m, n);
           linear(ctx, x.view, w.view, nullptr, many.view);
           expect_same_bits(many.view, one.view);
         }

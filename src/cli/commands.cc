@@ -426,8 +426,7 @@ Action bind_pretrain(CLI::App& app) { return bind_train(app, false); }
 Action bind_sft(CLI::App& app) { return bind_train(app, true); }
 
 Action bind_completion(CLI::App& app) {
-  auto shell = std::make_shared<std::string>();
-  app.add_option("SHELL", *shell, "bash")->required()->check(CLI::IsMember({"bash"}));
+  app.add_option("SHELL", "bash")->required()->check(CLI::IsMember({"bash"}));
   return [&app] {
     std::vector<CommandFlags> commands;
     for (const CLI::App* command : app.get_parent()->get_subcommands({})) {

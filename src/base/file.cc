@@ -53,6 +53,9 @@ struct stat open_regular(const std::string& path, const FileDescriptor& fd) {
   return info;
 }
 
+// The name by which a file that has none can be linked; where /proc is missing there is none.
+std::string own_link(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
 int64_t modified_ns(const struct stat& info) {
   return int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
@@ -97,15 +100,20 @@ FileDigest digest_file(const std::filesystem::path& path) {
 
 AtomicFile::AtomicFile(const std::filesystem::path& path, uint32_t mode)
     : path_(path), temporary_(path.string() + ".tmp" + std::to_string(::getpid())) {
+  const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : ".";
+  fd_ = ::open(folder.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, mode);
+  if (fd_ >= 0 && ::access(own_link(fd_).c_str(), F_OK) == 0) return;
+  if (fd_ >= 0) ::close(fd_);
   ::unlink(temporary_.c_str());  // left by a killed process of the same id
   // O_EXCL: a link planted under this name is refused, not followed.
   fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
   if (fd_ < 0) fail_errno(path_.string(), "create");
+  named_ = true;
 }
 
 AtomicFile::~AtomicFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (!renamed_) ::unlink(temporary_.c_str());
+  if (named_) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes) {
@@ -121,11 +129,18 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 
 FileDigest AtomicFile::commit() {
   if (::fsync(fd_) != 0) fail_errno(path_.string(), "sync");
+  if (!named_) {
+    ::unlink(temporary_.c_str());  // as above; a link in its place is not followed either
+    if (::linkat(AT_FDCWD, own_link(fd_).c_str(), AT_FDCWD, temporary_.c_str(),
+                 AT_SYMLINK_FOLLOW) != 0)
+      fail_errno(path_.string(), "name");
+    named_ = true;
+  }
   // Network file systems may report here what fsync did not. Linux has closed the file also on
   // EINTR.
   if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail_errno(path_.string(), "close");
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno(path_.string(), "rename to");
-  renamed_ = true;
+  named_ = false;
   sync_folder(path_.has_parent_path() ? path_.parent_path() : ".");
   return {bytes_, hasher_.value()};
 }

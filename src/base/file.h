@@ -27,8 +27,9 @@ FileDigest digest_file(const std::filesystem::path& path);
 
 inline constexpr uint32_t kPublicFile = 0644, kPrivateFile = 0600;  // modes; the umask narrows them
 
-// Replaces `path` all or nothing: bytes go to a temporary file beside it until commit(). Without a
-// commit the temporary is removed and `path` stays as it was.
+// Replaces `path` all or nothing: until commit() bytes go to a file without a name in its folder,
+// of which nothing is left however the process dies; on file systems that have no such files, to a
+// temporary beside it. Without a commit `path` stays as it was.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path, uint32_t mode = kPublicFile);
@@ -44,9 +45,9 @@ class AtomicFile {
 
  private:
   std::filesystem::path path_;
-  std::string temporary_;
+  std::string temporary_;  // its name beside `path`, in the moment before the rename
+  bool named_ = false;     // it exists under that name
   int fd_ = -1;
-  bool renamed_ = false;
   uint64_t bytes_ = 0;
   Hasher hasher_;
 };

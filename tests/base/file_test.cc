@@ -1,8 +1,11 @@
 #include "base/file.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -115,10 +118,53 @@ TEST(AtomicFile, WithoutCommitTheOldFileStaysAndTheTemporaryIsGone) {
   {
     AtomicFile file(dir / "f");
     file.write(std::string_view("half of the n"));
-    EXPECT_EQ(files_in(dir.path()), 2);
+    EXPECT_EQ(read_file(dir / "f", 99), "old");
   }
   EXPECT_EQ(read_file(dir / "f", 99), "old");
   EXPECT_EQ(files_in(dir.path()), 1);
+}
+
+TEST(AtomicFile, AKilledProcessLeavesNothing) {
+  const TempDir dir;
+  if (!has_unnamed_files(dir.path())) GTEST_SKIP() << "this file system has none";
+  dir.write("f", "old");
+  const pid_t child = ::fork();
+  if (child == 0) {
+    AtomicFile file(dir / "f");
+    file.write("half of the new");
+    ::raise(SIGKILL);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  EXPECT_EQ(read_file(dir / "f", 99), "old");
+  EXPECT_EQ(files_in(dir.path()), 1);
+}
+
+// Without /proc a file that has no name could never get one.
+TEST(AtomicFile, WithoutProcATemporaryWithANameServes) {
+  const TempDir dir;
+  dir.write("f", "old");
+  enum { kRefused = 77 };
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const bool hidden = ::unshare(CLONE_NEWNS) == 0 &&
+                        ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                        ::mount("none", "/proc", "tmpfs", 0, nullptr) == 0;
+    if (!hidden) ::_exit(kRefused);
+    { AtomicFile given_up(dir / "f"); }
+    AtomicFile file(dir / "f");
+    file.write("new");
+    const int during = files_in(dir.path());
+    file.commit();
+    ::_exit(10 * during + files_in(dir.path()));
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kRefused) GTEST_SKIP() << "only root can hide /proc from a child";
+  EXPECT_EQ(WEXITSTATUS(status), 21);  // two files while writing, one after
+  EXPECT_EQ(read_file(dir / "f", 99), "new");
 }
 
 TEST(AtomicFile, PiecesAreWrittenInOrder) {

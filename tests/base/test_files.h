@@ -2,6 +2,7 @@
 // privileges, and the text of a thrown fathom::Error.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -39,6 +40,12 @@ class TempDir {
  private:
   std::filesystem::path path_;
 };
+
+// Can its file system hold files without names, of which nothing is left when a process is killed?
+inline bool has_unnamed_files(const std::filesystem::path& folder) {
+  const int fd = ::open(folder.c_str(), O_WRONLY | O_TMPFILE, 0600);
+  return fd >= 0 && ::close(fd) == 0;
+}
 
 // What a privileged user may do nobody may in this scope.
 struct Unprivileged {

@@ -83,13 +83,14 @@ Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest
          context < longest ? fmt::format("use a larger --ctx; the model's own is {}", longest)
                            : "the model's own");
   }
+  const int64_t room = result.room = context - result.prompt_tokens;
   const ExpertCache* const cache = opened.model.expert_cache();
   const ExpertCacheStats read_before = cache != nullptr ? cache->stats() : ExpertCacheStats{};
   const bool keep_events = request.sampling.top_logprobs >= 0;
   TextStream text(opened.tokenizer, request, result, on_part);
   const uint64_t id = engine.submit(
       {.prompt = std::move(request.prompt),
-       .max_tokens = request.max_tokens > 0 ? request.max_tokens : context - result.prompt_tokens,
+       .max_tokens = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room,
        .stop_ids = opened.stop_ids,
        .sampling = request.sampling,
        .opening = request.opening});
@@ -190,6 +191,10 @@ std::string rate_line(const Generation& g) {
           ? ""
           : fmt::format("; {:.0f} % of the experts were in memory, {:.2f} GB read from disk",
                         100 * e.hit_rate(), static_cast<double>(e.read_bytes) * 1e-9);
+  const char* const ending = g.finish == FinishReason::kCancelled ? "; interrupted"
+                             : g.finish != FinishReason::kLength  ? ""
+                             : g.tokens == g.room ? "; stopped as the context is full"
+                                                  : "; stopped at the token limit";
   return fmt::format(
       "prompt {}{} tokens{}, {}; generated {} tokens, {}{}{}{}",
       g.prompt_done < g.prompt_tokens ? fmt::format("{} of ", g.prompt_done) : "", g.prompt_tokens,
@@ -197,9 +202,7 @@ std::string rate_line(const Generation& g) {
       rate(static_cast<double>(g.prompt_done - cached), g.prefill_seconds), g.tokens,
       rate(decoded, decoded > 0 ? g.decode_seconds : 0),
       g.drafted > 0 ? fmt::format(" ({} of {} drafts right)", g.accepted, g.drafted) : "", streamed,
-      g.finish == FinishReason::kLength      ? "; stopped at the token limit"
-      : g.finish == FinishReason::kCancelled ? "; interrupted"
-                                             : "");
+      ending);
 }
 
 PartPrinter::PartPrinter(const OutputOptions& output, bool hide_thinking)

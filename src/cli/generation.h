@@ -28,6 +28,7 @@ struct Generation {
   std::string thought, answer;
   FinishReason finish = FinishReason::kNone;  // kCancelled: Ctrl-C
   int64_t prompt_tokens = 0, tokens = 0, thought_tokens = 0;
+  int64_t room = 0;                   // tokens that the context leaves to the answer
   int64_t prompt_done = 0;            // computed or found, all of it unless interrupted
   int64_t drafted = 0, accepted = 0;  // draft tokens, see EngineStats
   ExpertCacheStats experts;           // of this answer, if experts are streamed
@@ -36,7 +37,8 @@ struct Generation {
   std::vector<TokenEvent> events;  // with log-probabilities only
 };
 
-// Called with each part of the text as it comes. With Ctrl-C the answer so far is the result.
+// Called with each part of the text as it comes. With Ctrl-C the answer so far is the result. An
+// answer ends where the context does, whatever max_tokens allows.
 // Throws Error: prompt too long for the context (names both numbers), exit code 4 if the numbers
 // diverged.
 Generation generate(Engine& engine, const OpenedModel& opened, GenerationRequest request,

@@ -467,6 +467,8 @@ TEST(RateLine, CountsOnlyWhatOfAPromptIsDone) {
   EXPECT_EQ(rate_line(g),
             "prompt 100 tokens (10 cached), 45.0 tok/s; generated 5 tokens, 2.0 tok/s; stopped at "
             "the token limit");
+  g.room = 5;
+  EXPECT_TRUE(rate_line(g).ends_with("; stopped as the context is full"));
 }
 
 // 4 x 512 rows where there is room for them, tiles and a sixteenth more, else 512.

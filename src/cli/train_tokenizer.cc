@@ -18,6 +18,9 @@ void read_texts(const TrainTokenizerOptions& options, BpeTrainer& trainer) {
   const std::vector<fs::path> files = text_files(options.files);
   const uint64_t total = total_bytes(files);
   if (total == 0) fail("{}: 0 bytes, expected text to learn from", fmt::join(options.files, ", "));
+  make_folders(options.folder);
+  // not after an hour of reading and merging
+  expect_writable(fs::path(options.folder) / "tokenizer.json");
   Progress bar(options.output, "reading", Progress::Unit::kBytes, total);
   uint64_t done = 0;
   for (const fs::path& file : files) {
@@ -38,7 +41,6 @@ TrainedBpe learn(const TrainTokenizerOptions& options, const BpeTrainer& trainer
 }
 
 void write_files(const fs::path& folder, const TrainedBpe& trained) {
-  make_folders(folder);
   write_file_atomically(folder / "tokenizer_config.json", tokenizer_config_json());
   write_file_atomically(folder / "tokenizer.json", tokenizer_json(trained));
 }

@@ -368,7 +368,8 @@ TEST(Cli, WhatMayNotBeLookedAtIsNoBugOfOurs) {
   denied({"imatrix", kTinyModel, "--text", text, "-o", inside}, inside);
   denied({"bench", kTinyModel, "-o", closed / "x.svg"}, closed / "x.svg");
   denied({"prepare", text, "-o", closed / "x"}, closed / "x");
-  denied({"train-tokenizer", text, "--vocab", "300", "-o", closed / "x"}, closed / "x");
+  const std::string broken = folder.write("broken.jsonl", "{");  // comes to light when it is read
+  denied({"train-tokenizer", broken, "--vocab", "300", "-o", closed / "x"}, closed / "x");
   fs::permissions(closed, fs::perms::owner_all);
 }
 

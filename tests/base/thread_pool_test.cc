@@ -216,17 +216,17 @@ TEST(ThreadPool, AContainersShareOfProcessorTimeLimitsTheCores) {
   _exit(0);
 }
 
-#if defined(__SANITIZE_THREAD__)  // gcc
-#define FATHOM_THREAD_SANITIZER 1
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)  // gcc
+#define FATHOM_SANITIZER 1
 #elif defined(__has_feature)  // clang
-#if __has_feature(thread_sanitizer)
-#define FATHOM_THREAD_SANITIZER 1
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
+#define FATHOM_SANITIZER 1
 #endif
 #endif
 
 TEST(ThreadPoolDeathTest, MoreThreadsThanTheSystemGivesIsAnErrorNotAHang) {
-#if defined(FATHOM_THREAD_SANITIZER)
-  GTEST_SKIP() << "ThreadSanitizer itself ends the program where memory for threads is short";
+#if defined(FATHOM_SANITIZER)
+  GTEST_SKIP() << "sanitizers themselves end the program where memory for threads is short";
 #endif
   EXPECT_EXIT(ask_for_too_many_threads(), testing::ExitedWithCode(3), "");
 }

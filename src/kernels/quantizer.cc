@@ -140,8 +140,10 @@ void quantize_q8_0(const float* x, int64_t cols, std::byte* row) {
   for (int64_t begin = 0; begin < cols; begin += 32, row += 34) {
     float largest = 0;
     for (int64_t i = 0; i < 32; ++i) largest = std::max(largest, std::abs(x[begin + i]));
-    const float scale = largest / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    const float scale = largest / 127.0f;
     const uint16_t stored = f32_to_f16(scale);
+    // Where f16 holds no such scale all values are zero; 1 / scale may be infinite there.
+    const float inverse = stored != 0 ? 1.0f / scale : 0.0f;
     std::memcpy(row, &stored, sizeof stored);
     for (int64_t i = 0; i < 32; ++i)
       row[2 + i] = static_cast<std::byte>(static_cast<int8_t>(std::round(x[begin + i] * inverse)));

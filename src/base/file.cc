@@ -35,10 +35,14 @@ class FileDescriptor {
   int fd_;
 };
 
+bool is_resource(int error) {
+  constexpr int kResource[] = {ENOSPC, EDQUOT, EFBIG, ENOMEM, EMFILE, ENFILE, EIO};
+  return std::find(std::begin(kResource), std::end(kResource), error) != std::end(kResource);
+}
+
 [[noreturn]] void fail_errno(const std::string& path, const char* doing) {
   const int error = errno;
-  constexpr int kResource[] = {ENOSPC, EDQUOT, EFBIG, ENOMEM, EMFILE, ENFILE, EIO};
-  if (std::find(std::begin(kResource), std::end(kResource), error) != std::end(kResource)) {
+  if (is_resource(error)) {
     fail_resource("{}: cannot {}: {}", path, doing, std::strerror(error));
   }
   fail("{}: cannot {}: {}", path, doing, std::strerror(error));
@@ -103,6 +107,8 @@ AtomicFile::AtomicFile(const std::filesystem::path& path, uint32_t mode)
   const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : ".";
   fd_ = ::open(folder.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, mode);
   if (fd_ >= 0 && ::access(own_link(fd_).c_str(), F_OK) == 0) return;
+  // no such files here, or no folder, which the next attempt says; a full disk is no reason to try
+  if (fd_ < 0 && is_resource(errno)) fail_errno(path_.string(), "create");
   if (fd_ >= 0) ::close(fd_);
   ::unlink(temporary_.c_str());  // left by a killed process of the same id
   // O_EXCL: a link planted under this name is refused, not followed.

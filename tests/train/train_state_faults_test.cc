@@ -57,7 +57,8 @@ extern "C" {
 int open(const char* path, int flags, ...) {
   va_list arguments;
   va_start(arguments, flags);
-  const mode_t mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
+  const bool makes = (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
+  const mode_t mode = makes ? va_arg(arguments, mode_t) : 0;
   va_end(arguments);
   if (fails("open", ENOSPC)) return -1;
   return static_cast<int>(::syscall(SYS_openat, AT_FDCWD, path, flags, mode));
@@ -82,6 +83,11 @@ int close(int fd) {
 
 int rename(const char* from, const char* to) noexcept {
   return fails("rename", EIO) ? -1 : static_cast<int>(::syscall(SYS_rename, from, to));
+}
+
+int linkat(int from_folder, const char* from, int to_folder, const char* to, int flags) noexcept {
+  if (fails("linkat", ENOSPC)) return -1;
+  return static_cast<int>(::syscall(SYS_linkat, from_folder, from, to_folder, to, flags));
 }
 
 int mkdir(const char* path, mode_t mode) noexcept {
@@ -207,6 +213,7 @@ TEST_F(SaveFaults, AnyOneCallThatFailsLeavesAGoodCheckpoint) {
   fail_each_call({});
   for (const char* kind : {"open", "write", "fsync", "close of a written file", "rename", "mkdir"})
     EXPECT_GT(faults.kinds[kind], 0) << kind;
+  EXPECT_EQ(faults.kinds["linkat"] > 0, has_unnamed_files(fs::temp_directory_path()));
 }
 
 TEST_F(SaveFaults, SoDoesADiskThatStaysFull) { fail_each_call({.from_then_on = true}); }

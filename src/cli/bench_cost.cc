@@ -58,7 +58,8 @@ void Cost::add_weight(const WeightView& w, double rows, double share) {
                        (w.block_scales != nullptr ? (w.rows + 127) / 128 * w.scale_cols * 4 : 0));
   const double flops = share * 2 * rows * static_cast<double>(w.rows * w.cols);
   const bool blocks = dtype_info(w.dtype).block_elements > 1;
-  (blocks ? int8_ops : w.dtype == DType::kBF16 ? bf16_flops : f32_flops) += flops;
+  const bool in_bf16 = w.dtype == DType::kBF16 || w.dtype == DType::kF8E4M3;
+  (blocks ? int8_ops : in_bf16 ? bf16_flops : f32_flops) += flops;
 }
 
 double Cost::arithmetic_seconds(const Roofs& roofs) const {

@@ -1,9 +1,9 @@
 // Bounds, all relative to the largest reference value of the comparison (docs/numerics.md derives
 // them):
 //   f32 activations (Precision::kF32), any weights: 2e-5 everywhere
-//   BF16 weights with bf16 activations, as `run` computes: rounding x to bf16 is, for one output,
+//   BF16 and FP8 weights with bf16 activations, as `run` computes: rounding x to bf16 is, for one output,
 //   what a relative change of each weight by up to 2^-9 is. So the error is compared with that of
-//   the exact model with its BF16 weights changed at random by so much: the medians over positions
+//   the exact model with these weights changed at random by so much: the medians over positions
 //   (of a row's largest error) may differ by a factor of two. A median, because a token whose
 //   expert choice flips at a near tie is legitimately elsewhere; the exact comparison above knows
 //   no such excuse.
@@ -28,6 +28,7 @@
 #include "cli/output.h"
 #include "cli/selftest_train.h"
 #include "engine/feeder.h"
+#include "kernels/quantize.h"
 
 namespace fathom {
 namespace {
@@ -208,11 +209,15 @@ bool small_folder(const Checkpoint& checkpoint) {
   return checkpoint.kind() == Checkpoint::Kind::kFolder && bytes <= kMostBytes;
 }
 
-bool has_bf16_weights(const Model& model) {
+// A matrix before which x is rounded to bf16 (kernels/gemm.h).
+bool rounds_x(const TensorInfo& tensor) {
+  return (tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF8E4M3) &&
+         tensor.shape.size() == 2;
+}
+
+bool rounds_x(const Model& model) {
   for (const TensorInfo* tensor : model.checkpoint().tensors()) {
-    if (tensor->dtype == DType::kBF16 && tensor->shape.size() > 1 &&
-        tensor->name.find("embed") == std::string::npos)
-      return true;
+    if (rounds_x(*tensor) && tensor->name.find("embed") == std::string::npos) return true;
   }
   return false;
 }
@@ -265,7 +270,7 @@ class TemporaryFolder {
 };
 
 // Writes the checkpoint again with some tensors changed: `change` returns the new bytes and type,
-// or nothing to keep a tensor.
+// no bytes to leave a tensor out, or nothing to keep it.
 using Change =
     std::function<std::optional<std::pair<DType, std::vector<std::byte>>>(const TensorInfo&)>;
 void write_changed(const Checkpoint& checkpoint, const fs::path& folder, const Change& change) {
@@ -273,6 +278,7 @@ void write_changed(const Checkpoint& checkpoint, const fs::path& folder, const C
   std::vector<TensorToWrite> tensors;
   for (const TensorInfo* tensor : checkpoint.tensors()) {
     if (auto changed = change(*tensor)) {
+      if (changed->second.empty()) continue;
       memory.push_back(std::move(changed->second));
       tensors.push_back({tensor->name, changed->first, tensor->shape, memory.back()});
     } else {
@@ -304,21 +310,34 @@ void write_bf16(const Checkpoint& checkpoint, const fs::path& folder) {
       });
 }
 
-// Every BF16 matrix as F32, each weight changed by a uniform relative amount within 2^-9.
+// Every matrix in BF16 or FP8 as F32, each weight changed by a uniform relative amount within 2^-9.
 void write_perturbed(const Checkpoint& checkpoint, const fs::path& folder) {
+  constexpr std::string_view kScales = "_scale_inv";
   uint64_t index = 0;
   write_changed(
       checkpoint, folder,
       [&](const TensorInfo& tensor) -> std::optional<std::pair<DType, std::vector<std::byte>>> {
-        if (tensor.dtype != DType::kBF16 || tensor.shape.size() != 2) return std::nullopt;
-        std::vector<std::byte> bytes(tensor.bytes * 2);
+        if (tensor.name.ends_with(kScales)) return std::pair(DType::kF32, std::vector<std::byte>{});
+        if (!rounds_x(tensor)) return std::nullopt;
+        WeightView w{tensor.dtype, tensor.shape[0], tensor.shape[1], tensor.data, nullptr, 0};
+        std::vector<float> scales;
+        if (const TensorInfo* stored = checkpoint.find(tensor.name + std::string(kScales))) {
+          scales.resize(stored->bytes / 4);
+          __builtin_memcpy(scales.data(), stored->data, stored->bytes);
+          w.block_scales = scales.data();
+          w.scale_cols = stored->shape[1];
+        }
         const RandomKey key{0, RandomPurpose::kTest, index++};
-        for (uint64_t i = 0; i < tensor.bytes / 2; ++i) {
-          bf16 stored = 0;
-          __builtin_memcpy(&stored, tensor.data + i * 2, 2);
-          const auto value = static_cast<float>(bf16_to_f32(stored) *
-                                                (1 + 0x1p-9 * (2 * random_uniform(key, i) - 1)));
-          __builtin_memcpy(bytes.data() + i * 4, &value, 4);
+        std::vector<float> row(static_cast<size_t>(w.cols));
+        std::vector<std::byte> bytes(static_cast<size_t>(w.rows) * row.size() * sizeof(float));
+        for (int64_t r = 0; r < w.rows; ++r) {
+          dequantize_weight(detect_isa(), w, r, 0, w.cols, row.data());
+          const auto first = static_cast<uint64_t>(r * w.cols);
+          for (size_t c = 0; c < row.size(); ++c)
+            row[c] = static_cast<float>(row[c] *
+                                        (1 + 0x1p-9 * (2 * random_uniform(key, first + c) - 1)));
+          __builtin_memcpy(bytes.data() + first * sizeof(float), row.data(),
+                           row.size() * sizeof(float));
         }
         return std::pair(DType::kF32, std::move(bytes));
       });
@@ -364,7 +383,7 @@ void check_model(const std::string& name, const Model& model, int threads,
     }
     // The perturbed copy is written beside nothing and held in memory once: for small recorded
     // models, not for a checkpoint of gigabytes.
-    if (!has_bf16_weights(model) || !small_folder(model.checkpoint())) continue;
+    if (!rounds_x(model) || !small_folder(model.checkpoint())) continue;
     Context native(threads);
     const Outputs rounded =
         run(model, native, reference.ids, DType::kF32, form, feedings().front());

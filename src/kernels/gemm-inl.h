@@ -10,10 +10,23 @@
 
 namespace fathom {
 
-// Few rows of x: both operands are read row by row.
-inline constexpr int64_t kPanelRows = 8;  // rows of w that are multiplied together
-inline constexpr int64_t kTileRows = 3;   // rows of x in one register tile
-inline constexpr int64_t kScaleColumns = 128;
+// Few rows of x: both operands are read row by row. Up to how many that is sooner than packing, and
+// up to how many codes of FP8 are better widened anew for every kTileRows rows (both measured).
+struct FewRows {
+  int64_t rows, of_codes;
+};
+namespace portable {
+inline constexpr FewRows kFew{64, 3};
+}
+namespace avx2 {
+inline constexpr FewRows kFew{16, 3};
+}
+namespace avx512 {
+inline constexpr FewRows kFew{64, 24};
+}
+inline constexpr int64_t kPanelRows = 8;       // rows of w that are multiplied together
+inline constexpr int64_t kTileRows = 3;        // rows of x in one register tile
+inline constexpr int64_t kScaleColumns = 128;  // of FP8, that share a scale
 
 // y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]. Strides in elements of the operand as stored.
 // Meanwhile the rows of w are fetched that lie `ahead` bytes behind these (0:
@@ -23,7 +36,7 @@ struct GemmBlock {
   const void* w = nullptr;
   int64_t x_stride = 0, w_stride = 0, ahead = 0;
   int64_t m = 0, n = 0, k = 0;
-  const float* scales = nullptr;  // FP8: 2^8 times those of w, one for each kScaleColumns of k
+  const float* scales = nullptr;  // of w in FP8, one for each kScaleColumns of k
   const float* bias = nullptr;    // [n] or null
   float* y = nullptr;
   int64_t y_stride = 0;
@@ -52,6 +65,9 @@ struct PackedBlock {
   // elements from one tile, panel or lane to the next
   int64_t x_tile = 0, x_lane = 0, w_panel = 0, w_lane = 0;
   int64_t m = 0, n = 0, steps = 0;
+  // FP8: those of w, one for each run_steps steps.
+  const float* scales = nullptr;
+  int64_t run_steps = 0;
   // The lanes' sums between two parts, [tile][panel][16][rows][columns]; unused when first && last.
   float* partial = nullptr;
   bool first = true, last = true;

@@ -1,11 +1,10 @@
 // Linear layers: operands, blocks and threads. GGUF blocks go to gemm_int8.cc, unless x must stay
-// exact. Up to kFewRows rows of x meet w row by row, F32, BF16, F16 and FP8 where they lie (the
-// last two not in the portable target), others widened eight rows at a time. More rows pay for
+// exact. Few rows of x meet w row by row: F32, BF16, F16 (not in the portable target) and, the
+// fewest of them, FP8 where they lie, others widened eight rows at a time. More rows pay for
 // packing: x once, w panel by panel, each panel for up to kBlockRows rows.
 #include "kernels/gemm.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "base/check.h"
@@ -19,6 +18,7 @@ namespace fathom {
 
 FATHOM_SIMD_DECLARE(void gemm_f32(const GemmBlock& b))
 FATHOM_SIMD_DECLARE(void gemm_split_bf16(const GemmBlock& b))
+FATHOM_SIMD_DECLARE(void gemm_split_f8(const GemmBlock& b))
 FATHOM_SIMD_DECLARE(void packed_f32(const PackedBlock& b))
 FATHOM_SIMD_DECLARE(void packed_split_bf16(const PackedBlock& b))
 FATHOM_SIMD_DECLARE(void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps,
@@ -27,16 +27,17 @@ FATHOM_SIMD_DECLARE(void pack_columns_f32(const ColumnPanel& p, const float* in)
                     void pack_columns_split_bf16(const ColumnPanel& p, const uint16_t* in);
                     void pack_columns_native_bf16(const ColumnPanel& p, const uint16_t* in))
 FATHOM_SIMD_DECLARE(void split_bf16(const uint16_t* in, int64_t n, float* out))
+FATHOM_SIMD_DECLARE(void f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out))
 FATHOM_SIMD_DECLARE(void round_to_bf16(const float* in, int64_t n, uint16_t* out))
 #if defined(__x86_64__)
 namespace avx2 {
 void gemm_f16(const GemmBlock& b);
-void gemm_f8(const GemmBlock& b);
 }  // namespace avx2
 namespace avx512 {
 void gemm_f16(const GemmBlock& b);
-void gemm_f8(const GemmBlock& b);
 void gemm_native_bf16(const GemmBlock& b);
+void gemm_native_f8(const GemmBlock& b);
+void native_f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out);
 void packed_native_bf16(const PackedBlock& b);
 void pack_rounded(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
                   float* out, int64_t lane, int64_t row_length);
@@ -46,7 +47,9 @@ void pack_rounded(const float* in, int64_t in_stride, int64_t rows, int64_t step
 bool native_bf16(Isa isa) {
 #if defined(__x86_64__)
   // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
-  static const bool native = has_bf16_dot() && __builtin_cpu_is("amd");  // CPUID is slow in a guest
+  static const bool native = has_bf16_dot() &&
+                             __builtin_cpu_is("amd") &&  // CPUID is slow in a guest
+                             __builtin_cpu_supports("avx512vbmi");
   return isa == Isa::kAvx512 && native;
 #else
   static_cast<void>(isa);
@@ -58,7 +61,6 @@ namespace {
 
 static_assert(avx512::kPackedTile.rows <= kMostPackedRows);
 
-constexpr int64_t kFewRows = 6;
 // Items of each thread where weights pass by once (few rows of x): long ones, in which the next
 // weights are fetched ahead, but enough to balance.
 constexpr int64_t kLongItems = 4;
@@ -75,7 +77,8 @@ constexpr int64_t kChunk = 256;
 enum class Form { kF32, kSplitBf16, kNativeBf16 };
 
 Form choose_form(Isa isa, DType dtype, Precision precision) {
-  if (dtype != DType::kBF16 || precision == Precision::kF32) return Form::kF32;
+  if ((dtype != DType::kBF16 && dtype != DType::kF8E4M3) || precision == Precision::kF32)
+    return Form::kF32;
   return native_bf16(isa) ? Form::kNativeBf16 : Form::kSplitBf16;
 }
 
@@ -93,8 +96,8 @@ struct Problem {
   int64_t cols;  // K
   PackedTile tile;
   ConstRows x;
-  // Per unit of rows, a tile or one expert's few rows: packed, or row by row in BF16's forms. Few
-  // rows in F32 stay where they are.
+  // One for the rows of each tile: packed. An expert's few rows lie one behind the other in theirs,
+  // in BF16's forms; in F32 they stay where they are.
   float* units;
   int64_t unit_size;
   // elements of one lane of a tile: an odd number of steps, so that lanes fall into different sets
@@ -104,7 +107,7 @@ struct Problem {
   Rows y;
 
   // An expert's rows that meet w row by row. The columns of a turned w are packed in any case.
-  bool few(int64_t rows) const { return rows <= kFewRows && !turned; }
+  bool few(int64_t rows) const { return rows <= FATHOM_SIMD_CALL(ctx.isa(), kFew).rows && !turned; }
 };
 
 // Columns [k0, k0 + k) of a row of x or w as elements, zeros to the end of the last step.
@@ -125,20 +128,35 @@ void to_elements(const Problem& p, const float* x, int64_t k, float* out) {
   }
 }
 
+// Codes of FP8 without their scales, filled up with zeros to a multiple of 32.
+void f8_to_bf16(Isa isa, Form form, const std::byte* codes, int64_t k, bf16* out) {
+  const auto* const in = reinterpret_cast<const uint8_t*>(codes);
+#if defined(__x86_64__)
+  if (form == Form::kNativeBf16) return avx512::native_f8_to_bf16(in, k, out);
+#endif
+  FATHOM_SIMD_CALL(isa, f8_to_bf16)(in, k, out);
+}
+
+// FP8 in the forms of BF16 without its scales.
 void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, int64_t k,
                  float* out) {
-  const auto stored = [&] { return reinterpret_cast<const bf16*>(w.row(r)) + k0; };
-  switch (p.form) {
-    case Form::kF32:
-      dequantize_weight(p.ctx.isa(), w, r, k0, k, out);
-      return std::fill(out + k, out + steps_of(p.form, k) * 16, 0.0f);
-    case Form::kSplitBf16:
-      return FATHOM_SIMD_CALL(p.ctx.isa(), split_bf16)(stored(), k, out);
-    case Form::kNativeBf16:
-      auto* const pairs = reinterpret_cast<bf16*>(out);
-      std::memcpy(pairs, stored(), static_cast<size_t>(k) * 2);
-      return std::fill(pairs + k, pairs + steps_of(p.form, k) * 32, bf16{});
+  const Isa isa = p.ctx.isa();
+  if (p.form == Form::kF32) {
+    dequantize_weight(isa, w, r, k0, k, out);
+    return std::fill(out + k, out + steps_of(p.form, k) * 16, 0.0f);
   }
+  const bool codes = w.dtype == DType::kF8E4M3;
+  const std::byte* const stored = w.row(r) + row_bytes(w.dtype, k0);
+  if (p.form == Form::kNativeBf16) {
+    auto* const pairs = reinterpret_cast<bf16*>(out);
+    if (codes) return f8_to_bf16(isa, p.form, stored, k, pairs);
+    std::memcpy(pairs, stored, static_cast<size_t>(k) * 2);
+    return std::fill(pairs + k, pairs + steps_of(p.form, k) * 32, bf16{});
+  }
+  bf16 widened[kChunk];
+  if (codes) f8_to_bf16(isa, p.form, stored, k, widened);
+  FATHOM_SIMD_CALL(isa, split_bf16)
+  (codes ? widened : reinterpret_cast<const bf16*>(stored), k, out);
 }
 
 // Rows that are packed from where they lie, whole steps of them: elements, or values that become
@@ -197,8 +215,8 @@ void pack_unit(const Problem& p, int64_t row, int64_t rows, float* out, int work
        });
 }
 
-// Few rows in a form that x does not have: row by row.
-void convert_unit(const Problem& p, int64_t row, int64_t rows, float* out) {
+// Few rows in a form that x does not have: row by row, from out on.
+void convert_rows(const Problem& p, int64_t row, int64_t rows, float* out) {
   for (int64_t r = 0; r < rows; ++r, out += steps_of(p.form, p.cols) * 16) {
     for (int64_t k = 0; k < p.cols; k += kChunk) {
       to_elements(p, p.x.row(row + r) + k, std::min(kChunk, p.cols - k),
@@ -226,38 +244,29 @@ void pack_columns(const Problem& p, const WeightView& w, int64_t k0, int64_t k, 
 
 // w of the block is stored as dtype; F32 means widened, too.
 void run_block(Isa isa, Form form, DType dtype, const GemmBlock& b) {
+  const bool codes = dtype == DType::kF8E4M3;
 #if defined(__x86_64__)
   if (dtype == DType::kF16) return isa == Isa::kAvx2 ? avx2::gemm_f16(b) : avx512::gemm_f16(b);
-  if (dtype == DType::kF8E4M3) return isa == Isa::kAvx2 ? avx2::gemm_f8(b) : avx512::gemm_f8(b);
 #endif
   if (form == Form::kF32) return FATHOM_SIMD_CALL(isa, gemm_f32)(b);
-  if (form == Form::kSplitBf16) return FATHOM_SIMD_CALL(isa, gemm_split_bf16)(b);
+  if (form == Form::kSplitBf16)
+    return codes ? FATHOM_SIMD_CALL(isa, gemm_split_f8)(b)
+                 : FATHOM_SIMD_CALL(isa, gemm_split_bf16)(b);
 #if defined(__x86_64__)
-  avx512::gemm_native_bf16(b);
+  codes ? avx512::gemm_native_f8(b) : avx512::gemm_native_bf16(b);
 #endif
 }
 
-// Whether few rows read w where it lies.
-bool reads_in_place(Isa isa, Form form, DType dtype) {
-  if (form != Form::kF32 || dtype == DType::kF32) return true;
-#if defined(__x86_64__)
-  return isa != Isa::kPortable && (dtype == DType::kF16 || dtype == DType::kF8E4M3);
-#else
-  static_cast<void>(isa);
-  return false;
-#endif
+// Whether m rows read w where it lies.
+bool reads_in_place(Isa isa, Form form, DType dtype, int64_t m) {
+  if (form == Form::kF32)
+    return dtype == DType::kF32 || (dtype == DType::kF16 && isa != Isa::kPortable);
+  return dtype == DType::kBF16 || m <= FATHOM_SIMD_CALL(isa, kFew).of_codes;
 }
 
-// out = 2^8 times the scales of row r (what makes up for them, gemm.simd.cc). False if one
-// overflows that did not.
-bool scales_of(const WeightView& w, int64_t r, float* out) {
-  const float* const scales = w.block_scales + r / kScaleColumns * w.scale_cols;
-  bool fits = true;
-  for (int64_t i = 0; i < ceil_div(w.cols, kScaleColumns); ++i) {
-    out[i] = scales[i] * 256.0f;
-    fits &= !std::isinf(out[i]) || std::isinf(scales[i]);
-  }
-  return fits;
+// Of row r and those that share them.
+const float* scales_of(const WeightView& w, int64_t r) {
+  return w.block_scales + r / kScaleColumns * w.scale_cols;
 }
 
 void run_block(Isa isa, Form form, const PackedBlock& b) {
@@ -268,11 +277,12 @@ void run_block(Isa isa, Form form, const PackedBlock& b) {
 #endif
 }
 
-// Rows [m0, m0 + m), m <= kFewRows, times rows [n0, n0 + n) of w.
+// Rows [m0, m0 + m), few of them, times rows [n0, n0 + n) of w.
 void multiply_few(const Problem& p, const WeightView& w, const float* unit, int64_t m0, int64_t m,
                   int64_t n0, int64_t n, int worker) {
-  const bool in_place = reads_in_place(p.ctx.isa(), p.form, w.dtype);
-  const bool scaled = w.dtype == DType::kF8E4M3;
+  const Isa isa = p.ctx.isa();
+  const bool in_place = reads_in_place(isa, p.form, w.dtype, m);
+  const bool codes = w.dtype == DType::kF8E4M3 && p.form != Form::kF32;
   ArenaScope scope(p.ctx.worker_scratch(worker));
   GemmBlock b;
   b.m = m;
@@ -282,10 +292,9 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
                    ? p.x.stride
                    : steps_of(p.form, p.cols) * (p.form == Form::kNativeBf16 ? 32 : 16);
   b.y_stride = p.y.stride;
-  // rows fall into different sets of L1
-  const int64_t panel_stride = ceil_div(w.cols, 16) * 16 + 16;
-  float* const panel = scope.array<float>(in_place && !scaled ? 0 : kPanelRows * panel_stride);
-  float* const scales = scope.array<float>(scaled ? ceil_div(w.cols, kScaleColumns) : 0);
+  // f32, or bf16 of codes; rows fall into different sets of L1
+  const int64_t panel_stride = ceil_div(w.cols, 32) * 32 + 32;
+  float* const panel = scope.array<float>(in_place ? 0 : kPanelRows * panel_stride);
   const int64_t ahead = in_place ? kPanelRows * row_bytes(w.dtype, w.cols) : 0;
   const std::byte* const first = w.row(n0);
   const int64_t first_bytes = std::min(ahead, n * row_bytes(w.dtype, w.cols));
@@ -293,20 +302,20 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
   for (int64_t r0 = n0; r0 < n0 + n; r0 += kPanelRows) {
     b.n = std::min(kPanelRows, n0 + n - r0);
     b.ahead = r0 + 2 * kPanelRows <= n0 + n ? ahead : 0;
-    b.w = w.row(r0);
-    b.w_stride = w.cols;
-    b.scales = scaled ? scales : nullptr;
-    const bool here = in_place && (!scaled || scales_of(w, r0, scales));
-    if (!here) {
-      b.w = panel;
-      b.w_stride = panel_stride;
-      b.scales = nullptr;
-      for (int64_t r = 0; r < b.n; ++r)
-        dequantize_weight(p.ctx.isa(), w, r0 + r, 0, w.cols, panel + r * panel_stride);
+    b.w = in_place ? static_cast<const void*>(w.row(r0)) : panel;
+    b.w_stride = in_place ? w.cols : panel_stride;
+    b.scales = codes ? scales_of(w, r0) : nullptr;
+    for (int64_t r = 0; !in_place && r < b.n; ++r) {
+      if (codes) {
+        f8_to_bf16(isa, p.form, w.row(r0 + r), w.cols,
+                   reinterpret_cast<bf16*>(panel) + r * panel_stride);
+      } else {
+        dequantize_weight(isa, w, r0 + r, 0, w.cols, panel + r * panel_stride);
+      }
     }
     b.bias = p.bias != nullptr ? p.bias + r0 : nullptr;
     b.y = p.y.row(m0) + r0;
-    run_block(p.ctx.isa(), p.form, here ? w.dtype : DType::kF32, b);
+    run_block(isa, p.form, in_place ? w.dtype : codes ? DType::kBF16 : DType::kF32, b);
   }
 }
 
@@ -333,6 +342,11 @@ void multiply_packed(const Problem& p, const WeightView& w, const float* units, 
   b.bias = p.bias != nullptr ? p.bias + n0 : nullptr;
   b.y = p.y.row(m0) + n0;
   b.y_stride = p.y.stride;
+  // one row of scales for all panels, and whole runs in a part of k
+  static_assert(kScaleColumns % (kPanels * avx512::kPackedTile.columns) == 0 &&
+                kChunk % kScaleColumns == 0);
+  const bool scaled = w.dtype == DType::kF8E4M3 && p.form != Form::kF32;
+  b.run_steps = steps_of(p.form, kScaleColumns);
   float* const packed = scope.array<float>(panels * b.w_panel);
   b.w = packed;
   for (int64_t k0 = 0; k0 < p.cols; k0 += block_k) {
@@ -347,13 +361,14 @@ void multiply_packed(const Problem& p, const WeightView& w, const float* units, 
       Stored stored;
       if (w.dtype == DType::kF32) stored = {reinterpret_cast<const float*>(w.row(row)), w.cols};
       // pairs; the targets that have this form load from any address
-      if (p.form == Form::kNativeBf16 && w.cols % 2 == 0)
+      if (w.dtype == DType::kBF16 && p.form == Form::kNativeBf16 && w.cols % 2 == 0)
         stored = {reinterpret_cast<const float*>(w.row(row)), w.cols / 2};
       pack(p, stored, std::min(p.tile.columns, n0 + n - row), k0, k, p.tile.columns, panel,
            b.w_lane, worker, [&](int64_t r, int64_t c, int64_t count, float* to) {
              to_elements(p, w, row + r, c, count, to);
            });
     }
+    if (scaled) b.scales = scales_of(w, n0) + k0 / kScaleColumns;
     b.x = units + steps_of(p.form, k0) * p.tile.rows;
     b.steps = steps_of(p.form, k);
     b.first = k0 == 0;
@@ -374,7 +389,7 @@ Plan plan_rows(const Problem& p, int64_t rows, int64_t groups) {
   if (p.few(rows)) {
     const int64_t items = p.ctx.pool().threads() * kLongItems;
     const int64_t panel_rows = ceil_div(ceil_div(p.y.cols, items), kPanelRows) * kPanelRows;
-    return {1, 1, rows, ceil_div(p.y.cols, panel_rows), panel_rows};
+    return {ceil_div(rows, p.tile.rows), 1, rows, ceil_div(p.y.cols, panel_rows), panel_rows};
   }
   // A narrow y (a router's) has few panels: every thread gets rows of its own, if they are enough
   // to pay for packing w once more.
@@ -419,10 +434,13 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   };
   const auto prepare = [&](int64_t unit, int worker) {
     const int64_t e = expert_of(first_unit, unit), begin = offsets[static_cast<size_t>(e)];
-    float* const out = p.units + unit * p.unit_size;
-    if (p.few(rows_of(e))) return convert_unit(p, begin, rows_of(e), out);
-    const int64_t row = (unit - first_unit[e]) * tile.rows;
-    pack_unit(p, begin + row, std::min(tile.rows, rows_of(e) - row), out, worker);
+    const int64_t row = (unit - first_unit[e]) * tile.rows,
+                  rows = std::min(tile.rows, rows_of(e) - row);
+    if (p.few(rows_of(e))) {
+      float* const first = p.units + first_unit[e] * p.unit_size;
+      return convert_rows(p, begin + row, rows, first + row * steps_of(form, x.cols) * 16);
+    }
+    pack_unit(p, begin + row, rows, p.units + unit * p.unit_size, worker);
   };
   const auto run_item = [&](int64_t item, int worker) {
     const int64_t e = expert_of(first_item, item), begin = offsets[static_cast<size_t>(e)];
@@ -495,7 +513,7 @@ void grouped_linear_turned(Context& ctx, ConstRows x, std::span<const int64_t> o
                y.cols, shape.cols);
   const LinearPart part{experts, nullptr, y};
   FATHOM_CHECK(shape.dtype == DType::kF32 ||
-                   choose_form(ctx.isa(), shape.dtype, ctx.precision()) != Form::kF32,
+                   (shape.dtype == DType::kBF16 && ctx.precision() != Precision::kF32),
                dtype_name(shape.dtype));
   if (x.cols == 0) return fill_with_bias(part);
   if (x.rows > 0 && y.cols > 0) multiply_groups(ctx, x, offsets, part, true);

@@ -3,15 +3,17 @@
 //   y[m, n] = sum_k x[m, k] * w[n, k]  (+ bias[n])
 //
 // x [M, K] f32, w [N, K] in any computable dtype, y [M, N] f32, f32 accumulation.
-//   F32, F16, FP8: w is widened to f32 exactly as its format defines, x stays f32.
+//   F32, F16: w is widened to f32 exactly, x stays f32.
 //   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32: fma(even,
 //   fma(odd, sum)) on each pair of k. That is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2
 //   and AVX-512 treat subnormal operands (x before it is rounded) and sums as 0, as it does.
+//   FP8: as BF16 with the codes for weights, which bf16 holds exactly; the sums of each 128 of k
+//   enter others in one FMA with their scale: fma(scale, sum, y).
 //   GGUF blocks: w = d q + m with integers q; x is rounded to x' = s c for each 32 elements of k,
 //   s = max|x| / 127 and integers c (nearest even; none of them if max|x| < 2^-100), so that sums
 //   of q c over a run of 16 or 32 elements that share d and m are exact in 32 bits. A run enters
 //   its output as fma(sum of q c, d s, y), then, in formats that have one, fma(m, s sum of c, y).
-//   Under Precision::kF32 BF16 weights and blocks are widened like the others and x stays f32.
+//   Under Precision::kF32 BF16, FP8 and blocks are widened like the others and x stays f32.
 //
 // One order per output element, whatever M, N, the other rows, the threads or the packing: 16
 // partial sums (lane k mod 16 for f32; k/2 mod 16 for bf16, pairs together) walked in increasing k,
@@ -19,8 +21,8 @@
 // token's result is the same bits alone, in any chunk and in any batch.
 // AVX2 and AVX-512 give the same bits (but for the payload of a NaN); the portable target rounds
 // products before it adds.
-// Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24; BF16: plus 2^-9 sum|x w| for the
-// rounding of x; blocks: (K/8 + 5) u (sum|x' d q| + sum|x' m|) plus sum|w| s / 2 for that of x,
+// Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24 (FP8: K/16 + 7); BF16 and FP8: plus
+// 2^-9 sum|x w| for the rounding of x; blocks: (K/8 + 5) u (sum|x' d q| + sum|x' m|) plus sum|w| s / 2 for that of x,
 // or 2^-100 sum|w| where nothing is left of x; no d s may overflow (d <= 65504 but in MXFP4).
 //
 // REQUIRES: x.cols == w.cols, y.rows == x.rows, y.cols == w.rows; y does not overlap x or w. Empty

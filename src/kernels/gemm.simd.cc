@@ -9,6 +9,7 @@
 // flush-to-zero modes. So a CPU without the instruction, or with a slow one, computes no other
 // model.
 #include "kernels/bf16-inl.h"
+#include "kernels/f8-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/simd-inl.h"
 
@@ -29,88 +30,125 @@ inline Part odd_bf16(Part a) {
 }
 inline Part even_bf16(Part a) { return reinterpret_cast<Part>(reinterpret_cast<Bits>(a) << 16); }
 
-#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
-typedef int16_t Halves __attribute__((vector_size(sizeof(Part) / 2)));
-#if defined(FATHOM_SIMD_IS_avx512)
-inline Part widen_halves(Halves h) { return _mm512_cvtph_ps(reinterpret_cast<__m256i>(h)); }
-inline Halves widen_codes(const uint8_t* w) {
-  return reinterpret_cast<Halves>(
-      _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))));
-}
-#else
-inline Part widen_halves(Halves h) { return _mm256_cvtph_ps(reinterpret_cast<__m128i>(h)); }
-inline Halves widen_codes(const uint8_t* w) {
-  return reinterpret_cast<Halves>(
-      _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))));
-}
-#endif
-inline Part widen_f16(const uint16_t* w) {
-  Halves h;
-  __builtin_memcpy(&h, w, sizeof h);
-  return widen_halves(h);
-}
-// As load_f8e4m3() of quantize.simd.cc, but 2^8 too small: the scale makes up for it. Only NaN, the
-// largest code, carries into the exponent bit that makes it one.
-inline Part widen_f8(const uint8_t* w) {
-  const Halves code = widen_codes(w);
-  const Halves size = (code << 7) & 0x3f80, sign = code & int16_t{-0x8000};
-  return widen_halves(size | sign | ((size + 0x80) & 0x4000));
-}
-#endif
-
-// How one step of k is read and multiplied; p = first lane of the part, scale = that of w here.
+// How one step of k is read and multiplied; p = first lane of the part. kScaled: each run of
+// kScaleColumns is summed by itself and multiplied by its scale. Rest: the same, in steps of what x
+// is filled up to.
 struct F32 {
+  using Rest = F32;
   using X = float;
   using W = float;
   using XPart = Part;
+  using WPart = Part;
   static constexpr int64_t kStep = 16;
+  static constexpr bool kScaled = false;
   static XPart load_x(const float* x, int64_t p) { return load_part(x + p); }
-  static Part load_w(const float* w, int64_t p, Part) { return load_part(w + p); }
-  static Part dot(XPart x, Part w, Part sum) { return fma_part(x, w, sum); }
+  static WPart load_w(const float* w, int64_t p) { return load_part(w + p); }
+  static Part dot(XPart x, WPart w, Part sum) { return fma_part(x, w, sum); }
 };
 
 #if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
 // Widened in registers, to the bits that dequantize_weight() gives.
 struct F16 : F32 {
+  using Rest = F16;
   using W = uint16_t;
-  static Part load_w(const uint16_t* w, int64_t p, Part) { return widen_f16(w + p); }
-};
-
-struct F8 : F32 {
-  using W = uint8_t;
-  static Part load_w(const uint8_t* w, int64_t p, Part scale) { return widen_f8(w + p) * scale; }
+  static WPart load_w(const uint16_t* w, int64_t p) {
+    Halves h;
+    __builtin_memcpy(&h, w + p, sizeof h);
+    return widen_halves(h);
+  }
 };
 #endif
 
+inline void keep(OddEven& a) {
+  keep(a.odd);
+  keep(a.even);
+}
+
 struct SplitBf16 {  // x in split form, w as stored
+  using Rest = SplitBf16;
   using X = float;
   using W = uint16_t;
-  struct XPart {
-    Part odd, even;
-  };
+  using XPart = OddEven;
+  using WPart = Part;
   static constexpr int64_t kStep = 32;
+  static constexpr bool kScaled = false;
   static XPart load_x(const float* x, int64_t p) {
     return {load_part(x + p), load_part(x + 16 + p)};
   }
-  static Part load_w(const uint16_t* w, int64_t p, Part) { return load_part(w + 2 * p); }
-  static Part dot(XPart x, Part w, Part sum) {
+  static WPart load_w(const uint16_t* w, int64_t p) { return load_part(w + 2 * p); }
+  static Part dot(const XPart& x, WPart w, Part sum) {
     return fma_part(x.even, even_bf16(w), fma_part(x.odd, odd_bf16(w), sum));
   }
 };
 
+struct SplitF8 : SplitBf16 {
+  using Rest = SplitF8;
+  using W = uint8_t;
+  using WPart = OddEven;
+  static constexpr bool kScaled = true;
+  static WPart load_w(const uint8_t* w, int64_t p) { return split_f8(w + 2 * p); }
+  static Part dot(const XPart& x, const WPart& w, Part sum) {
+    return fma_part(x.even, w.even, fma_part(x.odd, w.odd, sum));
+  }
+};
+
 #if defined(FATHOM_SIMD_IS_avx512)
+inline void keep(PairsOfF8& a) {
+  keep(a.first);
+  keep(a.second);
+}
+
+inline Part dot_pairs(Part x, Part w, Part sum) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+}
+
 struct NativeBf16 {
+  using Rest = NativeBf16;
   using X = uint16_t;
   using W = uint16_t;
   using XPart = Part;
+  using WPart = Part;
   static constexpr int64_t kStep = 32;
+  static constexpr bool kScaled = false;
   static XPart load_x(const uint16_t* x, int64_t) { return load_part(x); }
-  static Part load_w(const uint16_t* w, int64_t, Part) { return load_part(w); }
-  static Part dot(XPart x, Part w, Part sum) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+  static WPart load_w(const uint16_t* w, int64_t) { return load_part(w); }
+  static Part dot(XPart x, WPart w, Part sum) { return dot_pairs(x, w, sum); }
+};
+
+inline Part pair_of_f8(const uint8_t* codes) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  return pairs_of_f8(_mm512_zextsi256_si512(half)).first;
+}
+
+struct NativeF8Rest : NativeBf16 {
+  using W = uint8_t;
+  static WPart load_w(const uint8_t* w, int64_t) { return pair_of_f8(w); }
+};
+
+struct NativeF8 {  // two steps of pairs
+  using Rest = NativeF8Rest;
+  using X = uint16_t;
+  using W = uint8_t;
+  struct XPart {
+    Part first, second;
+  };
+  using WPart = PairsOfF8;
+  static constexpr int64_t kStep = 64;
+  static constexpr bool kScaled = true;
+  static XPart load_x(const uint16_t* x, int64_t) { return {load_part(x), load_part(x + 32)}; }
+  static WPart load_w(const uint8_t* w, int64_t) { return pairs_of_f8(_mm512_loadu_si512(w)); }
+  static Part dot(const XPart& x, const WPart& w, Part sum) {
+    return dot_pairs(x.second, w.second, dot_pairs(x.first, w.first, sum));
   }
 };
 #endif
+
+// FP8 brought into bf16 before.
+template <class Op>
+struct Scaled : Op {
+  using Rest = Scaled;
+  static constexpr bool kScaled = true;
+};
 
 // totals[j] = reduce_add(sums[j]) for the 8 accumulators of one row of a tile, pairs as there: i +
 // 8, i + 4, i + 2, i + 1.
@@ -155,28 +193,29 @@ inline void reduce_8(const float (*sums)[16], float* totals) {
 }
 #endif
 
-// One part of MR x kTileCols sums, [MR][8][16]: to = from (null: 0) + the products of k in [0,
-// count), whole steps.
-template <class Op, int64_t MR>
-inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
-                       float scale, int64_t ahead, int64_t count, int64_t part, const float* from,
-                       float* to) {
-  const Part scales = set_part(scale);
-  Part sum[MR][kTileCols];
+// f(i, j) for MR rows and C columns, unrolled.
+template <int64_t MR, int64_t C, class F>
+[[gnu::always_inline]] inline void each_sum(const F& f) {
 #pragma GCC unroll 8
   for (int64_t i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < kTileCols; ++j) {
-      sum[i][j] = from != nullptr ? load_part(from + (i * kPanelRows + j) * 16 + part) : Part{};
-    }
+    for (int64_t j = 0; j < C; ++j) f(i, j);
   }
-  for (int64_t k = 0; k < count; k += Op::kStep) {
+}
+
+// One part of MR x C sums += the products of k in [0, count), whole steps.
+template <class Op, int64_t MR, int64_t C>
+[[gnu::always_inline]] inline void add_products(const typename Op::X* x, int64_t x_stride,
+                                                const typename Op::W* const* w, int64_t ahead,
+                                                int64_t begin, int64_t end, int64_t part,
+                                                Part (&sum)[MR][C]) {
+  for (int64_t k = begin; k < end; k += Op::kStep) {
     typename Op::XPart xv[MR];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < MR; ++i) xv[i] = Op::load_x(x + i * x_stride + k, part);
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < kTileCols; ++j) {
-      Part wv = Op::load_w(w[j] + k, part, scales);
+    for (int64_t j = 0; j < C; ++j) {
+      typename Op::WPart wv = Op::load_w(w[j] + k, part);
       // a step of w is a line, or part of one
       if (part == 0) __builtin_prefetch(reinterpret_cast<const char*>(w[j] + k) + ahead, 0, 2);
       if (MR > 1) keep(wv);
@@ -184,49 +223,79 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
       for (int64_t i = 0; i < MR; ++i) sum[i][j] = Op::dot(xv[i], wv, sum[i][j]);
     }
   }
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int64_t j = 0; j < kTileCols; ++j)
-      store_part(sum[i][j], to + (i * kPanelRows + j) * 16 + part);
-  }
 }
 
-// The same for all parts and 8 columns.
+// Sums [MR][8][16]: to = from (null: 0) + the products of k in [0, count), whole steps.
 template <class Op, int64_t MR>
-inline void accumulate_all(const typename Op::X* x, int64_t x_stride,
-                           const typename Op::W* const* w, float scale, int64_t ahead,
-                           int64_t count, const float* from, float* to) {
+inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
+                       int64_t ahead, int64_t count, const float* from, float* to) {
   for (int64_t part = 0; part < 16; part += kPartLanes) {
-    for (int64_t j = 0; j < kPanelRows; j += kTileCols) {
-      accumulate<Op, MR>(x, x_stride, w + j, scale, ahead, count, part,
-                         from != nullptr ? from + j * 16 : nullptr, to + j * 16);
+    for (int64_t c = 0; c < kPanelRows; c += kTileCols) {
+      const auto place = [&](int64_t i, int64_t j) { return (i * kPanelRows + c + j) * 16 + part; };
+      Part sum[MR][kTileCols];
+      each_sum<MR, kTileCols>([&](int64_t i, int64_t j) {
+        sum[i][j] = from != nullptr ? load_part(from + place(i, j)) : Part{};
+      });
+      add_products<Op, MR, kTileCols>(x, x_stride, w + c, ahead, 0, count, part, sum);
+      each_sum<MR, kTileCols>(
+          [&](int64_t i, int64_t j) { store_part(sum[i][j], to + place(i, j)); });
     }
   }
 }
 
-// The last, incomplete step of k: both sides filled up with zeros (0 * 0 whatever lies behind a
-// row).
+// to = the sum of scale times products, over whole runs.
 template <class Op, int64_t MR>
-__attribute__((noinline)) void accumulate_rest(const typename Op::X* x, int64_t x_stride,
-                                               const typename Op::W* const* w, float scale,
-                                               int64_t whole, int64_t k, float* sums) {
+inline void accumulate_runs(const typename Op::X* x, int64_t x_stride,
+                            const typename Op::W* const* w, const float* scales, int64_t ahead,
+                            int64_t runs, float* to) {
+  constexpr int64_t kCols = MR == 1 ? kTileCols : kTileCols / 2;  // two registers each
+  for (int64_t part = 0; part < 16; part += kPartLanes) {
+    for (int64_t c = 0; c < kPanelRows; c += kCols) {
+      Part total[MR][kCols];
+      each_sum<MR, kCols>([&](int64_t i, int64_t j) { total[i][j] = Part{}; });
+      for (int64_t r = 0; r < runs; ++r) {
+        Part sum[MR][kCols];
+        each_sum<MR, kCols>([&](int64_t i, int64_t j) { sum[i][j] = Part{}; });
+        add_products<Op, MR, kCols>(x, x_stride, w + c, ahead, r * kScaleColumns,
+                                    (r + 1) * kScaleColumns, part, sum);
+        const Part scale = set_part(scales[r]);
+        each_sum<MR, kCols>(
+            [&](int64_t i, int64_t j) { total[i][j] = fma_part(sum[i][j], scale, total[i][j]); });
+      }
+      each_sum<MR, kCols>([&](int64_t i, int64_t j) {
+        store_part(total[i][j], to + (i * kPanelRows + c + j) * 16 + part);
+      });
+    }
+  }
+}
+
+// What accumulate() makes of any number of columns: those behind whole steps are filled up with
+// zeros on both sides (0 * 0 whatever lies behind a row).
+template <class Op, int64_t MR>
+__attribute__((noinline)) void accumulate_ragged(const typename Op::X* x, int64_t x_stride,
+                                                 const typename Op::W* const* w, int64_t ahead,
+                                                 int64_t count, float* to) {
   using X = typename Op::X;
   using W = typename Op::W;
-  const auto rest = static_cast<size_t>(k - whole);
-  constexpr bool kSplit = sizeof(typename Op::XPart) != sizeof(Part);
+  using Rest = typename Op::Rest;
+  constexpr bool kSplit = sizeof(typename Rest::XPart) != sizeof(Part);
+  const int64_t whole = count & -Op::kStep,
+                filled = (count - whole + Rest::kStep - 1) & -Rest::kStep;
+  const auto rest = static_cast<size_t>(count - whole);
+  accumulate<Op, MR>(x, x_stride, w, ahead, whole, nullptr, to);
   X x_rest[MR][Op::kStep] = {};
   W w_rest[kPanelRows][Op::kStep] = {};
   const W* w_rows[kPanelRows];
   for (int64_t i = 0; i < MR; ++i) {
     // Split form is filled up already.
-    __builtin_memcpy(x_rest[i], x + i * x_stride + whole, (kSplit ? Op::kStep : rest) * sizeof(X));
+    __builtin_memcpy(x_rest[i], x + i * x_stride + whole,
+                     (kSplit ? static_cast<size_t>(filled) : rest) * sizeof(X));
   }
   for (int64_t j = 0; j < kPanelRows; ++j) {
     __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
     w_rows[j] = w_rest[j];
   }
-  accumulate_all<Op, MR>(x_rest[0], Op::kStep, w_rows, scale, 0, Op::kStep, sums, sums);
+  accumulate<Rest, MR>(x_rest[0], Op::kStep, w_rows, 0, filled, to, to);
 }
 
 // Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w.
@@ -236,20 +305,23 @@ __attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* co
   const auto* const x = static_cast<const typename Op::X*>(b.x) + m0 * b.x_stride;
   alignas(64) float finished[MR][kPanelRows][16];
   float* const sums = finished[0][0];
-  const int64_t whole = b.k & -Op::kStep;
   const int64_t ahead = m0 == 0 ? b.ahead : 0;
-  // of one scale; a multiple of every step
-  const int64_t run = b.scales != nullptr ? kScaleColumns : whole;
-  for (int64_t k = 0; k == 0 || k < whole; k += run) {
-    const typename Op::W* at[kPanelRows];
-    for (int64_t j = 0; j < kPanelRows; ++j) at[j] = w[j] + k;
-    accumulate_all<Op, MR>(x + k, b.x_stride, at, b.scales != nullptr ? b.scales[k / run] : 0,
-                           ahead, whole - k < run ? whole - k : run, k > 0 ? sums : nullptr, sums);
-    if (whole == 0) break;
-  }
-  if (whole < b.k) {
-    const float scale = b.scales != nullptr ? b.scales[whole / kScaleColumns] : 0;
-    accumulate_rest<Op, MR>(x, b.x_stride, w, scale, whole, b.k, sums);
+  if constexpr (Op::kScaled) {
+    const int64_t runs = b.k / kScaleColumns, whole = runs * kScaleColumns;
+    accumulate_runs<Op, MR>(x, b.x_stride, w, b.scales, ahead, runs, sums);
+    if (whole < b.k) {
+      const typename Op::W* at[kPanelRows];
+      for (int64_t j = 0; j < kPanelRows; ++j) at[j] = w[j] + whole;
+      alignas(64) float run[MR * kPanelRows * 16];
+      accumulate_ragged<Op, MR>(x + whole, b.x_stride, at, ahead, b.k - whole, run);
+      const Part scale = set_part(b.scales[runs]);
+      for (int64_t i = 0; i < MR * kPanelRows * 16; i += kPartLanes)
+        store_part(fma_part(load_part(run + i), scale, load_part(sums + i)), sums + i);
+    }
+  } else if (b.k % Op::kStep == 0) {
+    accumulate<Op, MR>(x, b.x_stride, w, ahead, b.k, nullptr, sums);
+  } else {
+    accumulate_ragged<Op, MR>(x, b.x_stride, w, ahead, b.k, sums);
   }
   float* y = b.y + m0 * b.y_stride + n0;
   for (int64_t i = 0; i < MR; ++i, y += b.y_stride) {
@@ -282,37 +354,67 @@ void gemm_f32(const GemmBlock& b) { gemm<F32>(b); }
 
 #if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
 void gemm_f16(const GemmBlock& b) { gemm<F16>(b); }
-void gemm_f8(const GemmBlock& b) { gemm<F8>(b); }
 #endif
 
 void gemm_split_bf16(const GemmBlock& b) {
   FlushSubnormals flush;
-  gemm<SplitBf16>(b);
+  b.scales != nullptr ? gemm<Scaled<SplitBf16>>(b) : gemm<SplitBf16>(b);
+}
+void gemm_split_f8(const GemmBlock& b) {
+  FlushSubnormals flush;
+  gemm<SplitF8>(b);
 }
 
 #if defined(FATHOM_SIMD_IS_avx512)
 void gemm_native_bf16(const GemmBlock& b) {
   FlushSubnormals flush;
-  gemm<NativeBf16>(b);
+  b.scales != nullptr ? gemm<Scaled<NativeBf16>>(b) : gemm<NativeBf16>(b);
+}
+void gemm_native_f8(const GemmBlock& b) {
+  FlushSubnormals flush;
+  gemm<NativeF8>(b);
 }
 #endif
 
+// body(32 elements, i) for those from i on of n, the last ones filled up with zeros.
+template <class T, class Body>
+inline void in_whole_steps(const T* in, int64_t n, Body body) {
+  const int64_t whole = n & -32;
+  for (int64_t i = 0; i < whole; i += 32) body(in + i, i);
+  if (whole == n) return;
+  T rest[32] = {};
+  __builtin_memcpy(rest, in + whole, static_cast<size_t>(n - whole) * sizeof(T));
+  body(rest, whole);
+}
+
 // n bf16 to split form, filled up with zeros to a multiple of 32.
 void split_bf16(const uint16_t* in, int64_t n, float* out) {
-  const auto split = [&](const uint16_t* from, float* to) {
+  in_whole_steps(in, n, [&](const uint16_t* from, int64_t i) {
     for (int64_t p = 0; p < 16; p += kPartLanes) {
       const Part pairs = load_part(from + 2 * p);
-      store_part(odd_bf16(pairs), to + p);
-      store_part(even_bf16(pairs), to + 16 + p);
+      store_part(odd_bf16(pairs), out + i + p);
+      store_part(even_bf16(pairs), out + i + 16 + p);
     }
-  };
-  const int64_t whole = n & -32;
-  for (int64_t i = 0; i < whole; i += 32) split(in + i, out + i);
-  if (whole == n) return;
-  uint16_t rest[32] = {};
-  __builtin_memcpy(rest, in + whole, static_cast<size_t>(n - whole) * 2);
-  split(rest, out + whole);
+  });
 }
+
+// n codes of FP8 to bf16, exactly, filled up likewise.
+void f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out) {
+  in_whole_steps(in, n, [&](const uint8_t* from, int64_t i) {
+    for (int64_t p = 0; p < 16; p += kPartLanes) {
+      const OddEven w = split_f8(from + 2 * p);
+      const Bits pairs = reinterpret_cast<Bits>(w.odd) | reinterpret_cast<Bits>(w.even) >> 16;
+      __builtin_memcpy(out + i + 2 * p, &pairs, sizeof pairs);
+    }
+  });
+}
+#if defined(FATHOM_SIMD_IS_avx512)
+void native_f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out) {
+  in_whole_steps(in, n, [&](const uint8_t* from, int64_t i) {
+    store_part(pair_of_f8(from), reinterpret_cast<float*>(out + i));
+  });
+}
+#endif
 
 // The products take subnormals for zero; the portable target keeps them.
 void round_to_bf16(const float* in, int64_t n, uint16_t* out) {

@@ -41,9 +41,11 @@ struct NativeBf16 {
 };
 #endif
 
-template <class Op, int64_t R>
+// kScaled: half of the registers hold the sums of one run, which enter the others with their scale.
+template <class Op, int64_t R, bool kScaled = false>
 struct Tile {
-  static constexpr int64_t kTogether = kTileSums / (R * kParts), kGroups = 16 / kTogether;
+  static constexpr int64_t kTogether = kTileSums / (kScaled ? 2 : 1) / (R * kParts),
+                           kGroups = 16 / kTogether;
   static_assert(kTogether == 1 || kTogether == 2 || kTogether == 4);
   using Sums = Part[kTogether][R][kParts];
 
@@ -75,8 +77,8 @@ struct Tile {
   template <bool kPrefetch>
   static inline __attribute__((always_inline)) void add_products(const PackedBlock& b,
                                                                  const float* xs, const float* ws,
-                                                                 Sums& sum) {
-    for (int64_t step = 0; step < b.steps; ++step, xs += kRows, ws += kColumns) {
+                                                                 int64_t steps, Sums& sum) {
+    for (int64_t step = 0; step < steps; ++step, xs += kRows, ws += kColumns) {
 #pragma GCC unroll 4
       for (int64_t l = 0; l < kTogether; ++l) {
         const float* const x = xs + l * b.x_lane;
@@ -96,6 +98,24 @@ struct Tile {
           sum[l][i][1] = Op::dot(v, w1, sum[l][i][1]);
         }
       }
+    }
+  }
+
+  template <bool kPrefetch>
+  static inline __attribute__((always_inline)) void add_runs(const PackedBlock& b, const float* xs,
+                                                             const float* ws, Sums& sum) {
+    if constexpr (!kScaled) return add_products<kPrefetch>(b, xs, ws, b.steps, sum);
+    const float* scale = b.scales;
+    for (int64_t step = 0; step < b.steps; step += b.run_steps, ++scale) {
+      const int64_t left = b.steps - step;
+      Sums run;
+      each<1>(run, [](Part& s, int64_t, int64_t, int64_t) { s = Part{}; });
+      add_products<kPrefetch>(b, xs + step * kRows, ws + step * kColumns,
+                              left < b.run_steps ? left : b.run_steps, run);
+      const Part v = set_part(*scale);
+      each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
+        s = fma_part(run[l][i][j / kPartLanes], v, s);
+      });
     }
   }
 
@@ -128,9 +148,9 @@ struct Tile {
           });
         }
         if (R == kRows || row == 0) {
-          add_products<true>(b, xs, ws, sum);
+          add_runs<true>(b, xs, ws, sum);
         } else {
-          add_products<false>(b, xs + row, ws, sum);
+          add_runs<false>(b, xs + row, ws, sum);
         }
         if (!b.last) {
           each<1>(sum, [&](Part& s, int64_t l, int64_t i, int64_t j) {
@@ -158,16 +178,19 @@ struct Tile {
   }
 };
 
-template <class Op>
+template <class Op, bool kScaled = false>
 void gemm(const PackedBlock& b) {
+  constexpr int64_t kLeastRows = kScaled ? kRows / 2 : kFewSums;
   constexpr int64_t kPartial = 16 * kRows * kColumns;
   float* partial = b.partial;
   for (int64_t m = 0; m < b.m; m += kRows) {
     const float* const x = b.x + m / kRows * b.x_tile;
     const int64_t rows = b.m - m < kRows ? b.m - m : kRows;
-    const int64_t summed = (rows + kFewSums - 1) / kFewSums * kFewSums;
-    const auto tile =
-        b.steps > kFewSteps && summed == kRows ? Tile<Op, kRows>::run : Tile<Op, kFewSums>::run;
+    const int64_t summed = (rows + kLeastRows - 1) / kLeastRows * kLeastRows;
+    auto tile = Tile<Op, kLeastRows, kScaled>::run;
+    if constexpr (!kScaled) {
+      if (b.steps > kFewSteps && summed == kRows) tile = Tile<Op, kRows>::run;
+    }
     for (int64_t c = 0; c < b.n; c += kColumns) {
       const float* const w = b.w + c / kColumns * b.w_panel;
       const int64_t n = b.n - c < kColumns ? b.n - c : kColumns;
@@ -268,13 +291,13 @@ void packed_f32(const PackedBlock& b) { gemm<F32>(b); }
 
 void packed_split_bf16(const PackedBlock& b) {
   FlushSubnormals flush;
-  gemm<F32>(b);
+  b.scales != nullptr ? gemm<F32, true>(b) : gemm<F32>(b);
 }
 
 #if defined(FATHOM_SIMD_IS_avx512)
 void packed_native_bf16(const PackedBlock& b) {
   FlushSubnormals flush;
-  gemm<NativeBf16>(b);
+  b.scales != nullptr ? gemm<NativeBf16, true>(b) : gemm<NativeBf16>(b);
 }
 #endif
 

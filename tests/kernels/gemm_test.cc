@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/dispatch.h"
 #include "kernels/gemm-inl.h"
 #include "tests/kernels/gemm_weights.h"
 #include "tests/reference/expect_close.h"
@@ -21,7 +22,11 @@ namespace fathom {
 namespace avx512 {
 void gemm_native_bf16(const GemmBlock& b);
 void gemm_split_bf16(const GemmBlock& b);
+void gemm_native_f8(const GemmBlock& b);
+void gemm_split_f8(const GemmBlock& b);
 void split_bf16(const uint16_t* in, int64_t n, float* out);
+void f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out);
+void native_f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out);
 void packed_native_bf16(const PackedBlock& b);
 void packed_split_bf16(const PackedBlock& b);
 void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
@@ -43,7 +48,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 Rounding rounding(const Context& ctx, DType dtype) {
   if (ctx.precision() == Precision::kF32) return Rounding::kNone;
   if (dtype_info(dtype).block_elements > 1) return Rounding::kInt8;
-  return dtype == DType::kBF16 ? Rounding::kBf16 : Rounding::kNone;
+  return dtype == DType::kBF16 || dtype == DType::kF8E4M3 ? Rounding::kBf16 : Rounding::kNone;
 }
 
 void check_linear(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k, bool with_bias) {
@@ -86,7 +91,7 @@ TEST(Linear, EqualsTheTwinForEveryWeightType) {
         const auto dtype = static_cast<DType>(d);
         if (!dtype_info(dtype).computable) continue;
         // alone, a few together, few beyond what is multiplied at a time, through panels
-        for (int64_t m : {1, 3, 11, 33}) check_linear(ctx, dtype, m, 131, 2304, true);
+        for (int64_t m : {1, 3, 30, 67}) check_linear(ctx, dtype, m, 131, 2304, true);
       }
     }
   }
@@ -202,7 +207,7 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
       const Weight w(dtype, n, k, 2);
       PaddedRows all(m, n);
       linear(ctx, x.view, w.view, nullptr, all.view);
-      for (int64_t rows : {1, 2, 3, 4, 6, 7, 8, 9, 16, 17, 25}) {
+      for (int64_t rows : {1, 2, 3, 4, 6, 7, 8, 9, 16, 17, 25, 64, 65}) {
         for (int64_t first : {int64_t{0}, int64_t{7}, m - rows}) {
           PaddedRows some(rows, n);
           linear(ctx, x.view.slice(first, rows), w.view, nullptr, some.view);
@@ -213,8 +218,8 @@ TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
   }
 }
 
-// Few rows widen F16 and FP8 in registers, many in panels: every code, subnormals and NaN, and
-// every scale, those included that a factor of 2^8 would make infinite; steps and scale blocks not whole.
+// Few rows widen F16 and FP8 in registers, more of them in panels, many packed: every code,
+// subnormals and NaN, and scales of any size; steps and scale blocks not whole.
 TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
   for (Isa isa : instruction_sets()) {
     Context ctx(1, isa);
@@ -233,8 +238,8 @@ TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
                                        -0x1p127f, 0.0f,       kInf,       0x1.8p-20f};
           for (size_t i = 0; i < w.scales.size(); ++i)
             w.scales[i] = kScales[(i + static_cast<size_t>(n)) % std::size(kScales)];
-          const PaddedRows x(20, k, 1);
-          PaddedRows all(20, n);
+          const PaddedRows x(70, k, 1);
+          PaddedRows all(70, n);
           const auto compute = [&](ConstRows some, Rows y) {
             linear(ctx, some, w.view, nullptr, y);
             for (int64_t i = 0; i < y.rows; ++i) {  // which NaN of several is open
@@ -243,7 +248,7 @@ TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
             }
           };
           compute(x.view, all.view);
-          for (int64_t rows : {1, 2, 3, 5}) {
+          for (int64_t rows : {1, 2, 3, 5, 33}) {
             PaddedRows some(rows, n);
             compute(x.view.slice(4, rows), some.view);
             expect_same_bits(some.view, all.view.slice(4, rows));
@@ -259,10 +264,10 @@ TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
 TEST(Linear, PartsOfKAndBlocksOfRowsChangeNothing) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
-    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3}) {
       SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::string(dtype_name(dtype)));
       for (const auto& [m, n, k] :
-           {std::tuple<int64_t, int64_t, int64_t>{530, 21, 300}, {13, 71, 24677}}) {
+           {std::tuple<int64_t, int64_t, int64_t>{530, 21, 300}, {67, 71, 24677}}) {
         const PaddedRows x(m, k, 1), bias(1, n, 3);
         const Weight w(dtype, n, k, 2);
         PaddedRows all(m, n), alone(1, n);
@@ -394,6 +399,17 @@ TEST(Linear, LargeSumsOfOneSignDoNotDrift) {
 }
 
 #if defined(__x86_64__)
+// `count` rows of 16 * steps elements as PackedBlock has them.
+std::vector<float> packed_rows(const void* rows, int64_t count, int64_t width, int64_t steps) {
+  std::vector<float> out(static_cast<size_t>(16 * steps * width));
+  for (int64_t r = 0; r < width; r += 16) {
+    const int64_t some = std::clamp<int64_t>(count - r, 0, 16);
+    avx512::pack_lanes(static_cast<const float*>(rows) + r * steps * 16, steps * 16, some, steps,
+                       std::min<int64_t>(16, width - r), out.data() + r, steps * width, width);
+  }
+  return out;
+}
+
 // The CPU decides which of the two serves (gemm.cc): a subnormal operand, product or sum shows that
 // both flush alike.
 TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
@@ -426,16 +442,6 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
       expect_same_bits(split_y, native_y);
 
       // Packed: three steps of pairs a row are six of split elements.
-      const auto packed = [&](const void* rows, int64_t count, int64_t width, int64_t steps) {
-        std::vector<float> out(static_cast<size_t>(16 * steps * width));
-        for (int64_t r = 0; r < width; r += 16) {
-          const int64_t some = std::clamp<int64_t>(count - r, 0, 16);
-          avx512::pack_lanes(static_cast<const float*>(rows) + r * steps * 16, steps * 16, some,
-                             steps, std::min<int64_t>(16, width - r), out.data() + r, steps * width,
-                             width);
-        }
-        return out;
-      };
       std::vector<bf16> padded_w(static_cast<size_t>(n * padded));
       for (int64_t r = 0; r < n; ++r)
         std::copy_n(w.begin() + r * k, k, padded_w.begin() + r * padded);
@@ -449,11 +455,11 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
       std::vector<float> packed_y(native_y.size());
       for (const bool native : {true, false}) {
         const int64_t steps = native ? 3 : 6;
-        const std::vector<float> px = packed(
+        const std::vector<float> px = packed_rows(
             native ? static_cast<const void*>(padded_x.data()) : split.data(), m, kRows, steps);
         const std::vector<float> pw =
-            packed(native ? static_cast<const void*>(padded_w.data()) : split_w.data(), n, kColumns,
-                   steps);
+            packed_rows(native ? static_cast<const void*>(padded_w.data()) : split_w.data(), n,
+                        kColumns, steps);
         PackedBlock p{.x = px.data(),
                       .w = pw.data(),
                       .x_lane = steps * kRows,
@@ -468,6 +474,103 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
       }
       if (exponent == 0) {
         EXPECT_NE(native_y[0], 0.0f);
+      }
+    }
+  }
+}
+
+// The same of FP8, from codes and from what these are in bf16: every code but NaN, a last run that
+// is none, and sums that are subnormal once they are scaled.
+TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
+  if (!native_bf16(Isa::kAvx512)) GTEST_SKIP() << "this machine widens no FP8 by VBMI";
+  std::vector<uint8_t> codes(256);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i);
+  for (int64_t n = 0; n <= 256; ++n) {
+    std::vector<bf16> native(288, 1), split(288, 1);
+    avx512::native_f8_to_bf16(codes.data() + 256 - n, n, native.data());
+    avx512::f8_to_bf16(codes.data() + 256 - n, n, split.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const float value = f8e4m3_to_f32(codes[static_cast<size_t>(256 - n + i)]);
+      for (const bf16 found : {native[at], split[at]}) {
+        EXPECT_TRUE(std::isnan(value) ? std::isnan(bf16_to_f32(found))
+                                      : std::signbit(value) == std::signbit(bf16_to_f32(found)) &&
+                                            value == bf16_to_f32(found))
+            << i << " of " << n;
+      }
+    }
+  }
+  constexpr int64_t kRows = avx512::kPackedTile.rows, kColumns = avx512::kPackedTile.columns;
+  for (const float scale : {1.0f, -0x1p-110f, 0x1p-126f}) {
+    for (const int64_t k : {77, 128, 256 + 77}) {
+      for (const int64_t m : {1, 2, 3, 11}) {
+        SCOPED_TRACE(fmt::format("scale {} K {} M {}", scale, k, m));
+        const int64_t n = 13, padded = (k + 31) / 32 * 32;
+        std::vector<bf16> x(static_cast<size_t>(m * padded)), wide(static_cast<size_t>(n * padded));
+        std::vector<uint8_t> w(static_cast<size_t>(n * k));
+        std::vector<float> split_x(x.size()), split_w(wide.size()), scales;
+        for (int64_t i = 0; i < n * k; ++i) {
+          w[static_cast<size_t>(i)] = static_cast<uint8_t>(i * 37 % 255);
+          if ((w[static_cast<size_t>(i)] & 0x7f) == 0x7f) w[static_cast<size_t>(i)] = 0x81;
+        }
+        for (int64_t r = 0; r < m; ++r) {
+          for (int64_t i = 0; i < k; ++i)
+            x[static_cast<size_t>(r * padded + i)] = f32_to_bf16(noise(1, r * k + i));
+          avx512::split_bf16(x.data() + r * padded, k, split_x.data() + r * padded);
+        }
+        for (int64_t r = 0; r < n; ++r) {
+          avx512::f8_to_bf16(w.data() + r * k, k, wide.data() + r * padded);
+          avx512::split_bf16(wide.data() + r * padded, padded, split_w.data() + r * padded);
+        }
+        for (int64_t r = 0; r * 128 < k; ++r) scales.push_back(scale * (1.0f + 0.1f * noise(3, r)));
+        std::vector<float> expected(static_cast<size_t>(m * n)), y(expected.size());
+        GemmBlock b{.x = x.data(),
+                    .w = w.data(),
+                    .x_stride = padded,
+                    .w_stride = k,
+                    .m = m,
+                    .n = n,
+                    .k = k,
+                    .scales = scales.data(),
+                    .y = expected.data(),
+                    .y_stride = n};
+        avx512::gemm_native_f8(b);
+        const auto expect_same = [&](bool native, bool widened) {
+          b.x = native ? static_cast<const void*>(x.data()) : split_x.data();
+          b.w = widened ? static_cast<const void*>(wide.data()) : w.data();
+          b.w_stride = widened ? padded : k;
+          b.y = y.data();
+          y.assign(y.size(), -1);
+          const auto run = native ? (widened ? avx512::gemm_native_bf16 : avx512::gemm_native_f8)
+                                  : (widened ? avx512::gemm_split_bf16 : avx512::gemm_split_f8);
+          run(b);
+          expect_same_bits(y, expected);
+        };
+        expect_same(true, true);
+        expect_same(false, false);
+        expect_same(false, true);
+        for (const bool native : {true, false}) {
+          const int64_t steps = padded / (native ? 32 : 16);
+          const std::vector<float> px = packed_rows(
+              native ? static_cast<const void*>(x.data()) : split_x.data(), m, kRows, steps);
+          const std::vector<float> pw = packed_rows(
+              native ? static_cast<const void*>(wide.data()) : split_w.data(), n, kColumns, steps);
+          y.assign(y.size(), -1);
+          PackedBlock p{.x = px.data(),
+                        .w = pw.data(),
+                        .x_lane = steps * kRows,
+                        .w_lane = steps * kColumns,
+                        .m = m,
+                        .n = n,
+                        .steps = steps,
+                        .scales = scales.data(),
+                        .run_steps = native ? 4 : 8,
+                        .y = y.data(),
+                        .y_stride = n};
+          native ? avx512::packed_native_bf16(p) : avx512::packed_split_bf16(p);
+          expect_same_bits(y, expected);
+        }
+        if (scale == 1.0f) EXPECT_NE(expected[0], 0.0f);
       }
     }
   }

@@ -26,7 +26,8 @@ Vector weight_row(const WeightView& w, int64_t r) {
 // y = W x (+ b), row by row of W so that large matrices are widened once.
 Matrix linear(Precision precision, const WeightView& w, Matrix x,
               std::span<const float> bias = {}) {
-  if (w.dtype == DType::kBF16 && precision == Precision::kNative) {
+  const bool rounds_x = w.dtype == DType::kBF16 || w.dtype == DType::kF8E4M3;
+  if (rounds_x && precision == Precision::kNative) {
     for (Vector& row : x) {
       for (double& v : row) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
     }

@@ -184,14 +184,14 @@ int bench(int threads, const std::string& filter) {
       roofs.f32_flops / 1e9, roofs.bf16_flops / 1e9, roofs.int8_ops / 1e9, roofs.read_bytes / 1e9);
   RoofProbe probe(ctx);
   for (DType dtype : {DType::kF32, DType::kBF16}) {
-    for (int64_t m : {1, 2, 4, 8, 16, 32, 128, 512})
+    for (int64_t m : {1, 2, 4, 8, 16, 32, 64, 128, 512})
       linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     for (int64_t n : {1408, 10944, 102400}) linear_case(ctx, probe, dtype, 1, n, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }
   for (DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ5_0, DType::kIQ4_NL, DType::kQ4_K,
                       DType::kQ5_K, DType::kQ6_K, DType::kF16, DType::kF8E4M3}) {
-    for (int64_t m : {1, 2, 4, 6, 8, 16, 512})
+    for (int64_t m : {1, 2, 4, 6, 8, 16, 64, 512})
       linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }

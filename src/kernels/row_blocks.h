@@ -16,10 +16,15 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Fewer multiply-adds do not wake other threads.
 inline constexpr int64_t kWorthWaking = 1 << 16;
 
-// A loop over items of `multiply_adds` in all.
+// A loop over items of `multiply_adds` in all, each thread over a stretch of its own: the items
+// beside each other write lines of y beside each other, which processors take from each other by
+// fetching ahead (512x4096x512 in BF16: 66 instead of 78 % of the roof).
 template <class Body>
 void run_items(Context& ctx, int64_t multiply_adds, int64_t items, const Body& body) {
-  if (multiply_adds > kWorthWaking) return ctx.pool().run(items, body);
+  if (multiply_adds > kWorthWaking) {
+    return ctx.pool().run_in_stretches(items,
+                                       [&](int64_t item, int worker, bool) { body(item, worker); });
+  }
   for (int64_t i = 0; i < items; ++i) body(i, 0);
 }
 

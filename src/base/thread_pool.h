@@ -47,8 +47,9 @@ class ThreadPool {
   // worker's last item was the one before.
   template <class Body>
   void run_in_stretches(int64_t items, Body&& body) {
+    if (items <= 0) return;
     make_stretches(items);
-    run(threads(), [&](int64_t own, int worker) {
+    run(items < threads() ? items : threads(), [&](int64_t own, int worker) {
       int64_t last = -1;
       for (int64_t item;
            !failed_.load(std::memory_order_relaxed) && (item = take(static_cast<size_t>(own))) >= 0;

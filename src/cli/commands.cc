@@ -291,9 +291,10 @@ Action bind_logits(CLI::App& app) {
   app.add_option("--chunk", o->chunk, "tokens per step");
   bind_threads(app, o->threads);
   app.add_option("--form", o->form, "form of MLA: absorbed or expanded");
-  app.add_option("--precision", o->precision,
-                 "input of layers with BF16 weights or GGUF blocks: native (rounded to bf16, to 8 "
-                 "bits) or f32");
+  app.add_option(
+      "--precision", o->precision,
+      "input of layers with BF16 or FP8 weights or GGUF blocks: native (rounded to bf16, to "
+      "8 bits) or f32");
   bind_cache(app, o->cache);
   app.add_option("--isa", o->isa,
                  "instruction set: portable, avx2 or avx512 (default: the best of this CPU)");

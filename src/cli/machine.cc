@@ -51,9 +51,10 @@ std::string cpu_name(const fs::path& root) {
 }
 
 std::vector<std::string> cpu_vector_flags(const fs::path& root) {
-  constexpr std::array<std::string_view, 14> kFlags = {
-      "f16c",     "fma",         "avx2",        "avx_vnni",    "avx512f",  "avx512bw", "avx512dq",
-      "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"};
+  constexpr std::array<std::string_view, 15> kFlags = {
+      "f16c",        "fma",         "avx2",     "avx_vnni",    "avx512f",
+      "avx512bw",    "avx512dq",    "avx512vl", "avx512_vbmi", "avx512_vnni",
+      "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",    "amx_int8"};
   const std::string info = read_system_file(root / "proc/cpuinfo");
   std::istringstream words{std::string(field(info, "flags"))};
   std::vector<std::string> found;

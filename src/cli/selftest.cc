@@ -1,12 +1,12 @@
 // Bounds, all relative to the largest reference value of the comparison (docs/numerics.md derives
 // them):
 //   f32 activations (Precision::kF32), any weights: 2e-5 everywhere
-//   BF16 and FP8 weights with bf16 activations, as `run` computes: rounding x to bf16 is, for one output,
-//   what a relative change of each weight by up to 2^-9 is. So the error is compared with that of
-//   the exact model with these weights changed at random by so much: the medians over positions
-//   (of a row's largest error) may differ by a factor of two. A median, because a token whose
-//   expert choice flips at a near tie is legitimately elsewhere; the exact comparison above knows
-//   no such excuse.
+//   BF16 and FP8 weights with bf16 activations, as `run` computes: rounding x to bf16 is, for one
+//   output, what a relative change of each weight by up to 2^-9 is. So the error is compared with
+//   that of the exact model with these weights changed at random by so much: the medians over
+//   positions (of a row's largest error) may differ by a factor of two. A median, because a token
+//   whose expert choice flips at a near tie is legitimately elsewhere; the exact comparison above
+//   knows no such excuse.
 #include "cli/selftest.h"
 
 #include <unistd.h>

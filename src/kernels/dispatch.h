@@ -34,7 +34,7 @@
 
 namespace fathom {
 
-// Whether vdpbf16ps is the fastest way to multiply bf16 here (gemm.cc).
+// Whether vdpbf16ps is the fastest way to multiply bf16 here (gemm.cc); VBMI is there, too.
 bool native_bf16(Isa isa);
 
 }  // namespace fathom

@@ -12,9 +12,9 @@ struct OddEven {
   Part odd, even;
 };
 
-// Of two codes for each lane.
-#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
+// Of two codes for each lane: Halves.
 typedef uint16_t Halves __attribute__((vector_size(sizeof(Part) / 2)));
+#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
 #if defined(FATHOM_SIMD_IS_avx512)
 inline Part widen_halves(Halves h) { return _mm512_cvtph_ps(reinterpret_cast<__m256i>(h)); }
 #else
@@ -32,7 +32,6 @@ inline OddEven split_f8(const uint8_t* codes) {
   return {widen_f8(two >> 1, two), widen_f8(two << 7, two << 8)};
 }
 #else
-typedef uint16_t Halves __attribute__((vector_size(sizeof(Part) / 2)));
 typedef uint32_t Words __attribute__((vector_size(sizeof(Part))));
 // As an f32 a code is 2^120 too small.
 inline Part widen_f8(Words code) {

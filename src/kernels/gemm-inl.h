@@ -10,19 +10,16 @@
 
 namespace fathom {
 
-// Few rows of x: both operands are read row by row. Up to how many that is sooner than packing, and
-// up to how many codes of FP8 are better widened anew for every kTileRows rows (both measured).
-struct FewRows {
-  int64_t rows, of_codes;
-};
+// Few rows of x: both operands are read row by row. Up to so many that is sooner than packing
+// (measured).
 namespace portable {
-inline constexpr FewRows kFew{64, 3};
+inline constexpr int64_t kFewRows = 64;
 }
 namespace avx2 {
-inline constexpr FewRows kFew{16, 3};
+inline constexpr int64_t kFewRows = 16;
 }
 namespace avx512 {
-inline constexpr FewRows kFew{64, 24};
+inline constexpr int64_t kFewRows = 64;
 }
 inline constexpr int64_t kPanelRows = 8;       // rows of w that are multiplied together
 inline constexpr int64_t kTileRows = 3;        // rows of x in one register tile

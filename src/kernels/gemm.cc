@@ -61,6 +61,9 @@ namespace {
 
 static_assert(avx512::kPackedTile.rows <= kMostPackedRows);
 
+// Rows of x for which codes of FP8 are widened anew, kTileRows at a time, where that is two lookups
+// for 64 codes (measured); elsewhere kTileRows.
+constexpr int64_t kFewCodes = 24;
 // Items of each thread where weights pass by once (few rows of x): long ones, in which the next
 // weights are fetched ahead, but enough to balance.
 constexpr int64_t kLongItems = 4;
@@ -107,7 +110,7 @@ struct Problem {
   Rows y;
 
   // An expert's rows that meet w row by row. The columns of a turned w are packed in any case.
-  bool few(int64_t rows) const { return rows <= FATHOM_SIMD_CALL(ctx.isa(), kFew).rows && !turned; }
+  bool few(int64_t rows) const { return rows <= FATHOM_SIMD_CALL(ctx.isa(), kFewRows) && !turned; }
 };
 
 // Columns [k0, k0 + k) of a row of x or w as elements, zeros to the end of the last step.
@@ -133,6 +136,8 @@ void f8_to_bf16(Isa isa, Form form, const std::byte* codes, int64_t k, bf16* out
   const auto* const in = reinterpret_cast<const uint8_t*>(codes);
 #if defined(__x86_64__)
   if (form == Form::kNativeBf16) return avx512::native_f8_to_bf16(in, k, out);
+#else
+  static_cast<void>(form);
 #endif
   FATHOM_SIMD_CALL(isa, f8_to_bf16)(in, k, out);
 }
@@ -261,7 +266,7 @@ void run_block(Isa isa, Form form, DType dtype, const GemmBlock& b) {
 bool reads_in_place(Isa isa, Form form, DType dtype, int64_t m) {
   if (form == Form::kF32)
     return dtype == DType::kF32 || (dtype == DType::kF16 && isa != Isa::kPortable);
-  return dtype == DType::kBF16 || m <= FATHOM_SIMD_CALL(isa, kFew).of_codes;
+  return dtype == DType::kBF16 || m <= (form == Form::kNativeBf16 ? kFewCodes : kTileRows);
 }
 
 // Of row r and those that share them.

@@ -7,8 +7,9 @@
 //   BF16: x is rounded to bf16 (nearest even), products are exact in f32, sums in f32: fma(even,
 //   fma(odd, sum)) on each pair of k. That is `vdpbf16ps`, or f32 FMAs where these are faster; AVX2
 //   and AVX-512 treat subnormal operands (x before it is rounded) and sums as 0, as it does.
-//   FP8: as BF16 with the codes for weights, which bf16 holds exactly; the sums of each 128 of k
-//   enter others in one FMA with their scale: fma(scale, sum, y).
+//   FP8: as BF16 with the codes for weights, which bf16 holds exactly; each lane's sum of a run of
+//   128 of k enters its sum of runs as fma(sum, scale, sum of runs). So a run must not overflow
+//   before its scale: |x| < 2^110 will do.
 //   GGUF blocks: w = d q + m with integers q; x is rounded to x' = s c for each 32 elements of k,
 //   s = max|x| / 127 and integers c (nearest even; none of them if max|x| < 2^-100), so that sums
 //   of q c over a run of 16 or 32 elements that share d and m are exact in 32 bits. A run enters
@@ -22,8 +23,9 @@
 // AVX2 and AVX-512 give the same bits (but for the payload of a NaN); the portable target rounds
 // products before it adds.
 // Error bound: |y - exact| <= (K/16 + 5) u sum|x w|, u = 2^-24 (FP8: K/16 + 7); BF16 and FP8: plus
-// 2^-9 sum|x w| for the rounding of x; blocks: (K/8 + 5) u (sum|x' d q| + sum|x' m|) plus sum|w| s / 2 for that of x,
-// or 2^-100 sum|w| where nothing is left of x; no d s may overflow (d <= 65504 but in MXFP4).
+// 2^-9 sum|x w| for the rounding of x; blocks: (K/8 + 5) u (sum|x' d q| + sum|x' m|) plus
+// sum|w| s / 2 for that of x, or 2^-100 sum|w| where nothing is left of x; no d s may overflow (d
+// <= 65504 but in MXFP4).
 //
 // REQUIRES: x.cols == w.cols, y.rows == x.rows, y.cols == w.rows; y does not overlap x or w. Empty
 // M, N or K (y = bias or 0) is fine. Uses ctx.scratch() and worker scratch; call from one thread.

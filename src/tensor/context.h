@@ -23,8 +23,8 @@ Isa detect_isa();
 bool has_bf16_dot();
 
 // How linear layers see their input (kernels/gemm.h). kNative rounds it to bf16 beside BF16
-// weights, as such models are trained and served, and to 8 bits beside GGUF blocks, which makes
-// these several times as fast; kF32 keeps it in f32: for checks against exact references.
+// and FP8 weights, as such models are trained and served, and to 8 bits beside GGUF blocks, which
+// makes these several times as fast; kF32 keeps it in f32: for checks against exact references.
 enum class Precision { kNative, kF32 };
 
 // Told of every linear layer of the model before it runs: its weight, and the rows it multiplies.

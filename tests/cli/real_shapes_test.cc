@@ -78,8 +78,8 @@ TEST_P(RealShape, MatchesTheTwinWithinTheMemoryOfItsFile) {
     RecordProperty("peak_bytes_" + form, std::to_string(peak_bytes));
 
     // 2e-5 as everywhere (measured: 2e-6), blocks widened: in integers a rounding that falls the
-    // other way is a step of 1/127. BF16 weights, in FP8 checkpoints embedding and head, round the
-    // activations, which the twin does too (kNative): the bound of tests/model/model_test.cc.
+    // other way is a step of 1/127. BF16 and FP8 weights round the activations, which the twin does
+    // too (kNative): the bound of tests/model/model_test.cc.
     const auto expected =
         reference::model_logits(model, ids, gguf ? Precision::kF32 : Precision::kNative);
     const Safetensors file = Safetensors::open(out);

@@ -82,7 +82,7 @@ TEST_P(EveryModel, SpeculationChangesNoBitOfARequestAlone) {
       all.accepted += engine.stats().accepted;
     }
   }
-  EXPECT_GT(all.accepted, 900);
+  EXPECT_GT(all.accepted, 900);  // 984 of v3-fp8, which accepts the fewest
   EXPECT_GT(all.drafted, all.accepted + 1000);
 }
 
@@ -115,7 +115,7 @@ TEST_P(EveryModel, SpeculationChangesNoBitInCompany) {
   }
   EXPECT_GT(all.preemptions, 10);
   EXPECT_GT(all.cached_tokens, 1000);
-  EXPECT_GT(all.accepted, 900);
+  EXPECT_GT(all.accepted, 1000);
 }
 
 TEST(Speculation, AStepYieldsItsConfirmedDraftsAndOneTokenMore) {

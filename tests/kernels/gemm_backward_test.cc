@@ -104,7 +104,7 @@ TEST(LinearBackwardInput, HasTheBitsOfTheLinearLayerOfTheTransposedWeight) {
             std::copy_n(w.view.row(r) + c * bytes, bytes,
                         const_cast<std::byte*>(turned.view.row(c)) + r * bytes);
         }
-        for (const int64_t m : {1, 2, 40}) {
+        for (const int64_t m : {1, 2, 40, 70}) {
           const PaddedRows dy(m, n, 1), dx(m, k), y(m, k);
           linear_backward_input(ctx, dy.view, w.view, dx.view);
           linear(ctx, dy.view, turned.view, nullptr, y.view);

@@ -29,7 +29,7 @@ TEST(GroupedLinear, EqualsLinearOfEachExpertBitForBit) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     for (DType dtype : kWays) {
-      const std::vector<int64_t> counts = {0, 1, 0, 2, 5, 131, 0, 9, 3, 0};
+      const std::vector<int64_t> counts = {0, 1, 0, 2, 5, 131, 0, 9, 40, 3, 0};
       std::vector<int64_t> offsets = {0};
       std::vector<std::unique_ptr<Weight>> weights;
       std::vector<WeightView> experts;
@@ -199,7 +199,7 @@ TEST(HeadLinears, AreLinearLayersOfTheColumnsOfEachHead) {
         weights.push_back(std::make_unique<Weight>(dtype, kOut, kIn, 10 + h));
         heads.push_back(weights.back()->view);
       }
-      for (const int64_t tokens : {1, 3, 50}) {
+      for (const int64_t tokens : {1, 3, 50, 70}) {
         SCOPED_TRACE(fmt::format("{} {}, {}", isa_name(isa), dtype_name(dtype), tokens));
         const PaddedRows x(tokens, kHeads * kInStride, 1);
         PaddedRows y(tokens, kHeads * kOutStride, 2), before(tokens, kHeads * kOutStride, 2);

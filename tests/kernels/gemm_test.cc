@@ -18,6 +18,7 @@
 #include "tests/reference/test_rows.h"
 
 namespace fathom {
+FATHOM_SIMD_DECLARE(void f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out))
 #if defined(__x86_64__)
 namespace avx512 {
 void gemm_native_bf16(const GemmBlock& b);
@@ -25,7 +26,6 @@ void gemm_split_bf16(const GemmBlock& b);
 void gemm_native_f8(const GemmBlock& b);
 void gemm_split_f8(const GemmBlock& b);
 void split_bf16(const uint16_t* in, int64_t n, float* out);
-void f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out);
 void native_f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out);
 void packed_native_bf16(const PackedBlock& b);
 void packed_split_bf16(const PackedBlock& b);
@@ -48,7 +48,8 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 Rounding rounding(const Context& ctx, DType dtype) {
   if (ctx.precision() == Precision::kF32) return Rounding::kNone;
   if (dtype_info(dtype).block_elements > 1) return Rounding::kInt8;
-  return dtype == DType::kBF16 || dtype == DType::kF8E4M3 ? Rounding::kBf16 : Rounding::kNone;
+  if (dtype == DType::kF8E4M3) return Rounding::kBf16ForF8;
+  return dtype == DType::kBF16 ? Rounding::kBf16 : Rounding::kNone;
 }
 
 void check_linear(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k, bool with_bias) {
@@ -68,8 +69,8 @@ void check_linear(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k, bo
 TEST(Linear, EqualsTheTwinForAllSmallShapes) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
-    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-      for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 9, 17, 70}) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3}) {
+      for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 9, 17, 65, 70, 77}) {
         for (int64_t n : {0, 1, 2, 5, 6, 7, 13, 31, 70}) {
           const int64_t k = (m * 7 + n * 3) % 71;
           check_linear(ctx, dtype, m, n, k, n % 2 == 1);
@@ -91,7 +92,7 @@ TEST(Linear, EqualsTheTwinForEveryWeightType) {
         const auto dtype = static_cast<DType>(d);
         if (!dtype_info(dtype).computable) continue;
         // alone, a few together, few beyond what is multiplied at a time, through panels
-        for (int64_t m : {1, 3, 30, 67}) check_linear(ctx, dtype, m, 131, 2304, true);
+        for (int64_t m : {1, 3, 11, 30, 67}) check_linear(ctx, dtype, m, 131, 2304, true);
       }
     }
   }
@@ -100,7 +101,7 @@ TEST(Linear, EqualsTheTwinForEveryWeightType) {
 TEST(Linear, PrecisionF32KeepsXBesideBf16Weights) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa, Precision::kF32);
-    for (int64_t m : {1, 3, 8}) check_linear(ctx, DType::kBF16, m, 19, 1100, true);
+    for (int64_t m : {1, 3, 8, 70}) check_linear(ctx, DType::kBF16, m, 19, 1100, true);
   }
 }
 
@@ -259,8 +260,8 @@ TEST(Linear, EveryCodeAndScaleIsTheSameBitsForFewRowsAndMany) {
   }
 }
 
-// Several blocks of rows, two items of panels, k in parts whose sums wait in memory (on every target),
-// none of them whole; a bias at the end.
+// Several blocks of rows, two items of panels, k in parts whose sums wait in memory (on every
+// target), none of them whole; a bias at the end.
 TEST(Linear, PartsOfKAndBlocksOfRowsChangeNothing) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
@@ -286,7 +287,7 @@ TEST(Linear, AnOutputIsTheSameBitsForAnyNumberOfOutputs) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kQ8_0}) {
-      for (int64_t m : {1, 5, 40}) {
+      for (int64_t m : {1, 5, 40, 70}) {
         const PaddedRows x(m, 288, 1);
         const Weight w(dtype, 150, 288, 2);
         PaddedRows all(m, 150), some(m, 11);
@@ -302,7 +303,8 @@ TEST(Linear, ThreadsDoNotChangeABit) {
   for (Isa isa : instruction_sets()) {
     for (DType dtype : kWays) {
       // the last: so narrow that threads share it by rows
-      for (const auto& [m, n] : {std::pair<int64_t, int64_t>{1, 200}, {100, 200}, {300, 20}}) {
+      for (const auto& [m, n] :
+           {std::pair<int64_t, int64_t>{1, 200}, {40, 200}, {100, 200}, {300, 20}}) {
         const PaddedRows x(m, 2048, 1);
         const Weight w(dtype, n, 2048, 2);
         PaddedRows one(m, n);
@@ -325,7 +327,7 @@ TEST(Linear, Avx2AndAvx512ComputeTheSameBits) {
   for (int d = 0; d < kDTypeCount; ++d) {
     const auto dtype = static_cast<DType>(d);
     if (!dtype_info(dtype).computable) continue;
-    for (int64_t m : {1, 10, 29}) {
+    for (int64_t m : {1, 10, 29, 67}) {
       const PaddedRows x(m, 1280, 1);
       const Weight w(dtype, 37, 1280, 2);
       PaddedRows a(m, 37), b(m, 37);
@@ -341,9 +343,9 @@ TEST(Linear, Avx2AndAvx512ComputeTheSameBits) {
 TEST(Linear, NanAndInfinityStayInTheirRowAndColumn) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);
-    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3}) {
       for (int64_t k : {1, 15, 17, 33, 47, 100}) {
-        for (int64_t m : {1, 2, 3, 5, 20}) {
+        for (int64_t m : {1, 2, 3, 5, 20, 30, 70}) {
           SCOPED_TRACE(std::string(dtype_name(dtype)) + " M " + std::to_string(m) + " K " +
                        std::to_string(k));
           const PaddedRows x(m, k, 1);
@@ -351,8 +353,13 @@ TEST(Linear, NanAndInfinityStayInTheirRowAndColumn) {
           auto* data = const_cast<std::byte*>(w.view.data);
           const auto poison = [&](int64_t row, int64_t col, float value) {
             const uint16_t half = dtype == DType::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
-            if (dtype == DType::kF32) std::memcpy(data + (row * k + col) * 4, &value, 4);
-            if (dtype != DType::kF32) std::memcpy(data + (row * k + col) * 2, &half, 2);
+            if (dtype == DType::kF8E4M3) {  // knows NaN only
+              data[row * k + col] = std::byte{0x7f};
+            } else if (dtype == DType::kF32) {
+              std::memcpy(data + (row * k + col) * 4, &value, 4);
+            } else {
+              std::memcpy(data + (row * k + col) * 2, &half, 2);
+            }
           };
           poison(1, 0, kInf);
           poison(4, k - 1, -kInf);
@@ -394,6 +401,36 @@ TEST(Linear, LargeSumsOfOneSignDoNotDrift) {
       const reference::LinearRef ref =
           reference::linear_ref(x.view, w.values(), 3, nullptr, rounding(ctx, dtype));
       expect_close(y.view, ref.y, ref.bounds);
+    }
+  }
+}
+
+// Of each number of codes, and nothing behind the last 32 of them.
+TEST(Linear, CodesOfFp8AreExactInBf16) {
+  using Convert = void (*)(const uint8_t*, int64_t, uint16_t*);
+  std::vector<Convert> ways;
+  for (Isa isa : instruction_sets()) ways.push_back(FATHOM_SIMD_CALL(isa, f8_to_bf16));
+#if defined(__x86_64__)
+  if (native_bf16(detect_isa())) ways.push_back(avx512::native_f8_to_bf16);
+#endif
+  std::vector<uint8_t> codes(256);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i);
+  for (const Convert convert : ways) {
+    for (int64_t n = 0; n <= 256; ++n) {
+      std::vector<bf16> out(289, 1);
+      const uint8_t* const from = codes.data() + 256 - n;
+      convert(from, n, out.data());
+      for (int64_t i = 0; i < std::ssize(out); ++i) {
+        const bf16 found = out[static_cast<size_t>(i)];
+        if (i >= n) {
+          EXPECT_EQ(found, i < (n + 31) / 32 * 32 ? 0 : 1) << i << " of " << n;
+        } else if (const float value = f8e4m3_to_f32(from[i]); std::isnan(value)) {
+          EXPECT_TRUE(std::isnan(bf16_to_f32(found))) << i << " of " << n;
+        } else {
+          EXPECT_EQ(found, f32_to_bf16(value)) << i << " of " << n;
+          EXPECT_EQ(bf16_to_f32(found), value) << i << " of " << n;
+        }
+      }
     }
   }
 }
@@ -479,27 +516,10 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
   }
 }
 
-// The same of FP8, from codes and from what these are in bf16: every code but NaN, a last run that
-// is none, and sums that are subnormal once they are scaled.
+// The same of FP8, from codes and from what these are in bf16: every code but NaN, runs that are
+// not whole, and sums that are subnormal once they are scaled.
 TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
   if (!native_bf16(Isa::kAvx512)) GTEST_SKIP() << "this machine widens no FP8 by VBMI";
-  std::vector<uint8_t> codes(256);
-  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i);
-  for (int64_t n = 0; n <= 256; ++n) {
-    std::vector<bf16> native(288, 1), split(288, 1);
-    avx512::native_f8_to_bf16(codes.data() + 256 - n, n, native.data());
-    avx512::f8_to_bf16(codes.data() + 256 - n, n, split.data());
-    for (int64_t i = 0; i < n; ++i) {
-      const auto at = static_cast<size_t>(i);
-      const float value = f8e4m3_to_f32(codes[static_cast<size_t>(256 - n + i)]);
-      for (const bf16 found : {native[at], split[at]}) {
-        EXPECT_TRUE(std::isnan(value) ? std::isnan(bf16_to_f32(found))
-                                      : std::signbit(value) == std::signbit(bf16_to_f32(found)) &&
-                                            value == bf16_to_f32(found))
-            << i << " of " << n;
-      }
-    }
-  }
   constexpr int64_t kRows = avx512::kPackedTile.rows, kColumns = avx512::kPackedTile.columns;
   for (const float scale : {1.0f, -0x1p-110f, 0x1p-126f}) {
     for (const int64_t k : {77, 128, 256 + 77}) {
@@ -570,7 +590,9 @@ TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
           native ? avx512::packed_native_bf16(p) : avx512::packed_split_bf16(p);
           expect_same_bits(y, expected);
         }
-        if (scale == 1.0f) EXPECT_NE(expected[0], 0.0f);
+        if (scale == 1.0f) {
+          EXPECT_NE(expected[0], 0.0f);
+        }
       }
     }
   }

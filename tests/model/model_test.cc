@@ -178,16 +178,15 @@ class Bf16Model : public testing::TestWithParam<std::string> {
     return golden_path(GetParam() == "v3-fp8" ? "models/v3-fp8" : "gguf/" + GetParam() + ".gguf");
   }
   static std::vector<int32_t> ids() {
-    return golden_ids(GetParam() == "v3-BF16"  ? "v3"
-                      : GetParam() == "v3-fp8" ? "v3-fp8"
-                                               : "llama3");
+    const std::string& name = GetParam();
+    return golden_ids(name == "v3-BF16" ? "v3" : name == "v3-fp8" ? name : "llama3");
   }
 };
 
-// kernels/gemm.h: BF16 and FP8 weights see x rounded to bf16. A twin that rounds at the same places differs
-// only where an f32 rounding error carries x over a bf16 rounding border: probability about 2^-15
-// an element, and then by one ulp, up to 2^-7 of one term of a sum of 64 to 256. Ten such terms
-// together stay below 10 * 2^-7 / sqrt(64) of the sum.
+// kernels/gemm.h: BF16 and FP8 weights see x rounded to bf16. A twin that rounds at the same places
+// differs only where an f32 rounding error carries x over a bf16 rounding border: probability about
+// 2^-15 an element, and then by one ulp, up to 2^-7 of one term of a sum of 64 to 256. Ten such
+// terms together stay below 10 * 2^-7 / sqrt(64) of the sum.
 TEST_P(Bf16Model, NativeArithmeticIsTheTwinsWithRoundedInputs) {
   const Model model = Model::load(path());
   const auto ids = this->ids();
@@ -197,12 +196,14 @@ TEST_P(Bf16Model, NativeArithmeticIsTheTwinsWithRoundedInputs) {
     Context ctx(2, static_cast<Isa>(isa));
     const auto logits = feed_logits(model, ctx, ids, {96}, MlaForm::kExpanded);
     expect_close(logits, expected, 10 * 0x1p-7 / 8 * largest(expected));
-    // The test sees rounding at all: the exact twin is much further away, at the middle position (an
-    // expert that flips moves all that follow).
+    // The test sees rounding at all: the exact twin is much further away, at the middle position
+    // (an expert that flips moves all that follow).
     std::vector<double> to_rounded, to_exact;
     for (size_t i = 0; i < logits.size(); ++i) {
-      if (i % static_cast<size_t>(model.config().vocab_size) == 0)
-        to_rounded.push_back(0), to_exact.push_back(0);
+      if (i % static_cast<size_t>(model.config().vocab_size) == 0) {
+        to_rounded.push_back(0);
+        to_exact.push_back(0);
+      }
       to_rounded.back() += std::pow(logits[i] - expected[i], 2);
       to_exact.back() += std::pow(logits[i] - exact[i], 2);
     }

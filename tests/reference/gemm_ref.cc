@@ -12,7 +12,7 @@ namespace {
 
 std::vector<double> rounded(const float* x, int64_t cols, Rounding rounding) {
   std::vector<double> out(x, x + cols);
-  if (rounding == Rounding::kBf16)
+  if (rounding == Rounding::kBf16 || rounding == Rounding::kBf16ForF8)
     for (double& v : out) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
   for (int64_t b = 0; rounding == Rounding::kInt8 && b < cols; b += 32) {
     float most = 0;
@@ -49,7 +49,8 @@ LinearRef linear_ref(ConstRows x, const std::vector<double>& w, int64_t n, const
       }
       if (bias != nullptr) sum += bias[c];
       ref.y.push_back(sum);
-      const double terms = static_cast<double>(x.cols) / (int8 ? 8 : 16) + 5;
+      const double terms = static_cast<double>(x.cols) / (int8 ? 8 : 16) +
+                           (rounding == Rounding::kBf16ForF8 ? 7 : 5);
       // The last term: sums below the normal range are rounded to multiples of 2^-149.
       const double bound =
           kUnit * (terms * magnitude + std::abs(sum)) + static_cast<double>(x.cols) * 0x1p-149;

@@ -8,9 +8,9 @@
 
 namespace fathom::reference {
 
-// What linear() does to x first: nothing; to bf16 (BF16 weights); to bytes, 32 at a time, for GGUF
-// blocks.
-enum class Rounding { kNone, kBf16, kInt8 };
+// What linear() does to x first: nothing; to bf16 (BF16 weights; FP8, whose bound is its own); to
+// bytes, 32 at a time, for GGUF blocks.
+enum class Rounding { kNone, kBf16, kBf16ForF8, kInt8 };
 
 struct LinearRef {
   std::vector<double> y;       // [M, N], of the rounded x

@@ -12,7 +12,7 @@ namespace fathom::reference {
 
 // Logits [tokens, vocab_size] of every position; hidden, if not null, receives the state after the
 // final norm [tokens, hidden_size]. Precision::kNative rounds the input of every linear layer with
-// BF16 weights to bf16, as kernels/gemm.h defines; all else is exact.
+// BF16 or FP8 weights to bf16, as kernels/gemm.h defines; all else is exact.
 std::vector<double> model_logits(const Model& model, std::span<const int32_t> tokens,
                                  Precision precision, std::vector<double>* hidden = nullptr);
 

@@ -70,7 +70,9 @@ TEST(ExpectClose, RejectsAnotherSizeAndABufferComparedWithItself) {
 
 TEST(ExpectClose, RejectsABoundThatBoundsNothing) {
   static const std::vector<float> actual = {1, -2, 3, 0, 5};
-  for (static double bound : {std::nan(""), -1.0, static_cast<double>(kInf)}) {
+  for (const double each : {std::nan(""), -1.0, static_cast<double>(kInf)}) {
+    static double bound = 0;  // the macro sees no locals
+    bound = each;
     EXPECT_NONFATAL_FAILURE(expect_close(actual, kExpected, bound), "is not a finite number >= 0");
   }
 }

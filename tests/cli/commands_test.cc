@@ -218,7 +218,7 @@ TEST(Cli, TokenizeAndDecodeGiveTheTextBack) {
   const auto special =
       json_lines(run_fathom({"tokenize", kTinyModel, "<bos>", "--json", "--special"}).out);
   EXPECT_GT(plain[0]["ids"].size(), 1u);
-  EXPECT_EQ(special[0]["ids"], json({0}));
+  EXPECT_EQ(special[0]["ids"], json::array({0}));
   const auto lines = json_lines(
       run_fathom({"tokenize", kTinyModel, "--json", "--lines"}, "\"a\\nb\"\n\"\"\n\"c\"\n").out);
   ASSERT_EQ(lines.size(), 3u);

@@ -70,7 +70,9 @@ TEST(QuantizeMix, ModelsOfExpertsKeepAttentionAndSharedExpertsHigher) {
   const auto types = types_of(golden_gguf("v2-lite-256-Q4_K_M.gguf"), "Q4_K_M");
   for (const auto& [name, choice] : types) {
     SCOPED_TRACE(name);
-    const auto has = [&](const char* part) { return name.find(part) != name.npos; };
+    const auto has = [&name = name](const char* part) {  // clang 14 captures no binding
+      return name.find(part) != name.npos;
+    };
     if (has("norm") || has("ffn_gate_inp") || has("exp_probs_b")) {
       EXPECT_EQ(choice.type, DType::kF32);
     } else if (has("_shexp") || has("attn_")) {

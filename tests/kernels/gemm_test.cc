@@ -447,6 +447,30 @@ std::vector<float> packed_rows(const void* rows, int64_t count, int64_t width, i
   return out;
 }
 
+// The packed way in one of its forms, into which x [m, padded] and w [n, padded] are brought
+// already; scales: those of FP8, or null.
+std::vector<float> packed_product(bool native, const void* x, int64_t m, const void* w, int64_t n,
+                                  int64_t padded, const float* scales) {
+  constexpr int64_t kRows = avx512::kPackedTile.rows, kColumns = avx512::kPackedTile.columns;
+  const int64_t values = native ? 32 : 16, steps = padded / values;
+  const std::vector<float> px = packed_rows(x, m, kRows, steps),
+                           pw = packed_rows(w, n, kColumns, steps);
+  std::vector<float> y(static_cast<size_t>(m * n), -1);
+  const PackedBlock p{.x = px.data(),
+                      .w = pw.data(),
+                      .x_lane = steps * kRows,
+                      .w_lane = steps * kColumns,
+                      .m = m,
+                      .n = n,
+                      .steps = steps,
+                      .scales = scales,
+                      .run_steps = kScaleColumns / values,
+                      .y = y.data(),
+                      .y_stride = n};
+  native ? avx512::packed_native_bf16(p) : avx512::packed_split_bf16(p);
+  return y;
+}
+
 // The CPU decides which of the two serves (gemm.cc): a subnormal operand, product or sum shows that
 // both flush alike.
 TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
@@ -478,7 +502,6 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
       avx512::gemm_split_bf16(b);
       expect_same_bits(split_y, native_y);
 
-      // Packed: three steps of pairs a row are six of split elements.
       std::vector<bf16> padded_w(static_cast<size_t>(n * padded));
       for (int64_t r = 0; r < n; ++r)
         std::copy_n(w.begin() + r * k, k, padded_w.begin() + r * padded);
@@ -488,27 +511,10 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
       std::vector<float> split_w(static_cast<size_t>(n * padded));
       for (int64_t r = 0; r < n; ++r)
         avx512::split_bf16(padded_w.data() + r * padded, padded, split_w.data() + r * padded);
-      constexpr int64_t kRows = avx512::kPackedTile.rows, kColumns = avx512::kPackedTile.columns;
-      std::vector<float> packed_y(native_y.size());
-      for (const bool native : {true, false}) {
-        const int64_t steps = native ? 3 : 6;
-        const std::vector<float> px = packed_rows(
-            native ? static_cast<const void*>(padded_x.data()) : split.data(), m, kRows, steps);
-        const std::vector<float> pw =
-            packed_rows(native ? static_cast<const void*>(padded_w.data()) : split_w.data(), n,
-                        kColumns, steps);
-        PackedBlock p{.x = px.data(),
-                      .w = pw.data(),
-                      .x_lane = steps * kRows,
-                      .w_lane = steps * kColumns,
-                      .m = m,
-                      .n = n,
-                      .steps = steps,
-                      .y = packed_y.data(),
-                      .y_stride = n};
-        native ? avx512::packed_native_bf16(p) : avx512::packed_split_bf16(p);
-        expect_same_bits(packed_y, native_y);
-      }
+      expect_same_bits(
+          packed_product(true, padded_x.data(), m, padded_w.data(), n, padded, nullptr), native_y);
+      expect_same_bits(packed_product(false, split.data(), m, split_w.data(), n, padded, nullptr),
+                       native_y);
       if (exponent == 0) {
         EXPECT_NE(native_y[0], 0.0f);
       }
@@ -520,7 +526,6 @@ TEST(Linear, BothWaysThroughBf16GiveTheSameBits) {
 // not whole, and sums that are subnormal once they are scaled.
 TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
   if (!native_bf16(Isa::kAvx512)) GTEST_SKIP() << "this machine widens no FP8 by VBMI";
-  constexpr int64_t kRows = avx512::kPackedTile.rows, kColumns = avx512::kPackedTile.columns;
   for (const float scale : {1.0f, -0x1p-110f, 0x1p-126f}) {
     for (const int64_t k : {77, 128, 256 + 77}) {
       for (const int64_t m : {1, 2, 3, 11}) {
@@ -569,27 +574,11 @@ TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
         expect_same(true, true);
         expect_same(false, false);
         expect_same(false, true);
-        for (const bool native : {true, false}) {
-          const int64_t steps = padded / (native ? 32 : 16);
-          const std::vector<float> px = packed_rows(
-              native ? static_cast<const void*>(x.data()) : split_x.data(), m, kRows, steps);
-          const std::vector<float> pw = packed_rows(
-              native ? static_cast<const void*>(wide.data()) : split_w.data(), n, kColumns, steps);
-          y.assign(y.size(), -1);
-          PackedBlock p{.x = px.data(),
-                        .w = pw.data(),
-                        .x_lane = steps * kRows,
-                        .w_lane = steps * kColumns,
-                        .m = m,
-                        .n = n,
-                        .steps = steps,
-                        .scales = scales.data(),
-                        .run_steps = native ? 4 : 8,
-                        .y = y.data(),
-                        .y_stride = n};
-          native ? avx512::packed_native_bf16(p) : avx512::packed_split_bf16(p);
-          expect_same_bits(y, expected);
-        }
+        expect_same_bits(packed_product(true, x.data(), m, wide.data(), n, padded, scales.data()),
+                         expected);
+        expect_same_bits(
+            packed_product(false, split_x.data(), m, split_w.data(), n, padded, scales.data()),
+            expected);
         if (scale == 1.0f) {
           EXPECT_NE(expected[0], 0.0f);
         }

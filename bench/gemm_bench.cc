@@ -82,7 +82,7 @@ constexpr const char* kRoofNames[] = {"f32 ", "bf16", "int8", "read"};
 
 Roof roof_of(DType dtype) {
   if (dtype_info(dtype).block_elements > 1) return Roof::kInt8;
-  return dtype == DType::kBF16 || dtype == DType::kF8E4M3 ? Roof::kBf16 : Roof::kF32;
+  return rounds_x_to_bf16(dtype) ? Roof::kBf16 : Roof::kF32;
 }
 
 void measure(int threads, RoofProbe& probe, const Case& c) {

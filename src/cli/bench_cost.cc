@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/kv_cache.h"
+#include "kernels/gemm.h"
 
 namespace fathom {
 namespace {
@@ -58,8 +59,7 @@ void Cost::add_weight(const WeightView& w, double rows, double share) {
                        (w.block_scales != nullptr ? (w.rows + 127) / 128 * w.scale_cols * 4 : 0));
   const double flops = share * 2 * rows * static_cast<double>(w.rows * w.cols);
   const bool blocks = dtype_info(w.dtype).block_elements > 1;
-  const bool in_bf16 = w.dtype == DType::kBF16 || w.dtype == DType::kF8E4M3;
-  (blocks ? int8_ops : in_bf16 ? bf16_flops : f32_flops) += flops;
+  (blocks ? int8_ops : rounds_x_to_bf16(w.dtype) ? bf16_flops : f32_flops) += flops;
 }
 
 double Cost::arithmetic_seconds(const Roofs& roofs) const {

@@ -28,6 +28,7 @@
 #include "cli/output.h"
 #include "cli/selftest_train.h"
 #include "engine/feeder.h"
+#include "kernels/gemm.h"
 #include "kernels/quantize.h"
 
 namespace fathom {
@@ -209,10 +210,9 @@ bool small_folder(const Checkpoint& checkpoint) {
   return checkpoint.kind() == Checkpoint::Kind::kFolder && bytes <= kMostBytes;
 }
 
-// A matrix before which x is rounded to bf16 (kernels/gemm.h).
+// A matrix before which x is rounded to bf16.
 bool rounds_x(const TensorInfo& tensor) {
-  return (tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF8E4M3) &&
-         tensor.shape.size() == 2;
+  return rounds_x_to_bf16(tensor.dtype) && tensor.shape.size() == 2;
 }
 
 bool rounds_x(const Model& model) {

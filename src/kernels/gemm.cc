@@ -44,6 +44,8 @@ void pack_rounded(const float* in, int64_t in_stride, int64_t rows, int64_t step
 }  // namespace avx512
 #endif
 
+bool rounds_x_to_bf16(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF8E4M3; }
+
 bool native_bf16(Isa isa) {
 #if defined(__x86_64__)
   // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
@@ -80,8 +82,7 @@ constexpr int64_t kChunk = 256;
 enum class Form { kF32, kSplitBf16, kNativeBf16 };
 
 Form choose_form(Isa isa, DType dtype, Precision precision) {
-  if ((dtype != DType::kBF16 && dtype != DType::kF8E4M3) || precision == Precision::kF32)
-    return Form::kF32;
+  if (!rounds_x_to_bf16(dtype) || precision == Precision::kF32) return Form::kF32;
   return native_bf16(isa) ? Form::kNativeBf16 : Form::kSplitBf16;
 }
 

@@ -42,6 +42,9 @@ namespace fathom {
 // longer.
 inline constexpr int64_t kMostPackedRows = 12, kMostPackedPadding = 48;
 
+// Whether x is rounded to bf16 beside such weights, under Precision::kNative.
+bool rounds_x_to_bf16(DType dtype);
+
 // bias: [N] or null.
 void linear(Context& ctx, ConstRows x, const WeightView& w, const float* bias, Rows y);
 

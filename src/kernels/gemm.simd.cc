@@ -203,7 +203,7 @@ template <int64_t MR, int64_t C, class F>
   }
 }
 
-// One part of MR x C sums += the products of k in [0, count), whole steps.
+// One part of MR x C sums += the products of k in [begin, end), whole steps.
 template <class Op, int64_t MR, int64_t C>
 [[gnu::always_inline]] inline void add_products(const typename Op::X* x, int64_t x_stride,
                                                 const typename Op::W* const* w, int64_t ahead,

@@ -128,15 +128,30 @@ void measure(int threads, RoofProbe& probe, const Case& c) {
   std::fflush(stdout);
 }
 
+// As the engine reads weights: in tiles, unless their type has none or memory is short.
+enum class Order { kTiles, kRows };
+
+void take_tiles(Context& ctx, ArenaScope& scope, std::vector<WeightView>& weights) {
+  for (WeightView& w : weights) {
+    const int64_t bytes = bytes_of_tiles(w);
+    if (bytes == 0) return;
+    auto* const tiles = scope.array<std::byte>(bytes);
+    make_tiles(ctx, w, tiles);
+    w.tiles = tiles;
+  }
+}
+
 void linear_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t m, int64_t n, int64_t k,
-                 const std::string& filter) {
-  const std::string name = fmt::format("{} {}x{}x{}", dtype_name(dtype), m, n, k);
+                 const std::string& filter, Order order = Order::kTiles) {
+  const std::string name = fmt::format("{}{} {}x{}x{}", dtype_name(dtype),
+                                       order == Order::kRows ? " in rows" : "", m, n, k);
   if (name.find(filter) == std::string::npos) return;
   const int64_t bytes = row_bytes(dtype, k) * n;
   std::vector<std::byte> memory;
-  const auto weights =
+  auto weights =
       make_weights(dtype, n, k, m <= kFewRows ? (kColdBytes + bytes - 1) / bytes : 1, memory);
   ArenaScope scope(ctx.scratch());
+  if (order == Order::kTiles) take_tiles(ctx, scope, weights);
   const Rows x = scope.rows(m, k), y = scope.rows(m, n);
   for (int64_t i = 0; i < m * k; ++i)
     x.data[i] = static_cast<float>(random_uniform({.seed = 2}, static_cast<uint64_t>(i)) - 0.5);
@@ -154,11 +169,12 @@ void grouped_case(Context& ctx, RoofProbe& probe, DType dtype, int64_t n, int64_
   const std::string name = fmt::format("{} grouped 3072x{}x{}", dtype_name(dtype), n, k);
   if (name.find(filter) == std::string::npos) return;
   std::vector<std::byte> memory;
-  const auto experts = make_weights(dtype, n, k, kExperts, memory);
+  auto experts = make_weights(dtype, n, k, kExperts, memory);
   std::vector<int64_t> offsets(kExperts + 1, 0);
   for (uint64_t i = 0; i < kRows; ++i) ++offsets[1 + random_bits({.seed = 3}, i) % kExperts];
   for (size_t e = 0; e < kExperts; ++e) offsets[e + 1] += offsets[e];
   ArenaScope scope(ctx.scratch());
+  take_tiles(ctx, scope, experts);
   const Rows x = scope.rows(kRows, k), y = scope.rows(kRows, n);
   std::fill(x.data, x.data + kRows * k, 0.01f);
   measure(ctx.pool().threads(), probe,
@@ -194,6 +210,9 @@ int bench(int threads, const std::string& filter) {
     for (int64_t m : {1, 2, 4, 6, 8, 16, 64, 512})
       linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
+    if (dtype_info(dtype).block_elements == 1) continue;
+    for (int64_t m : {1, 8, 512})
+      linear_case(ctx, probe, dtype, m, 2048, 2048, filter, Order::kRows);
   }
   return 0;
 }

@@ -312,16 +312,17 @@ struct FewSums {
   Sum sum[R][kHalves];
 };
 
-template <class Format, class Block, int64_t R>
+template <class Format, int64_t R>
 struct FewWriter {
   FewSums<Format, R>& sums;
   const Int8Rows& x;    // at the block's first column
-  const uint8_t* next;  // to be fetched while a block is multiplied
+  const uint8_t* next;  // to be fetched while a block is multiplied, or null
 
   [[gnu::always_inline]] void add(int64_t at, const Bytes16& u) const {
     // spread evenly: a burst would wait for itself
-    constexpr int64_t kBytes = Block::fetches(R) ? 256 * Format::kBytes / Format::kElements : 0;
-    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next + at / 16 * kBytes + i, 0, 2);
+    constexpr int64_t kBytes = 256 * Format::kBytes / Format::kElements;
+    for (int64_t i = 0; next != nullptr && i < kBytes; i += 64)
+      __builtin_prefetch(next + at / 16 * kBytes + i, 0, 2);
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
     if (at % Format::kRun == 0) {
 #pragma GCC unroll 8
@@ -374,9 +375,9 @@ void few(const Int8Few& f, Int8Rows x, int64_t rows, float* total) {
   Block block(f.w, f.stride);
   const uint8_t* next = f.next;
   for (int64_t c = 0; c < f.cols; c += Format::kElements) {
-    Format::decode(block, FewWriter<Format, Block, R>{sums, x, next});
+    Format::decode(block, FewWriter<Format, R>{sums, x, next});
     block.advance(Format::kBytes);
-    next += 16 * Format::kBytes;
+    if (next != nullptr) next += 16 * Format::kBytes;
     x.codes += Format::kElements * R;
     x.scale += Format::kElements / kRoundedBlock * R;
     x.start += Format::kElements / Format::kRun * R;

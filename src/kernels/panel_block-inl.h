@@ -226,8 +226,6 @@ struct PanelValues {
 
 // Of 16 rows of a file.
 struct PanelBlock : PanelValues {
-  // The processor does not follow 16 streams by itself.
-  static constexpr bool fetches(int64_t) { return true; }
   // Rows 0, 4, 8 and 12: all 16 are then one of few registers and a multiple of the stride away.
   const uint8_t* p[4];
   int64_t stride;  // from row to row
@@ -322,9 +320,6 @@ struct PanelBlock : PanelValues {
 // Of a tile (gemm_int8-inl.h).
 template <class Format>
 struct TileBlock : PanelValues {
-  // It follows one, and hints only disturb it; but with several rows of x it goes so slowly that
-  // the processor looks no further ahead than a few lines.
-  static constexpr bool fetches(int64_t rows_of_x) { return rows_of_x >= 4; }
   const uint8_t* p;
 
   // Of what the rows have at `at`, side by side.

@@ -34,6 +34,9 @@
 
 namespace fathom {
 
+// Whose processor this is: for choices between ways to the same bits, by what was measured.
+bool is_intel();
+
 // Whether vdpbf16ps is the fastest way to multiply bf16 here (gemm.cc); VBMI is there, too.
 bool native_bf16(Isa isa);
 

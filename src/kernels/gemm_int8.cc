@@ -181,14 +181,7 @@ void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, 
 // that a processor by itself looks only a few lines ahead. With one or two AMD's follow a stream
 // well, and hints disturb them (Zen 4: 34 -> 17 GB/s); Intel's stop where a page ends (Emerald
 // Rapids: 56 -> 80 % of what it can read).
-bool fetches_tiles(int64_t rows_of_x) {
-#if defined(__x86_64__)
-  static const bool intel = __builtin_cpu_is("intel");  // CPUID is slow in a guest
-  return intel || rows_of_x > 2;
-#else
-  return rows_of_x > 2;
-#endif
-}
+bool fetches_tiles(int64_t rows_of_x) { return rows_of_x > 2 || is_intel(); }
 
 // m <= kInt8MostFew rows of x, expert e's from m0 on, times n rows of w from n0 on, or what there
 // is.
@@ -255,7 +248,9 @@ void multiply_and_put(const Problem& p, const WeightView& w, int64_t e, int64_t 
 }
 
 bool is_few(const Problem& p, const WeightView& w, int64_t rows) {
-  return rows <= reader_of(p.kernels, w).few_rows;
+  // Intel's dot products are so fast that unpacking anew for each bundle never pays.
+  const int64_t most = is_intel() ? kInt8MostBundle : kInt8MostFew;
+  return rows <= std::min(most, reader_of(p.kernels, w).few_rows);
 }
 
 // The first bytes of w from row n on, before they are read. The processor finds out by itself what

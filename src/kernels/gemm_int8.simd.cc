@@ -207,18 +207,21 @@ inline F32x16 total(const Sum& a) {
 // out; the rows of x in a bundle. Then up to how many rows of x blocks are multiplied as they are
 // unpacked, anew for each bundle: from rows of w, and from tiles (measured).
 #if defined(FATHOM_SIMD_IS_avx512)
-constexpr int64_t kRows = 4, kTogether = kInt8Panels, kUnroll = 8, kBundle = 8, kFewRows = 16;
+constexpr int64_t kRows = 4, kTogether = kInt8Panels, kRunsTogether = 2, kUnroll = 8, kBundle = 8,
+                  kFewRows = 16;
 template <class Format>
 constexpr int64_t kFewTileRows =
     Format::kElements == 256                                       ? 40
     : std::is_same_v<Format, Q5_0> || std::is_same_v<Format, Q5_1> ? 24
                                                                    : 64;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kBundle = 4, kFewRows = 8;
+constexpr int64_t kRows = 2, kTogether = 1, kRunsTogether = 1, kUnroll = 4, kBundle = 4,
+                  kFewRows = 8;
 template <class>
 constexpr int64_t kFewTileRows = 8;
 #else
-constexpr int64_t kRows = 1, kTogether = 1, kUnroll = 1, kBundle = 1, kFewRows = 1;
+constexpr int64_t kRows = 1, kTogether = 1, kRunsTogether = 1, kUnroll = 1, kBundle = 1,
+                  kFewRows = 1;
 template <class>
 constexpr int64_t kFewTileRows = 1;
 #endif
@@ -240,9 +243,20 @@ template <int64_t kWidth>
   return four;
 }
 
+// What is to be fetched meanwhile, a little at a time: a burst would wait for itself.
+struct Ahead {
+  const uint8_t *next, *end;
+  int64_t step;
+  [[gnu::always_inline]] void fetch() {
+    for (const uint8_t* const to = next + step; next < to && next < end; next += 64)
+      __builtin_prefetch(next, 0, 2);
+  }
+};
+
 // R rows of a bundle of x, C panels.
 template <int64_t R, int64_t C, int64_t kWidth, int64_t kRun, bool kMinimum, bool kWide>
-void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, float* sums) {
+void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, Ahead& ahead,
+          float* sums) {
   F32x16 y[R][C];
   const auto all = [&](auto body) __attribute__((always_inline)) {
 #pragma GCC unroll 4
@@ -254,48 +268,61 @@ void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, float
   all([&](int64_t r, int64_t c) {
     y[r][c] = add ? load(sums + r * 16 * kInt8Panels + 16 * c) : zero();
   });
-  for (int64_t run = 0; run < blocks * kRoundedBlock / kRun; ++run) {
-    Sum sum[R][C];
-    all([&](int64_t r, int64_t c) { sum[r][c] = begin(x.start[run * kWidth + r]); });
+  const auto multiply_runs = [&]<int64_t kRuns>(int64_t first) __attribute__((always_inline)) {
+    ahead.fetch();
+    Sum sum[kRuns][R][C];
+    for (int64_t i = 0; i < kRuns; ++i)
+      all([&](int64_t r, int64_t c) { sum[i][r][c] = begin(x.start[(first + i) * kWidth + r]); });
 #pragma GCC unroll kUnroll
     for (int64_t q = 0; q < kRun / 4; ++q) {
-      const int64_t column = run * kRun + 4 * q;
-      Codes codes[C];
-      for (int64_t c = 0; c < C; ++c) codes[c] = load_codes(w[c].codes + column * 16);
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < kRuns; ++i) {
+        const int64_t column = (first + i) * kRun + 4 * q;
+        Codes codes[C];
+        for (int64_t c = 0; c < C; ++c) codes[c] = load_codes(w[c].codes + column * 16);
 #pragma GCC unroll 4
-      for (int64_t r = 0; r < R; ++r) {
-        const int32_t four = four_codes<kWidth>(x.codes, column, r);
-        for (int64_t c = 0; c < C; ++c) sum[r][c] = dot<kWide>(sum[r][c], codes[c], four);
+        for (int64_t r = 0; r < R; ++r) {
+          const int32_t four = four_codes<kWidth>(x.codes, column, r);
+          for (int64_t c = 0; c < C; ++c) sum[i][r][c] = dot<kWide>(sum[i][r][c], codes[c], four);
+        }
       }
     }
-    F32x16 d[C], low[C];
-    for (int64_t c = 0; c < C; ++c) {
-      d[c] = load(w[c].scale + run * 16);
-      if (kMinimum) low[c] = load(w[c].minimum + run * 16);
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < kRuns; ++i) {
+      const int64_t run = first + i;
+      F32x16 d[C], low[C];
+      for (int64_t c = 0; c < C; ++c) {
+        d[c] = load(w[c].scale + run * 16);
+        if (kMinimum) low[c] = load(w[c].minimum + run * 16);
+      }
+      all([&](int64_t r, int64_t c) {
+        const F32x16 scale = set(x.scale[run * kRun / kRoundedBlock * kWidth + r]);
+        y[r][c] = fma(total(sum[i][r][c]), d[c] * scale, y[r][c]);
+        if (kMinimum) y[r][c] = fma(low[c], set(x.sum[run * kWidth + r]), y[r][c]);
+      });
     }
-    all([&](int64_t r, int64_t c) {
-      const F32x16 scale = set(x.scale[run * kRun / kRoundedBlock * kWidth + r]);
-      y[r][c] = fma(total(sum[r][c]), d[c] * scale, y[r][c]);
-      if (kMinimum) y[r][c] = fma(low[c], set(x.sum[run * kWidth + r]), y[r][c]);
-    });
-  }
+  };
+  const int64_t runs = blocks * kRoundedBlock / kRun;
+  int64_t run = 0;
+  for (; run + kRunsTogether <= runs; run += kRunsTogether)
+    multiply_runs.template operator()<kRunsTogether>(run);
+  for (; run < runs; ++run) multiply_runs.template operator()<1>(run);
   all([&](int64_t r, int64_t c) { store(y[r][c], sums + r * 16 * kInt8Panels + 16 * c); });
 }
 
 template <int64_t kRun, bool kMinimum, bool kWide>
 void multiply_panels(const Int8Tile& t) {
-  const int64_t share = (t.next_bytes * kBundle / t.m + 64) & -64;
-  int64_t fetched = 0;
+  const int64_t tiles = (t.m + kRows - 1) / kRows * (kInt8Panels / kTogether),
+                steps = tiles * (t.blocks * kRoundedBlock / kRun) / kRunsTogether;
+  Ahead ahead{t.next, t.next + t.next_bytes, (t.next_bytes / (steps + 1) + 63) & -64};
   for (int64_t m = 0; m < t.m; m += kBundle) {
-    const int64_t end = fetched + share < t.next_bytes ? fetched + share : t.next_bytes;
-    for (; fetched < end; fetched += 64) __builtin_prefetch(t.next + fetched, 0, 2);
     with_width(t.m - m, [&](auto width) {
       constexpr int64_t kWidth = decltype(width)::value, R = kWidth < kRows ? kWidth : kRows;
       const Int8Rows x = t.x.at(m, kWidth, t.column);
       for (int64_t c = 0; c < kInt8Panels; c += kTogether) {
         for (int64_t r = 0; r < kWidth; r += R)
           tile<R, kTogether, kWidth, kRun, kMinimum, kWide>(
-              t.w + c, x.row(r), t.blocks, t.column > 0,
+              t.w + c, x.row(r), t.blocks, t.column > 0, ahead,
               t.total + (m + r) * 16 * kInt8Panels + 16 * c);
       }
     });

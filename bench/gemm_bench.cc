@@ -128,7 +128,8 @@ void measure(int threads, RoofProbe& probe, const Case& c) {
   std::fflush(stdout);
 }
 
-// As the engine reads weights: in tiles, unless their type has none or memory is short.
+// Tiles: as the engine reads weights, unless their type has none or memory is short; in huge pages.
+// Rows: as they lie in a file.
 enum class Order { kTiles, kRows };
 
 void take_tiles(Context& ctx, ArenaScope& scope, std::vector<WeightView>& weights) {

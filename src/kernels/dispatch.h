@@ -34,7 +34,8 @@
 
 namespace fathom {
 
-// Whose processor this is: for choices between ways to the same bits, by what was measured.
+// Whether this is an Intel processor: only for choices between ways to the same bits, by what was
+// measured.
 bool is_intel();
 
 // Whether vdpbf16ps is the fastest way to multiply bf16 here (gemm.cc); VBMI is there, too.

@@ -48,8 +48,7 @@ bool rounds_x_to_bf16(DType dtype) { return dtype == DType::kBF16 || dtype == DT
 
 bool is_intel() {
 #if defined(__x86_64__)
-  static const bool intel = __builtin_cpu_is("intel");  // CPUID is slow in a guest
-  return intel;
+  return __builtin_cpu_is("intel");
 #else
   return false;
 #endif
@@ -102,13 +101,16 @@ int64_t steps_of(Form form, int64_t k) {
                                     : ceil_div(k, 32);
 }
 
-// The columns of a turned w are packed in any case. Intel's cores have more use for packed tiles,
-// which read half as much for each FMA (measured on Emerald Rapids).
-int64_t choose_few_rows(Isa isa, DType dtype, bool turned) {
+// Up to how many rows of x meet w [N, K] row by row. The columns of a turned w are packed in any
+// case. Intel's cores have more use for packed tiles, which read half as much for each FMA (measured
+// on Emerald Rapids, in each type's own precision), if there are panels enough for all threads.
+int64_t choose_few_rows(Context& ctx, DType dtype, bool turned, int64_t n, int64_t experts) {
   if (turned) return 0;
-  const int64_t most = FATHOM_SIMD_CALL(isa, kFewRows);
-  if (isa != Isa::kAvx512 || !is_intel()) return most;
-  return std::min<int64_t>(most, dtype == DType::kF32 ? 16 : dtype == DType::kBF16 ? 48 : 32);
+  const bool packs_sooner = ctx.isa() == Isa::kAvx512 && is_intel();
+  const int64_t panels = ceil_div(n, kPanels * FATHOM_SIMD_CALL(ctx.isa(), kPackedTile).columns);
+  if (!packs_sooner || panels * experts < ctx.pool().threads() * kLongItems)
+    return FATHOM_SIMD_CALL(ctx.isa(), kFewRows);
+  return dtype == DType::kF32 ? 16 : dtype == DType::kBF16 ? 48 : 32;
 }
 
 struct Problem {
@@ -128,8 +130,7 @@ struct Problem {
   const float* bias;
   Rows y;
 
-  // An expert's rows that meet w row by row are at most so many.
-  int64_t few_rows;
+  int64_t few_rows;  // of an expert
   bool few(int64_t rows) const { return rows <= few_rows; }
 };
 
@@ -436,9 +437,8 @@ void multiply_groups(Context& ctx, ConstRows x, std::span<const int64_t> offsets
   const Form form = choose_form(ctx.isa(), shape.dtype, ctx.precision());
   const PackedTile tile = FATHOM_SIMD_CALL(ctx.isa(), kPackedTile);
   const int64_t lane = (steps_of(form, x.cols) | 1) * tile.rows;
-  Problem p{ctx,  form,      turned,  x.cols,
-            tile, x,         nullptr, 16 * lane,
-            lane, part.bias, y,       choose_few_rows(ctx.isa(), shape.dtype, turned)};
+  const int64_t few_rows = choose_few_rows(ctx, shape.dtype, turned, y.cols, std::ssize(experts));
+  Problem p{ctx, form, turned, x.cols, tile, x, nullptr, 16 * lane, lane, part.bias, y, few_rows};
 
   // Units and items of expert e are those from first_unit[e] and first_item[e] on.
   const auto count = static_cast<int64_t>(experts.size());

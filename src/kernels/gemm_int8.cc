@@ -29,8 +29,7 @@ namespace {
 constexpr int64_t kBlockRows = 512;  // of x, that share one unpacking
 static_assert(kBlockRows % kInt8MostBundle == 0);
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-// Bytes of w, measured: fetched ahead where several rows of x meet a tile, and where a stretch of w
-// begins.
+// Bytes of w, measured: fetched ahead in a tile (fetches_tiles()), and where a stretch of w begins.
 constexpr int64_t kTileAhead = 8192, kFetchFirst = 4096;
 // Outputs of gate and of up that wait for each other, in so many items' width at most.
 constexpr int64_t kNearOutputs = 4096, kMostItems = 8;
@@ -248,7 +247,7 @@ void multiply_and_put(const Problem& p, const WeightView& w, int64_t e, int64_t 
 }
 
 bool is_few(const Problem& p, const WeightView& w, int64_t rows) {
-  // Intel's dot products are so fast that unpacking anew for each bundle never pays.
+  // On Intel's AVX-512 unpacking anew for each bundle did not pay; the others' few_rows are no more.
   const int64_t most = is_intel() ? kInt8MostBundle : kInt8MostFew;
   return rows <= std::min(most, reader_of(p.kernels, w).few_rows);
 }

@@ -203,9 +203,10 @@ inline F32x16 total(const Sum& a) {
 }
 #endif
 
-// Rows and panels at once, as many as pay (measured); how many dot products in a row are written
-// out; the rows of x in a bundle. Then up to how many rows of x blocks are multiplied as they are
-// unpacked, anew for each bundle: from rows of w, and from tiles (measured).
+// Rows, panels and runs at once, as many as pay (measured; Intel's cores need two runs, as a dot
+// product takes 5 cycles there and 10 could start meanwhile); how many dot products in a row are
+// written out; the rows of x in a bundle. Then up to how many rows of x blocks are multiplied as
+// they are unpacked, anew for each bundle: from rows of w, and from tiles (measured).
 #if defined(FATHOM_SIMD_IS_avx512)
 constexpr int64_t kRows = 4, kTogether = kInt8Panels, kRunsTogether = 2, kUnroll = 8, kBundle = 8,
                   kFewRows = 16;
@@ -243,7 +244,7 @@ template <int64_t kWidth>
   return four;
 }
 
-// What is to be fetched meanwhile, a little at a time: a burst would wait for itself.
+// What is to be fetched meanwhile, a little at a time, as in FewWriter.
 struct Ahead {
   const uint8_t *next, *end;
   int64_t step;
@@ -271,6 +272,7 @@ void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, Ahead
   const auto multiply_runs = [&]<int64_t kRuns>(int64_t first) __attribute__((always_inline)) {
     ahead.fetch();
     Sum sum[kRuns][R][C];
+#pragma GCC unroll 2
     for (int64_t i = 0; i < kRuns; ++i)
       all([&](int64_t r, int64_t c) { sum[i][r][c] = begin(x.start[(first + i) * kWidth + r]); });
 #pragma GCC unroll kUnroll
@@ -312,9 +314,10 @@ void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, Ahead
 
 template <int64_t kRun, bool kMinimum, bool kWide>
 void multiply_panels(const Int8Tile& t) {
-  const int64_t tiles = (t.m + kRows - 1) / kRows * (kInt8Panels / kTogether),
-                steps = tiles * (t.blocks * kRoundedBlock / kRun) / kRunsTogether;
-  Ahead ahead{t.next, t.next + t.next_bytes, (t.next_bytes / (steps + 1) + 63) & -64};
+  const int64_t calls = (t.m + kRows - 1) / kRows * (kInt8Panels / kTogether),
+                runs = t.blocks * kRoundedBlock / kRun,
+                steps = calls * ((runs + kRunsTogether - 1) / kRunsTogether);
+  Ahead ahead{t.next, t.next + t.next_bytes, ((t.next_bytes + steps - 1) / steps + 63) & -64};
   for (int64_t m = 0; m < t.m; m += kBundle) {
     with_width(t.m - m, [&](auto width) {
       constexpr int64_t kWidth = decltype(width)::value, R = kWidth < kRows ? kWidth : kRows;

@@ -102,8 +102,8 @@ int64_t steps_of(Form form, int64_t k) {
 }
 
 // Up to how many rows of x meet w [N, K] row by row. The columns of a turned w are packed in any
-// case. Intel's cores have more use for packed tiles, which read half as much for each FMA (measured
-// on Emerald Rapids, in each type's own precision), if there are panels enough for all threads.
+// case. Intel's cores have more use for packed tiles, which read half as much for each FMA
+// (measured on Emerald Rapids, in each type's own precision), if panels are enough for all threads.
 int64_t choose_few_rows(Context& ctx, DType dtype, bool turned, int64_t n, int64_t experts) {
   if (turned) return 0;
   const bool packs_sooner = ctx.isa() == Isa::kAvx512 && is_intel();

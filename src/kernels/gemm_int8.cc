@@ -247,7 +247,7 @@ void multiply_and_put(const Problem& p, const WeightView& w, int64_t e, int64_t 
 }
 
 bool is_few(const Problem& p, const WeightView& w, int64_t rows) {
-  // On Intel's AVX-512 unpacking anew for each bundle did not pay; the others' few_rows are no more.
+  // On Intel's AVX-512 unpacking anew for each bundle did not pay; others there have no more.
   const int64_t most = is_intel() ? kInt8MostBundle : kInt8MostFew;
   return rows <= std::min(most, reader_of(p.kernels, w).few_rows);
 }

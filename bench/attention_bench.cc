@@ -62,8 +62,9 @@ struct Part {
     memory.resize(static_cast<size_t>(rows * bytes / 4));
     const std::vector<float> values = random_floats(rows * width, stream);
     auto* base = reinterpret_cast<std::byte*>(memory.data());
+    const Isa isa = detect_isa();
     for (int64_t r = 0; r < rows; ++r)
-      store_cached_row(detect_isa(), dtype, values.data() + r * width, width, base + r * bytes);
+      store_cached_row(isa, dtype, values.data() + r * width, width, base + r * bytes);
     view = cached_part(dtype, base, width, 0, heads > 1 ? dim : 0, dim);
   }
   std::vector<float> memory;

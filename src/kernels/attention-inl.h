@@ -24,25 +24,20 @@ constexpr int kAccumulators = 2, kVectors = 1;
 
 // One step of k: elements are f32, or pairs of bf16.
 struct Fma {
-  static constexpr bool kFetch = false;
   static F32x16 add(F32x16 a, F32x16 b, F32x16 c) { return fma(a, b, c); }
 };
 #if defined(FATHOM_SIMD_IS_avx512)
 struct DotBf16 {
-  static constexpr bool kFetch = false;
   static F32x16 add(F32x16 a, F32x16 b, F32x16 c) {
     return {
         _mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
   }
 };
-struct DotBf16Fetch : DotBf16 {  // a_step 1, b_step kLanes
-  static constexpr bool kFetch = true;
-};
 #endif
 
 // Without it the compiler makes an address for each element.
 template <class T>
-inline void keep_in_register(const T*& p) {
+inline void keep_in_register(T*& p) {
 #if defined(__x86_64__)
   asm("" : "+r"(p));
 #endif
@@ -52,58 +47,81 @@ inline int64_t distance(const void* from, const void* to) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
 }
 
+// A[m, k] = a[m * kARow + k * kAStep]; row k of B begins at b + k * kBStep. Were they known only at
+// run time, the compiler would keep an address for each row, more than there are registers.
+template <int64_t ARow, int64_t AStep, int64_t BStep>
+struct Strides {
+  static constexpr int64_t kARow = ARow, kAStep = AStep, kBStep = BStep;
+};
+// A is read in the cache, rows Product::a_row apart.
+using InPlace = Strides<0, 1, kLanes>;
+
 // C[m, n] (+)= sum over k of A[m, k] * B[k, n], vector v of a row of B or C being *_column further
 // than vector v - 1.
 struct Product {
   const float* a;
-  int64_t a_row, a_step;  // A[m, k] = a[m * a_row + k * a_step]
   const float* b;
-  int64_t b_step, b_column;
+  int64_t b_column;
   float* c;
   int64_t c_row, c_column;
   int64_t k;
   bool accumulate;
-  // Where A is read in place (Op::kFetch): behind its rows begin `next_a`; `values`, unless null,
-  // lie in rows like A's. Both are fetched meanwhile.
-  int64_t rows = 0;
+  // InPlace: behind A's rows begin `next_a`; `values`, unless null, lie in rows like A's. Both are
+  // fetched meanwhile.
+  int64_t a_row = 0, rows = 0;
   const float* next_a = nullptr;
   const float* values = nullptr;
 };
 
-template <class Op, int M, int N>
-[[gnu::noinline]] void multiply_tile(const Product& p, int64_t row, int64_t column) {
-  const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step, b_column = p.b_column;
-  const int64_t c_row = p.c_row, c_column = p.c_column;
-  const float* a = p.a + row * a_row;
-  const float* b = p.b + column * b_column;
-  float* out = p.c + row * c_row + column * c_column;
-  const bool accumulate = p.accumulate;
-  F32x16 c[M][N];
+// f(sum, its place) for each vector of a tile of C.
+template <int M, int N, class F>
+[[gnu::always_inline]] inline void for_each_sum(F32x16 (&c)[M][N], float* out, int64_t row_stride,
+                                                int64_t column_stride, F f) {
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
+  for (int m = 0; m < M; ++m, out += row_stride) {
+    keep_in_register(out);
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n)
-      c[m][n] = accumulate ? load(out + m * c_row + n * c_column) : zero();
+    for (int n = 0; n < N; ++n) f(c[m][n], out + n * column_stride);
   }
-  // A[m, k + at] from row m at `rows`.
-  const auto step = [&](const float* const(&rows)[M], int64_t at) __attribute__((always_inline)) {
+}
+
+template <class Op, class S, int M, int N>
+[[gnu::noinline]] void multiply_tile(const Product& p, int64_t row, int64_t column) {
+  const float* b = p.b + column * p.b_column;
+  const int64_t b_column = p.b_column;
+  float* const out = p.c + row * p.c_row + column * p.c_column;
+  F32x16 c[M][N];
+  if (p.accumulate) {
+    for_each_sum<M, N>(c, out, p.c_row, p.c_column, [](F32x16& sum, float* at) { sum = load(at); });
+  } else {
+    for_each_sum<M, N>(c, out, p.c_row, p.c_column, [](F32x16& sum, float*) { sum = zero(); });
+  }
+  // A[m, k] = a_of(m)
+  const auto step = [&](auto a_of, const float* b_at) __attribute__((always_inline)) {
     F32x16 b_row[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) b_row[n] = load(b + at * kLanes + n * b_column);
+    for (int n = 0; n < N; ++n) b_row[n] = load(b_at + n * b_column);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const F32x16 x = set(rows[m][at]);
+      const F32x16 x = set(a_of(m));
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) c[m][n] = Op::add(x, b_row[n], c[m][n]);
     }
   };
-  const float* rows[M];
+  if constexpr (S::kARow != 0) {
+    const float* a = p.a + row * S::kARow;
+#pragma GCC unroll 4
+    for (int64_t k = p.k; k > 0; --k, a += S::kAStep, b += S::kBStep)
+      step(
+          [&](int m) __attribute__((always_inline)) { return a[m * S::kARow]; }, b);
+  } else {
+    const float* a = p.a + row * p.a_row;
+    const int64_t to_next = distance(a, row + M < p.rows ? a + M * p.a_row : p.next_a),
+                  to_values = distance(a, p.values != nullptr ? p.values + row * p.a_row : a);
+    const float* rows[M];
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) rows[m] = a + m * a_row;
-  int64_t k = p.k;
-  if constexpr (Op::kFetch) {
-    const int64_t to_next = distance(a, row + M < p.rows ? a + M * a_row : p.next_a),
-                  to_values = distance(a, p.values != nullptr ? p.values + row * a_row : a);
+    for (int m = 0; m < M; ++m) rows[m] = a + m * p.a_row;
+    int64_t k = p.k;
     for (; k >= 16; k -= 16, b += 16 * kLanes) {
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
@@ -113,38 +131,34 @@ template <class Op, int M, int N>
         __builtin_prefetch(line + to_values, 0, 2);
       }
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < 16; ++i) step(rows, i);
+      for (int64_t i = 0; i < 16; ++i)
+        step(
+            [&](int m) __attribute__((always_inline)) { return rows[m][i]; }, b + i * kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) rows[m] += 16;
     }
+    for (int64_t i = 0; i < k; ++i)
+      step(
+          [&](int m) __attribute__((always_inline)) { return rows[m][i]; }, b + i * kLanes);
   }
-  for (; k > 0; --k, b += b_step) {
-    step(rows, 0);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) rows[m] += a_step;
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(c[m][n], out + m * c_row + n * c_column);
-  }
+  for_each_sum<M, N>(c, out, p.c_row, p.c_column, [](F32x16 sum, float* at) { store(sum, at); });
 }
 
 // Rows from `row` on, M at a time, then the remainder.
-template <class Op, int M, int N>
+template <class Op, class S, int M, int N>
 void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) {
-  for (; rows >= M; rows -= M, row += M) multiply_tile<Op, M, N>(p, row, column);
+  for (; rows >= M; rows -= M, row += M) multiply_tile<Op, S, M, N>(p, row, column);
   if constexpr (M > 1) {
-    if (rows > 0) multiply_rows<Op, M / 2, N>(p, row, rows, column);
+    if (rows > 0) multiply_rows<Op, S, M / 2, N>(p, row, rows, column);
   }
 }
 
-template <class Op = Fma, int N = kVectors>
+template <class Op, class S, int N = kVectors>
 void multiply(const Product& p, int64_t rows, int64_t vectors, int64_t column = 0) {
   for (; vectors >= N; vectors -= N, column += N)
-    multiply_rows<Op, Op::kFetch && N == 1 ? 8 : kAccumulators / N, N>(p, 0, rows, column);
+    multiply_rows<Op, S, S::kARow == 0 && N == 1 ? 8 : kAccumulators / N, N>(p, 0, rows, column);
   if constexpr (N > 1) {
-    if (vectors > 0) multiply<Op, N / 2>(p, rows, vectors, column);
+    if (vectors > 0) multiply<Op, S, N / 2>(p, rows, vectors, column);
   }
 }
 

@@ -22,28 +22,30 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_beg
     const int64_t first_group = clamp((j + 1 - t.visible) * t.heads, 0, t.rows) / kLanes;
     for (int64_t begin = 0; begin < part.dim; begin += chunk) {
       const int64_t dims = clamp(part.dim - begin, 0, chunk), from = q_begin + Form::steps(begin);
-      if (!in_place) Form::load_keys(part, row, count, begin, dims, t.block);
-      const auto stored = [](const AttentionPart& p, int64_t r) {
-        return static_cast<const float*>(p.data) + r * p.row_stride / 2;
-      };
-      const int64_t next = j + kBlock < keys ? t.block_rows[j / kBlock + 1] : row;
-      const bool with_values =
-          t.value.data != part.data && t.value.row_stride == part.row_stride && in_place;
-      multiply<typename Form::KeyOp>({.a = in_place ? stored(part, row) : t.block,
-                                      .a_row = in_place ? part.row_stride / 2 : Form::kKeyStride,
-                                      .a_step = 1,
-                                      .b = t.q + first_group * column + from * kLanes,
-                                      .b_step = kLanes,
-                                      .b_column = column,
-                                      .c = t.scores + (first_group * kTileSegment + j) * kLanes,
-                                      .c_row = kLanes,
-                                      .c_column = kTileSegment * kLanes,
-                                      .k = Form::steps(dims),
-                                      .accumulate = from > 0,
-                                      .rows = count,
-                                      .next_a = stored(part, next),
-                                      .values = with_values ? stored(t.value, row) : nullptr},
-                                     count, t.lanes / kLanes - first_group);
+      Product p{.a = t.block,
+                .b = t.q + first_group * column + from * kLanes,
+                .b_column = column,
+                .c = t.scores + (first_group * kTileSegment + j) * kLanes,
+                .c_row = kLanes,
+                .c_column = kTileSegment * kLanes,
+                .k = Form::steps(dims),
+                .accumulate = from > 0};
+      const int64_t groups = t.lanes / kLanes - first_group;
+      if (in_place) {
+        const auto stored = [](const AttentionPart& of, int64_t r) {
+          return static_cast<const float*>(of.data) + r * of.row_stride / 2;
+        };
+        p.a = stored(part, row);
+        p.a_row = part.row_stride / 2;
+        p.rows = count;
+        p.next_a = stored(part, j + kBlock < keys ? t.block_rows[j / kBlock + 1] : row);
+        if (t.value.data != part.data && t.value.row_stride == part.row_stride)
+          p.values = stored(t.value, row);
+        multiply<typename Form::Op, InPlace>(p, count, groups);
+      } else {
+        Form::load_keys(part, row, count, begin, dims, t.block);
+        multiply<typename Form::Op, Strides<Form::kKeyStride, 1, kLanes>>(p, count, groups);
+      }
     }
   }
 }
@@ -67,10 +69,7 @@ void add_values(const AttentionTile& t, int64_t keys) {
         return Product{.a = t.scores +
                             (row / kLanes * kTileSegment + Form::steps(j + from)) * kLanes +
                             row % kLanes,
-                       .a_row = 1,
-                       .a_step = kLanes,
                        .b = t.block + Form::steps(from) * kChunk,
-                       .b_step = kChunk,
                        .b_column = kLanes,
                        .c = t.out + row * t.out_stride + begin,
                        .c_row = t.out_stride,
@@ -83,7 +82,8 @@ void add_values(const AttentionTile& t, int64_t keys) {
         // The pair of a block's last key is filled up with zeros.
         const int64_t whole = Form::kPairs && to < count ? to & -2 : to;
         if (from < whole)
-          multiply<typename Form::Op>(product(row, from, Form::steps(whole - from)), rows, vectors);
+          multiply<typename Form::Op, ValueStrides>(product(row, from, Form::steps(whole - from)),
+                                                    rows, vectors);
         if constexpr (Form::kPairs) {
           if (whole < to) Form::multiply_last(product(row, whole, 1), rows, vectors);
         }

@@ -49,18 +49,16 @@ void multiply_keys(const BackwardTile& t, const AttentionPart& part, int64_t fir
       const int64_t dims = clamp(part.dim - begin, 0, kChunk);
       load_block(part, t.block_rows[b], keys, begin, dims, t.block);
       for_each_step(diagonal, keys, [&](int64_t first, int64_t count) {
-        multiply({.a = t.block + first * kChunk,
-                  .a_row = kChunk,
-                  .a_step = 1,
-                  .b = t.transposed + (first_dim + begin) * kBlock + first,
-                  .b_step = kBlock,
-                  .b_column = kLanes,
-                  .c = out + (b * kBlock + first) * kBlock + first,
-                  .c_row = kBlock,
-                  .c_column = kLanes,
-                  .k = dims,
-                  .accumulate = first_dim + begin > 0},
-                 count, vectors_of(t.tokens - first));
+        multiply<Fma, Strides<kChunk, 1, kBlock>>(
+            {.a = t.block + first * kChunk,
+             .b = t.transposed + (first_dim + begin) * kBlock + first,
+             .b_column = kLanes,
+             .c = out + (b * kBlock + first) * kBlock + first,
+             .c_row = kBlock,
+             .c_column = kLanes,
+             .k = dims,
+             .accumulate = first_dim + begin > 0},
+            count, vectors_of(t.tokens - first));
       });
     }
   });
@@ -124,18 +122,16 @@ void sum_keys(const BackwardTile& t, const AttentionPart& part, int64_t column) 
     for_each_block(t, [&](int64_t b, int64_t keys, bool diagonal) {
       load_block(part, t.block_rows[b], keys, begin, dims, t.block);
       for_each_step(diagonal, keys, [&](int64_t first, int64_t count) {
-        multiply({.a = t.dscore + (b * kBlock + first) * kBlock + first,
-                  .a_row = 1,
-                  .a_step = kBlock,
-                  .b = t.block + first * kChunk,
-                  .b_step = kChunk,
-                  .b_column = kLanes,
-                  .c = t.dq + first * t.dq_stride + column + begin,
-                  .c_row = t.dq_stride,
-                  .c_column = kLanes,
-                  .k = count,
-                  .accumulate = b + first > 0},
-                 t.tokens - first, vectors_of(dims));
+        multiply<Fma, Strides<1, kBlock, kChunk>>(
+            {.a = t.dscore + (b * kBlock + first) * kBlock + first,
+             .b = t.block + first * kChunk,
+             .b_column = kLanes,
+             .c = t.dq + first * t.dq_stride + column + begin,
+             .c_row = t.dq_stride,
+             .c_column = kLanes,
+             .k = count,
+             .accumulate = b + first > 0},
+            t.tokens - first, vectors_of(dims));
       });
     });
   }
@@ -159,18 +155,15 @@ void attention_backward_sum(const BackwardSum& s) {
     const int64_t dims = clamp(s.rows.dim - begin, 0, kChunk);
     load_block(s.rows, 0, s.tokens, begin, dims, s.block);
     for_each_step(s.diagonal, s.keys, [&](int64_t first, int64_t count) {
-      multiply({.a = s.weights + first * kBlock + first,
-                .a_row = kBlock,
-                .a_step = 1,
-                .b = s.block + first * kChunk,
-                .b_step = kChunk,
-                .b_column = kLanes,
-                .c = s.sums + first * s.stride + begin,
-                .c_row = s.stride,
-                .c_column = kLanes,
-                .k = s.tokens - first,
-                .accumulate = true},
-               count, vectors_of(dims));
+      multiply<Fma, Strides<kBlock, 1, kChunk>>({.a = s.weights + first * kBlock + first,
+                                                 .b = s.block + first * kChunk,
+                                                 .b_column = kLanes,
+                                                 .c = s.sums + first * s.stride + begin,
+                                                 .c_row = s.stride,
+                                                 .c_column = kLanes,
+                                                 .k = s.tokens - first,
+                                                 .accumulate = true},
+                                                count, vectors_of(dims));
     });
   }
 }

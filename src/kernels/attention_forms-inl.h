@@ -61,9 +61,11 @@ inline F32x16 swap_pairs(F32x16 a) {
 
 inline int64_t even_ceil(int64_t n) { return (n + 1) & -2; }
 
+// Of Pᵀ · V.
+using ValueStrides = Strides<1, kLanes, kChunk>;
+
 struct F32Form {
   using Op = Fma;
-  using KeyOp = Fma;
   static constexpr bool kPairs = false;
   static constexpr int64_t kValueKeys = kBlock;  // that add_values takes at a time
   // Elements that n dims or keys take.
@@ -110,16 +112,15 @@ struct SplitForm : F32Form {
   }
   // The last key of an odd number, without the one behind it.
   static void multiply_last(Product p, int64_t rows, int64_t vectors) {
-    p.a += p.a_step;
-    p.b += p.b_step;
-    multiply<Op>(p, rows, vectors);
+    p.a += ValueStrides::kAStep;
+    p.b += ValueStrides::kBStep;
+    multiply<Op, ValueStrides>(p, rows, vectors);
   }
 };
 
 #if defined(FATHOM_SIMD_IS_avx512)
 struct NativeForm {
   using Op = DotBf16;
-  using KeyOp = DotBf16Fetch;
   static constexpr bool kPairs = true;
   static constexpr int64_t kValueKeys = 2 * kBlock;
   static int64_t steps(int64_t n) { return (n + 1) / 2; }
@@ -163,7 +164,7 @@ struct NativeForm {
     for (int64_t i = 0; i < vectors * kLanes; ++i)
       last[i] = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, p.b[i]) & 0xffff);
     p.b = last;
-    multiply<Op>(p, rows, vectors);
+    multiply<Op, ValueStrides>(p, rows, vectors);
   }
 };
 #endif

@@ -310,18 +310,15 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t first
       const int64_t dims = clamp(part.dim - b * kDims, 0, kDims);
       load_codes(part, row, count, b * kDims, dims, t.block);
       const float* q = t.q + first_group * group_floats + (first_block + b) * kQueryBlock;
-      multiply({.a = t.block,
-                .a_row = kDims,
-                .a_step = 1,
-                .b = q + 2 * kLanes,
-                .b_step = kLanes,
-                .b_column = group_floats,
-                .c = sums + first_group * kBlock * kLanes,
-                .c_row = kLanes,
-                .c_column = kBlock * kLanes,
-                .k = dims,
-                .accumulate = false},
-               count, t.lanes / kLanes - first_group);
+      multiply<Fma, Strides<kDims, 1, kLanes>>({.a = t.block,
+                                                 .b = q + 2 * kLanes,
+                                                 .b_column = group_floats,
+                                                 .c = sums + first_group * kBlock * kLanes,
+                                                 .c_row = kLanes,
+                                                 .c_column = kBlock * kLanes,
+                                                 .k = dims,
+                                                 .accumulate = false},
+                                                count, t.lanes / kLanes - first_group);
       for (int64_t g = first_group; g * kLanes < t.lanes; ++g, q += group_floats) {
         const F32x16 q_scale = load(q);
         for (int64_t i = 0; i < count; ++i) {
@@ -360,18 +357,15 @@ void multiply_values(const AttentionTile& t, const float* weights, const float* 
   const int64_t vectors = (dims + kLanes - 1) / kLanes;
   for (int64_t row = 0; row < t.rows; row += kRows) {
     const int64_t rows = clamp(t.rows - row, 0, kRows);
-    multiply({.a = weights + row / kLanes * kKeySteps * kLanes + row % kLanes,
-              .a_row = 1,
-              .a_step = kLanes,
-              .b = t.block,
-              .b_step = kDims,
-              .b_column = kLanes,
-              .c = sums,
-              .c_row = kDims,
-              .c_column = kLanes,
-              .k = count,
-              .accumulate = false},
-             rows, vectors);
+    multiply<Fma, ValueStrides>({.a = weights + row / kLanes * kKeySteps * kLanes + row % kLanes,
+                                 .b = t.block,
+                                 .b_column = kLanes,
+                                 .c = sums,
+                                 .c_row = kDims,
+                                 .c_column = kLanes,
+                                 .k = count,
+                                 .accumulate = false},
+                                rows, vectors);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t i = 0; i < vectors * kLanes; i += kLanes) {
         float* to = out + (row + r) * t.out_stride + i;

@@ -43,6 +43,10 @@ inline void keep_in_register(T*& p) {
 #endif
 }
 
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
+
 inline int64_t distance(const void* from, const void* to) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
 }
@@ -53,6 +57,8 @@ template <int64_t ARow, int64_t AStep, int64_t BStep>
 struct Strides {
   static constexpr int64_t kARow = ARow, kAStep = AStep, kBStep = BStep;
 };
+// The odd elements of A's pairs, which come first, stand in vectors before the even ones.
+struct PairsApart : Strides<kChunk, 1, kLanes> {};
 // A is read in the cache, rows Product::a_row apart.
 using InPlace = Strides<0, 1, kLanes>;
 
@@ -66,8 +72,8 @@ struct Product {
   int64_t c_row, c_column;
   int64_t k;
   bool accumulate;
-  // InPlace: behind A's rows begin `next_a`; `values`, unless null, lie in rows like A's. Both are
-  // fetched meanwhile.
+  // InPlace and PairsApart: rows in the cache that are fetched meanwhile: those read next, of which
+  // InPlace takes the first only behind A's `rows`, and, unless null, those of values.
   int64_t a_row = 0, rows = 0;
   const float* next_a = nullptr;
   const float* values = nullptr;
@@ -108,7 +114,33 @@ template <class Op, class S, int M, int N>
       for (int n = 0; n < N; ++n) c[m][n] = Op::add(x, b_row[n], c[m][n]);
     }
   };
-  if constexpr (S::kARow != 0) {
+  if constexpr (__is_same(S, PairsApart)) {
+    const float* a = p.a + row * S::kARow;
+    const float* next = p.next_a + row * p.a_row;
+    const int64_t to_values = p.values != nullptr ? distance(p.next_a, p.values) : 0;
+    const auto pair = [&](int64_t i) __attribute__((always_inline)) {
+      step(
+          [&](int m) __attribute__((always_inline)) { return a[m * S::kARow + i]; }, b);
+      step(
+          [&](int m) __attribute__((always_inline)) { return a[m * S::kARow + i + kLanes]; },
+          b + S::kBStep);
+      b += 2 * S::kBStep;
+    };
+    for (int64_t k = p.k; k > 0; k -= 2 * kLanes, a += 2 * kLanes) {
+      const int64_t pairs = clamp(k / 2, 0, kLanes);
+      int64_t i = 0;
+      for (; i + 2 <= pairs; i += 2, next += p.a_row) {
+        const char* line = reinterpret_cast<const char*>(next);
+        __builtin_prefetch(line, 0, 2);
+        __builtin_prefetch(line + 64, 0, 2);
+        __builtin_prefetch(line + to_values, 0, 2);
+        __builtin_prefetch(line + to_values + 64, 0, 2);
+        pair(i);
+        pair(i + 1);
+      }
+      if (i < pairs) pair(i);
+    }
+  } else if constexpr (S::kARow != 0) {
     const float* a = p.a + row * S::kARow;
 #pragma GCC unroll 4
     for (int64_t k = p.k; k > 0; --k, a += S::kAStep, b += S::kBStep)
@@ -171,33 +203,33 @@ inline F32x16 widen_n(const uint16_t* x, int64_t n) {
   return load_bf16(lanes);
 }
 
-// V whole vectors and `rest` elements of each row, each vector passed through `order`.
-template <int V, class T, class Order>
+// V whole vectors and `rest` elements of each row.
+template <int V, class T>
 void load_rows(const T* x, int64_t stride, int64_t count, int64_t rest, float* out,
-               int64_t out_stride, Order order) {
+               int64_t out_stride) {
   for (int64_t j = 0; j < count; ++j, x += stride, out += out_stride) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(order(widen(x + v * kLanes)), out + v * kLanes);
-    if (rest > 0) store(order(widen_n(x + V * kLanes, rest)), out + V * kLanes);
+    for (int v = 0; v < V; ++v) store(widen(x + v * kLanes), out + v * kLanes);
+    if (rest > 0) store(widen_n(x + V * kLanes, rest), out + V * kLanes);
   }
 }
 
-template <class T, class Order>
+template <class T>
 void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float* out,
-                  int64_t out_stride, Order order) {
+                  int64_t out_stride) {
   static_assert(kChunk == 4 * kLanes);
   const int64_t rest = dims % kLanes;
   switch (dims / kLanes) {
     case 4:
-      return load_rows<4>(x, stride, count, rest, out, out_stride, order);
+      return load_rows<4>(x, stride, count, rest, out, out_stride);
     case 3:
-      return load_rows<3>(x, stride, count, rest, out, out_stride, order);
+      return load_rows<3>(x, stride, count, rest, out, out_stride);
     case 2:
-      return load_rows<2>(x, stride, count, rest, out, out_stride, order);
+      return load_rows<2>(x, stride, count, rest, out, out_stride);
     case 1:
-      return load_rows<1>(x, stride, count, rest, out, out_stride, order);
+      return load_rows<1>(x, stride, count, rest, out, out_stride);
     default:
-      return load_rows<0>(x, stride, count, rest, out, out_stride, order);
+      return load_rows<0>(x, stride, count, rest, out, out_stride);
   }
 }
 
@@ -205,19 +237,12 @@ void load_rows_of(const T* x, int64_t stride, int64_t count, int64_t dims, float
 // to a whole vector.
 void load_block(const AttentionPart& part, int64_t row, int64_t count, int64_t begin, int64_t dims,
                 float* out) {
-  const auto as_it_is = [](F32x16 a) { return a; };
   const int64_t at = row * part.row_stride + begin, stride = part.row_stride;
   if (part.is_bf16) {
-    load_rows_of(static_cast<const uint16_t*>(part.data) + at, stride, count, dims, out, kChunk,
-                 as_it_is);
+    load_rows_of(static_cast<const uint16_t*>(part.data) + at, stride, count, dims, out, kChunk);
   } else {
-    load_rows_of(static_cast<const float*>(part.data) + at, stride, count, dims, out, kChunk,
-                 as_it_is);
+    load_rows_of(static_cast<const float*>(part.data) + at, stride, count, dims, out, kChunk);
   }
-}
-
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) {
-  return x < low ? low : x > high ? high : x;
 }
 
 }  // namespace

@@ -3,8 +3,7 @@
 //
 // A pair of bf16 enters a sum as fma(even, fma(odd, sum)), subnormals read and written as zero:
 // that is vdpbf16ps. In native form an element is a pair, and keys are read where they lie. In
-// split form the same bits come from the f32 micro-kernel over operands in which the two of each
-// pair have changed places.
+// split form the same bits come from the f32 micro-kernel, which meets the odd of each pair first.
 #pragma once
 
 #include "kernels/attention-inl.h"
@@ -23,7 +22,14 @@ inline F32x16 round_bf16(F32x16 a) {
   return {_mm512_mask_mov_ps(_mm512_castsi512_ps(upper), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q),
                              _mm512_set1_ps(__builtin_nanf("")))};
 }
-inline F32x16 swap_pairs(F32x16 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+// Of pairs of bf16 the even and the odd, widened.
+inline F32x16 even_of(F32x16 a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 16))};
+}
+inline F32x16 odd_of(F32x16 a) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), upper))};
+}
 // Two rounded vectors as one of pairs.
 inline F32x16 pairs_of(F32x16 even, F32x16 odd) {
   const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
@@ -39,9 +45,15 @@ inline __m256 round_bf16_8(__m256 a) {
                           _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
 inline F32x16 round_bf16(F32x16 a) { return {round_bf16_8(a.lo), round_bf16_8(a.hi)}; }
-inline F32x16 swap_pairs(F32x16 a) {
-  return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+inline __m256 even_of_8(__m256 a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16));
 }
+inline __m256 odd_of_8(__m256 a) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a), upper));
+}
+inline F32x16 even_of(F32x16 a) { return {even_of_8(a.lo), even_of_8(a.hi)}; }
+inline F32x16 odd_of(F32x16 a) { return {odd_of_8(a.lo), odd_of_8(a.hi)}; }
 #else
 inline F32x16 round_bf16(F32x16 a) {
   F32x16 r;
@@ -52,9 +64,16 @@ inline F32x16 round_bf16(F32x16 a) {
   }
   return r;
 }
-inline F32x16 swap_pairs(F32x16 a) {
+inline F32x16 even_of(F32x16 a) {
   F32x16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ 1];
+  for (int i = 0; i < 16; ++i)
+    r.v[i] = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, a.v[i]) << 16);
+  return r;
+}
+inline F32x16 odd_of(F32x16 a) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.v[i] = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, a.v[i]) & 0xffff0000u);
   return r;
 }
 #endif
@@ -66,6 +85,7 @@ using ValueStrides = Strides<1, kLanes, kChunk>;
 
 struct F32Form {
   using Op = Fma;
+  using KeyStrides = Strides<kChunk, 1, kLanes>;
   static constexpr bool kPairs = false;
   static constexpr int64_t kValueKeys = kBlock;  // that add_values takes at a time
   // Elements that n dims or keys take.
@@ -81,7 +101,6 @@ struct F32Form {
                         int64_t dims, float* out) {
     load_block(part, row, count, begin, dims, out);
   }
-  static constexpr int64_t kKeyStride = kChunk;
   static void load_values(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
                           int64_t dims, float* out) {
     load_block(part, row, count, begin, dims, out);
@@ -93,20 +112,31 @@ struct SplitForm : F32Form {
   static int64_t steps(int64_t n) { return even_ceil(n); }
   static void put(F32x16 even, F32x16 odd, float* out) { F32Form::put(odd, even, out); }
   static F32x16 rounded(F32x16 a) { return round_bf16(a); }
+  using KeyStrides = PairsApart;
   static void load_keys(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
                         int64_t dims, float* out) {
-    load_rows_of(static_cast<const uint16_t*>(part.data) + row * part.row_stride + begin,
-                 part.row_stride, count, dims, out, kChunk, [](F32x16 a) { return swap_pairs(a); });
+    const auto* x = static_cast<const uint16_t*>(part.data) + row * part.row_stride + begin;
+    const auto put_apart = [](const void* pairs, float* to) {
+      float lanes[kLanes];
+      __builtin_memcpy(lanes, pairs, sizeof lanes);
+      store(odd_of(load(lanes)), to);
+      store(even_of(load(lanes)), to + kLanes);
+    };
+    for (int64_t j = 0; j < count; ++j, x += part.row_stride, out += kChunk) {
+      int64_t i = 0;
+      for (; i + 2 * kLanes <= dims; i += 2 * kLanes) put_apart(x + i, out + i);
+      if (i == dims) continue;
+      uint16_t rest[2 * kLanes] = {};
+      for (int64_t e = i; e < dims; ++e) rest[e - i] = x[e];
+      put_apart(rest, out + i);
+    }
   }
   // Behind an odd number of keys follows a key of zeros.
   static void load_values(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
                           int64_t dims, float* out) {
-    const auto as_it_is = [](F32x16 a) { return a; };
     const auto* data = static_cast<const uint16_t*>(part.data) + row * part.row_stride + begin;
-    load_rows_of(data, 2 * part.row_stride, (count + 1) / 2, dims, out + kChunk, 2 * kChunk,
-                 as_it_is);
-    load_rows_of(data + part.row_stride, 2 * part.row_stride, count / 2, dims, out, 2 * kChunk,
-                 as_it_is);
+    load_rows_of(data, 2 * part.row_stride, (count + 1) / 2, dims, out + kChunk, 2 * kChunk);
+    load_rows_of(data + part.row_stride, 2 * part.row_stride, count / 2, dims, out, 2 * kChunk);
     if (count % 2 == 0) return;
     for (int64_t i = 0; i < kChunk; i += kLanes) store(zero(), out + (count - 1) * kChunk + i);
   }
@@ -121,6 +151,7 @@ struct SplitForm : F32Form {
 #if defined(FATHOM_SIMD_IS_avx512)
 struct NativeForm {
   using Op = DotBf16;
+  using KeyStrides = Strides<kChunk / 2, 1, kLanes>;
   static constexpr bool kPairs = true;
   static constexpr int64_t kValueKeys = 2 * kBlock;
   static int64_t steps(int64_t n) { return (n + 1) / 2; }
@@ -130,12 +161,11 @@ struct NativeForm {
     return part.dim % 2 == 0 && part.row_stride % 2 == 0 &&
            reinterpret_cast<uintptr_t>(part.data) % sizeof(float) == 0;
   }
-  static constexpr int64_t kKeyStride = kChunk / 2;
   static void load_keys(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
                         int64_t dims, float* out) {
     const auto* x = static_cast<const uint16_t*>(part.data) + row * part.row_stride + begin;
-    for (int64_t j = 0; j < count; ++j, x += part.row_stride, out += kKeyStride) {
-      __builtin_memset(out, 0, kKeyStride * sizeof(float));
+    for (int64_t j = 0; j < count; ++j, x += part.row_stride, out += kChunk / 2) {
+      __builtin_memset(out, 0, kChunk / 2 * sizeof(float));
       __builtin_memcpy(out, x, static_cast<size_t>(dims) * sizeof *x);
     }
   }

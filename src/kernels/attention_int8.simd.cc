@@ -111,34 +111,40 @@ template <int M>
   int64_t scale_at = to_scales;
   for (int64_t dims = p.dims; dims > 0; dims -= kDims, q += kQueryBlock) {
     const __m512i start = _mm512_loadu_si512(q + kLanes);
-    __m512i sum[M];
+    // Two chains for each row: eight are too few for what vpdpbusd takes.
+    __m512i sum[M], odd[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       sum[m] = start;
+      odd[m] = _mm512_setzero_si512();
       keep_in_register(rows[m]);
       __builtin_prefetch(rows[m] + to_next, 0, 2);
       __builtin_prefetch(rows[m] + to_values, 0, 2);
     }
-    const auto step = [&](int64_t i) __attribute__((always_inline)) {
+    const auto step = [&](int64_t i, __m512i(&to)[M]) __attribute__((always_inline)) {
       const __m512i x = _mm512_loadu_si512(q + (2 + i) * kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         int32_t four;
         __builtin_memcpy(&four, rows[m] + 4 * i, sizeof four);
-        sum[m] = _mm512_dpbusd_epi32(sum[m], _mm512_set1_epi32(four), x);
+        to[m] = _mm512_dpbusd_epi32(to[m], _mm512_set1_epi32(four), x);
       }
     };
     if (dims >= kDims) {
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kSteps; ++i) step(i);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kSteps; i += 2) {
+        step(i, sum);
+        step(i + 1, odd);
+      }
     } else {
-      for (int64_t i = 0; 4 * i < dims; ++i) step(i);
+      for (int64_t i = 0; 4 * i < dims; ++i) step(i, sum);
     }
     const __m512 q_scale = _mm512_loadu_ps(q);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       float scale;
       __builtin_memcpy(&scale, rows[m] + scale_at, sizeof scale);
+      sum[m] = _mm512_add_epi32(sum[m], odd[m]);
       c[m] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[m]), q_scale),
                              _mm512_set1_ps(scale), c[m]);
       rows[m] += kDims;

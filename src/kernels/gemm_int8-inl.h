@@ -7,11 +7,11 @@
 namespace fathom {
 
 inline constexpr int64_t kRoundedBlock = 32;  // values of x that share a scale
-inline constexpr int64_t kInt8Columns = 256;  // of w, unpacked at a time
+inline constexpr int64_t kInt8Columns = 512;  // of w, unpacked at a time, at most
 inline constexpr int64_t kInt8Panels = 2;     // unpacked together
 inline constexpr int64_t kInt8MostBundle = 8;
 
-// 16 rows of w, 256 columns: bytes [column / 4][row][4], as block_formats-inl.h has them (but
+// 16 rows of w, kInt8Columns: bytes [column / 4][row][4], as block_formats-inl.h has them (but
 // signed if they take 8 bits and the target cannot multiply those unsigned), then scale and minimum
 // of each run of 16 or 32 columns, [run][row].
 struct alignas(64) Int8Panel {
@@ -60,9 +60,9 @@ inline int64_t bundle_width(int64_t rows, int64_t most) {
   return width;
 }
 
-// m rows of x times kInt8Panels panels: total[m, bundles filled up][32] = ..., over `blocks` <= 8
-// blocks of 32 from `column` on; added to what is there unless that is 0. Meanwhile next_bytes of w
-// are fetched, for later.
+// m rows of x times kInt8Panels panels: total[m, bundles filled up][32] = ..., over `blocks` blocks
+// of 32 columns from `column` on, as many as a panel has at most; added to what is there unless that
+// is 0. Meanwhile next_bytes of w are fetched, for later.
 struct Int8Tile {
   const Int8Panel* w;
   Int8Rows x;

@@ -1,9 +1,11 @@
 // Threads and blocks of gemm_int8.h: every row of x is rounded once, into bundles
 // (gemm_int8-inl.h), weights are read where they lie, in rows or in tiles. Few rows of x are
 // multiplied with each block of w as it is unpacked into registers. For more, 32 rows of w are
-// unpacked, 256 columns at a time, into the first cache and meet up to 512 rows of x there, which
+// unpacked, some columns at a time, into the first cache and meet up to 512 rows of x there, which
 // share the cost of unpacking. Both sum in the same order.
 #include "kernels/gemm_int8.h"
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -176,6 +178,17 @@ void unpack_panel(const Int8Kernels& kernels, const WeightView& w, int64_t row, 
   kernels.rows.unpack(copy, kMostBytes, k, out);
 }
 
+// Columns of w that are unpacked at a time. The more, the less often totals are loaded and stored;
+// but the panels, 24 KiB for 512 columns at most, must leave room in the first cache.
+int64_t panel_columns() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const bool large = sysconf(_SC_LEVEL1_DCACHE_SIZE) >= 48 << 10;
+#else
+  static const bool large = false;
+#endif
+  return large ? kInt8Columns : kInt8Columns / 2;
+}
+
 // Whether what follows in a tile should be asked for. With several rows of x a tile goes so slowly
 // that a processor by itself looks only a few lines ahead. With one or two AMD's follow a stream
 // well, and hints disturb them (Zen 4: 34 -> 17 GB/s); Intel's stop where a page ends (Emerald
@@ -215,8 +228,9 @@ void multiply_few(const Problem& p, const WeightView& w, int64_t e, int64_t m0, 
 void multiply(const Problem& p, const WeightView& w, int64_t e, int64_t m0, int64_t m, int64_t n0,
               Int8Panel* panels, float* total) {
   const uint8_t* next = rows_from(w, n0) + kItemRows * row_bytes(w.dtype, w.cols);
-  for (int64_t k0 = 0; k0 < w.cols; k0 += kInt8Columns) {
-    const int64_t k = std::min(kInt8Columns, w.cols - k0);
+  const int64_t columns = panel_columns();
+  for (int64_t k0 = 0; k0 < w.cols; k0 += columns) {
+    const int64_t k = std::min(columns, w.cols - k0);
     for (int64_t i = 0; i < kInt8Panels; ++i)
       unpack_panel(p.kernels, w, n0 + 16 * i, k0, k, panels + i);
     // of the rows that follow, the share that these columns are of all

@@ -113,6 +113,7 @@ TEST(Linear, BlocksOfAnyNumberOfRowsAndOutputs) {
         check_linear(ctx, dtype, m, 5 + 3 * m, 32 * (m % 19), m % 2);
       check_linear(ctx, dtype, 520, 33, 64, true);
       for (int64_t k = 32; k <= 288; k += 32) check_linear(ctx, dtype, 65, 33, k, false);
+      check_linear(ctx, dtype, 65, 33, 544, false);
     }
   }
 }

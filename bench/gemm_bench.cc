@@ -203,6 +203,7 @@ int bench(int threads, const std::string& filter) {
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     for (int64_t m : {1, 2, 4, 8, 16, 32, 64, 128, 512})
       linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
+    for (int64_t k : {256, 512}) linear_case(ctx, probe, dtype, 512, 4096, k, filter);
     for (int64_t n : {1408, 10944, 102400}) linear_case(ctx, probe, dtype, 1, n, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }

@@ -30,6 +30,12 @@ constexpr int64_t kAheadX = 64, kAheadW = 8, kAheadPacked = 16;
 
 typedef uint32_t Bits __attribute__((vector_size(sizeof(Part))));
 
+inline void keep_distance(int64_t& x, int64_t& w) {
+#if defined(__x86_64__)
+  asm("" : "+r"(x), "+r"(w));
+#endif
+}
+
 struct F32 {
   static Part dot(Part x, Part w, Part sum) { return fma_part(x, w, sum); }
 };
@@ -78,11 +84,18 @@ struct Tile {
   static inline __attribute__((always_inline)) void add_products(const PackedBlock& b,
                                                                  const float* xs, const float* ws,
                                                                  int64_t steps, Sums& sum) {
+    // Of each lane only its distance from the first is kept, or every element would have an address.
+    int64_t to_x[kTogether], to_w[kTogether];
+    for (int64_t l = 0; l < kTogether; ++l) {
+      to_x[l] = l * b.x_lane;
+      to_w[l] = l * b.w_lane;
+    }
     for (int64_t step = 0; step < steps; ++step, xs += kRows, ws += kColumns) {
 #pragma GCC unroll 4
       for (int64_t l = 0; l < kTogether; ++l) {
-        const float* const x = xs + l * b.x_lane;
-        const float* const w = ws + l * b.w_lane;
+        if (kTogether > 1) keep_distance(to_x[l], to_w[l]);
+        const float* const x = xs + to_x[l];
+        const float* const w = ws + to_w[l];
         Part w0 = load_part(w), w1 = load_part(w + kPartLanes);
         keep(w0);
         keep(w1);

@@ -38,6 +38,9 @@ namespace fathom {
 // measured.
 bool is_intel();
 
+// Whether VBMI is there, to look up codes of FP8 64 at a time.
+bool looks_up_f8(Isa isa);
+
 // Whether vdpbf16ps is the fastest way to multiply bf16 here (gemm.cc); VBMI is there, too.
 bool native_bf16(Isa isa);
 

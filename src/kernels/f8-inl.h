@@ -67,7 +67,7 @@ struct F8Table {
 alignas(64) inline constexpr F8Table kF8Table;
 
 // An instruction of VBMI, which the target as a whole may not use: for callers that have found
-// native_bf16().
+// looks_up_f8().
 inline __m512i lookup_128(__m512i codes, const uint8_t* table) {
   asm("vpermi2b %2, %1, %0"
       : "+v"(codes)

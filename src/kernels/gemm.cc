@@ -37,7 +37,8 @@ namespace avx512 {
 void gemm_f16(const GemmBlock& b);
 void gemm_native_bf16(const GemmBlock& b);
 void gemm_native_f8(const GemmBlock& b);
-void native_f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out);
+void gemm_split_f8_by_lookup(const GemmBlock& b);
+void f8_to_bf16_by_lookup(const uint8_t* in, int64_t n, uint16_t* out);
 void packed_native_bf16(const PackedBlock& b);
 void pack_rounded(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
                   float* out, int64_t lane, int64_t row_length);
@@ -54,11 +55,19 @@ bool is_intel() {
 #endif
 }
 
+bool looks_up_f8(Isa isa) {
+#if defined(__x86_64__)
+  return isa == Isa::kAvx512 && __builtin_cpu_supports("avx512vbmi");
+#else
+  static_cast<void>(isa);
+  return false;
+#endif
+}
+
 bool native_bf16(Isa isa) {
 #if defined(__x86_64__)
   // Intel's cores take four times as long for vdpbf16ps as for an FMA on two halves of its work.
-  return isa == Isa::kAvx512 && has_bf16_dot() && __builtin_cpu_is("amd") &&
-         __builtin_cpu_supports("avx512vbmi");
+  return looks_up_f8(isa) && has_bf16_dot() && __builtin_cpu_is("amd");
 #else
   static_cast<void>(isa);
   return false;
@@ -151,12 +160,10 @@ void to_elements(const Problem& p, const float* x, int64_t k, float* out) {
 }
 
 // Codes of FP8 without their scales, filled up with zeros to a multiple of 32.
-void f8_to_bf16(Isa isa, Form form, const std::byte* codes, int64_t k, bf16* out) {
+void f8_to_bf16(Isa isa, const std::byte* codes, int64_t k, bf16* out) {
   const auto* const in = reinterpret_cast<const uint8_t*>(codes);
 #if defined(__x86_64__)
-  if (form == Form::kNativeBf16) return avx512::native_f8_to_bf16(in, k, out);
-#else
-  static_cast<void>(form);
+  if (looks_up_f8(isa)) return avx512::f8_to_bf16_by_lookup(in, k, out);
 #endif
   FATHOM_SIMD_CALL(isa, f8_to_bf16)(in, k, out);
 }
@@ -173,12 +180,12 @@ void to_elements(const Problem& p, const WeightView& w, int64_t r, int64_t k0, i
   const std::byte* const stored = w.row(r) + row_bytes(w.dtype, k0);
   if (p.form == Form::kNativeBf16) {
     auto* const pairs = reinterpret_cast<bf16*>(out);
-    if (codes) return f8_to_bf16(isa, p.form, stored, k, pairs);
+    if (codes) return f8_to_bf16(isa, stored, k, pairs);
     std::memcpy(pairs, stored, static_cast<size_t>(k) * 2);
     return std::fill(pairs + k, pairs + steps_of(p.form, k) * 32, bf16{});
   }
   bf16 widened[kChunk];
-  if (codes) f8_to_bf16(isa, p.form, stored, k, widened);
+  if (codes) f8_to_bf16(isa, stored, k, widened);
   FATHOM_SIMD_CALL(isa, split_bf16)
   (codes ? widened : reinterpret_cast<const bf16*>(stored), k, out);
 }
@@ -273,9 +280,11 @@ void run_block(Isa isa, Form form, DType dtype, const GemmBlock& b) {
   if (dtype == DType::kF16) return isa == Isa::kAvx2 ? avx2::gemm_f16(b) : avx512::gemm_f16(b);
 #endif
   if (form == Form::kF32) return FATHOM_SIMD_CALL(isa, gemm_f32)(b);
-  if (form == Form::kSplitBf16)
-    return codes ? FATHOM_SIMD_CALL(isa, gemm_split_f8)(b)
-                 : FATHOM_SIMD_CALL(isa, gemm_split_bf16)(b);
+  if (form == Form::kSplitBf16 && !codes) return FATHOM_SIMD_CALL(isa, gemm_split_bf16)(b);
+#if defined(__x86_64__)
+  if (form == Form::kSplitBf16 && looks_up_f8(isa)) return avx512::gemm_split_f8_by_lookup(b);
+#endif
+  if (form == Form::kSplitBf16) return FATHOM_SIMD_CALL(isa, gemm_split_f8)(b);
 #if defined(__x86_64__)
   codes ? avx512::gemm_native_f8(b) : avx512::gemm_native_bf16(b);
 #endif
@@ -331,8 +340,7 @@ void multiply_few(const Problem& p, const WeightView& w, const float* unit, int6
     b.scales = codes ? scales_of(w, r0) : nullptr;
     for (int64_t r = 0; !in_place && r < b.n; ++r) {
       if (codes) {
-        f8_to_bf16(isa, p.form, w.row(r0 + r), w.cols,
-                   reinterpret_cast<bf16*>(panel) + r * panel_stride);
+        f8_to_bf16(isa, w.row(r0 + r), w.cols, reinterpret_cast<bf16*>(panel) + r * panel_stride);
       } else {
         dequantize_weight(isa, w, r0 + r, 0, w.cols, panel + r * panel_stride);
       }

@@ -102,6 +102,21 @@ inline Part dot_pairs(Part x, Part w, Part sum) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
 }
 
+struct SplitF8Lookup : SplitF8 {  // two steps, whose codes are pairs of bf16 first
+  struct XPart {
+    OddEven first, second;
+  };
+  using WPart = PairsOfF8;
+  static constexpr int64_t kStep = 64;
+  static XPart load_x(const float* x, int64_t) {
+    return {SplitF8::load_x(x, 0), SplitF8::load_x(x + 32, 0)};
+  }
+  static WPart load_w(const uint8_t* w, int64_t) { return pairs_of_f8(_mm512_loadu_si512(w)); }
+  static Part dot(const XPart& x, const WPart& w, Part sum) {
+    return SplitBf16::dot(x.second, w.second, SplitBf16::dot(x.first, w.first, sum));
+  }
+};
+
 struct NativeBf16 {
   using Rest = NativeBf16;
   using X = uint16_t;
@@ -366,6 +381,10 @@ void gemm_split_f8(const GemmBlock& b) {
 }
 
 #if defined(FATHOM_SIMD_IS_avx512)
+void gemm_split_f8_by_lookup(const GemmBlock& b) {
+  FlushSubnormals flush;
+  gemm<SplitF8Lookup>(b);
+}
 void gemm_native_bf16(const GemmBlock& b) {
   FlushSubnormals flush;
   b.scales != nullptr ? gemm<Scaled<NativeBf16>>(b) : gemm<NativeBf16>(b);
@@ -409,7 +428,7 @@ void f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out) {
   });
 }
 #if defined(FATHOM_SIMD_IS_avx512)
-void native_f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out) {
+void f8_to_bf16_by_lookup(const uint8_t* in, int64_t n, uint16_t* out) {
   in_whole_steps(in, n, [&](const uint8_t* from, int64_t i) {
     store_part(pair_of_f8(from), reinterpret_cast<float*>(out + i));
   });

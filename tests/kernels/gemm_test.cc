@@ -26,7 +26,8 @@ void gemm_split_bf16(const GemmBlock& b);
 void gemm_native_f8(const GemmBlock& b);
 void gemm_split_f8(const GemmBlock& b);
 void split_bf16(const uint16_t* in, int64_t n, float* out);
-void native_f8_to_bf16(const uint8_t* in, int64_t n, uint16_t* out);
+void gemm_split_f8_by_lookup(const GemmBlock& b);
+void f8_to_bf16_by_lookup(const uint8_t* in, int64_t n, uint16_t* out);
 void packed_native_bf16(const PackedBlock& b);
 void packed_split_bf16(const PackedBlock& b);
 void pack_lanes(const float* in, int64_t in_stride, int64_t rows, int64_t steps, int64_t width,
@@ -418,7 +419,7 @@ TEST(Linear, CodesOfFp8AreExactInBf16) {
   std::vector<Convert> ways;
   for (Isa isa : instruction_sets()) ways.push_back(FATHOM_SIMD_CALL(isa, f8_to_bf16));
 #if defined(__x86_64__)
-  if (widens_f8_by_vbmi()) ways.push_back(avx512::native_f8_to_bf16);
+  if (widens_f8_by_vbmi()) ways.push_back(avx512::f8_to_bf16_by_lookup);
 #endif
   std::vector<uint8_t> codes(256);
   for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i);
@@ -581,6 +582,12 @@ TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
         expect_same(true, true);
         expect_same(false, false);
         expect_same(false, true);
+        b.w = w.data();
+        b.w_stride = k;
+        b.x = split_x.data();
+        y.assign(y.size(), -1);
+        avx512::gemm_split_f8_by_lookup(b);
+        expect_same_bits(y, expected);
         expect_same_bits(packed_product(true, x.data(), m, wide.data(), n, padded, scales.data()),
                          expected);
         expect_same_bits(

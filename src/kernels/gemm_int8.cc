@@ -31,8 +31,8 @@ namespace {
 constexpr int64_t kBlockRows = 512;  // of x, that share one unpacking
 static_assert(kBlockRows % kInt8MostBundle == 0);
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-// Bytes of w, measured: fetched ahead in a tile (fetches_tiles()), and where a stretch of w begins.
-constexpr int64_t kTileAhead = 8192, kFetchFirst = 4096;
+// Bytes of w, measured: fetched ahead in a tile (fetches_tiles(), fetches_near()), and where a stretch of w begins.
+constexpr int64_t kTileAhead = 8192, kTileNear = 1536, kFetchFirst = 4096;
 // Outputs of gate and of up that wait for each other, in so many items' width at most.
 constexpr int64_t kNearOutputs = 4096, kMostItems = 8;
 
@@ -194,6 +194,8 @@ int64_t panel_columns() {
 // well, and hints disturb them (Zen 4: 34 -> 17 GB/s); Intel's stop where a page ends (Emerald
 // Rapids: 56 -> 80 % of what it can read).
 bool fetches_tiles(int64_t rows_of_x) { return rows_of_x > 2 || is_intel(); }
+// Whether, as it passes by so fast, it should be taken on from the second cache to the first.
+bool fetches_near(int64_t rows_of_x) { return rows_of_x <= 2 && is_intel(); }
 
 // m <= kInt8MostFew rows of x, expert e's from m0 on, times n rows of w from n0 on, or what there
 // is.
@@ -207,8 +209,8 @@ void multiply_few(const Problem& p, const WeightView& w, int64_t e, int64_t m0, 
     const uint8_t* const from = rows_from(w, row);
     const bool more = row + 16 < w.rows;
     if (w.tiles != nullptr) {
-      p.kernels.tiles.few(
-          {from, fetches_tiles(m) ? from + kTileAhead : nullptr, stride, w.cols, x, 0, m, total});
+      p.kernels.tiles.few({from, fetches_tiles(m) ? from + kTileAhead : nullptr, stride, w.cols, x,
+                           0, m, total, fetches_near(m) ? from + kTileNear : nullptr});
     } else if (rows == 16) {
       p.kernels.rows.few({from, more ? from + 16 * stride : from, stride, w.cols, x, 0, m, total});
     } else {

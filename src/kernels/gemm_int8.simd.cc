@@ -345,14 +345,16 @@ struct FewSums {
 template <class Format, int64_t R>
 struct FewWriter {
   FewSums<Format, R>& sums;
-  const Int8Rows& x;    // at the block's first column
-  const uint8_t* next;  // to be fetched while a block is multiplied, or null
+  const Int8Rows& x;           // at the block's first column
+  const uint8_t *next, *near;  // to be fetched while a block is multiplied, or null
 
   [[gnu::always_inline]] void add(int64_t at, const Bytes16& u) const {
     // spread evenly: a burst would wait for itself
     constexpr int64_t kBytes = 256 * Format::kBytes / Format::kElements;
     for (int64_t i = 0; next != nullptr && i < kBytes; i += 64)
       __builtin_prefetch(next + at / 16 * kBytes + i, 0, 2);
+    for (int64_t i = 0; near != nullptr && i < kBytes; i += 64)
+      __builtin_prefetch(near + at / 16 * kBytes + i);
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
     if (at % Format::kRun == 0) {
 #pragma GCC unroll 8
@@ -403,11 +405,12 @@ void few(const Int8Few& f, Int8Rows x, int64_t rows, float* total) {
   for (int64_t r = 0; r < R; ++r)
     sums.y[r] = f.column > 0 && r < rows ? load(total + r * 16) : zero();
   Block block(f.w, f.stride);
-  const uint8_t* next = f.next;
+  const uint8_t *next = f.next, *near = f.near;
   for (int64_t c = 0; c < f.cols; c += Format::kElements) {
-    Format::decode(block, FewWriter<Format, R>{sums, x, next});
+    Format::decode(block, FewWriter<Format, R>{sums, x, next, near});
     block.advance(Format::kBytes);
     if (next != nullptr) next += 16 * Format::kBytes;
+    if (near != nullptr) near += 16 * Format::kBytes;
     x.codes += Format::kElements * R;
     x.scale += Format::kElements / kRoundedBlock * R;
     x.start += Format::kElements / Format::kRun * R;

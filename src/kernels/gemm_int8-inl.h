@@ -74,8 +74,8 @@ struct Int8Tile {
 
 // 1 to kInt8MostFew rows of x times 16 rows of w, `stride` bytes apart or a tile: total[m][16] =
 // ..., over `cols` columns, whole blocks, from `column` of x on; added to what is there unless that
-// is 0. Meanwhile the 16 rows from `next` on are fetched, one behind the other, unless it is null, and
-// those from `near` on into the first cache.
+// is 0. Meanwhile the 16 rows from `next` on are fetched, one behind the other, and those from
+// `near` on into the first cache; neither if it is null.
 inline constexpr int64_t kInt8MostFew = 64;
 struct Int8Few {
   const uint8_t *w, *next;

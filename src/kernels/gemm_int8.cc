@@ -31,7 +31,8 @@ namespace {
 constexpr int64_t kBlockRows = 512;  // of x, that share one unpacking
 static_assert(kBlockRows % kInt8MostBundle == 0);
 constexpr int64_t kItemRows = 16 * kInt8Panels;  // of w
-// Bytes of w, measured: fetched ahead in a tile (fetches_tiles(), fetches_near()), and where a stretch of w begins.
+// Bytes of w, measured: how far ahead a tile is fetched (fetches_tiles(), fetches_near()), and how
+// much where a stretch of w begins.
 constexpr int64_t kTileAhead = 8192, kTileNear = 1536, kFetchFirst = 4096;
 // Outputs of gate and of up that wait for each other, in so many items' width at most.
 constexpr int64_t kNearOutputs = 4096, kMostItems = 8;

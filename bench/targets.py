@@ -73,7 +73,8 @@ def model(shape, preset, type, prefill=None, streams=None, depths=()):
     if not wanted(*(f"{part}, {name}" for part in parts)):
         return
     path = bench.model(preset, type)
-    lines = bench.lines(path, "--only", "prefill", "--prefill", "512,2048", "--at", 0, "--repeat", 3)
+    lines = bench.lines(path, "--only", "prefill", "--prefill", "512,2048", "--at", 0,
+                        "--repeat", 3)
     prompts = {line["tokens"]: line for line in lines if line["group"] == "prefill"}
     show_line(f"prefill 512, {name}", prompts[512], 0.65, prefill)
     show_against(f"prefill 2048, {name}", 0.9, prompts[2048], prompts[512])

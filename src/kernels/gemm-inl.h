@@ -25,13 +25,18 @@ inline constexpr int64_t kPanelRows = 8;       // rows of w that are multiplied 
 inline constexpr int64_t kTileRows = 3;        // rows of x in one register tile
 inline constexpr int64_t kScaleColumns = 128;  // of FP8, that share a scale
 
+// What of w is fetched meanwhile, so many bytes behind what is read: into the second cache, and
+// into the first (0: what is read, which changes nothing).
+struct Fetch {
+  int64_t ahead = 0, near = 0;
+};
+
 // y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]. Strides in elements of the operand as stored.
-// Meanwhile the rows of w are fetched that lie `ahead` bytes behind these (0:
-// these, which changes nothing).
 struct GemmBlock {
   const void* x = nullptr;
   const void* w = nullptr;
-  int64_t x_stride = 0, w_stride = 0, ahead = 0;
+  int64_t x_stride = 0, w_stride = 0;
+  Fetch fetch = {};
   int64_t m = 0, n = 0, k = 0;
   const float* scales = nullptr;  // of w in FP8, one for each kScaleColumns of k
   const float* bias = nullptr;    // [n] or null

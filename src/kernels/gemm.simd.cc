@@ -221,7 +221,7 @@ template <int64_t MR, int64_t C, class F>
 // One part of MR x C sums += the products of k in [begin, end), whole steps.
 template <class Op, int64_t MR, int64_t C>
 [[gnu::always_inline]] inline void add_products(const typename Op::X* x, int64_t x_stride,
-                                                const typename Op::W* const* w, int64_t ahead,
+                                                const typename Op::W* const* w, Fetch fetch,
                                                 int64_t begin, int64_t end, int64_t part,
                                                 Part (&sum)[MR][C]) {
   for (int64_t k = begin; k < end; k += Op::kStep) {
@@ -231,8 +231,11 @@ template <class Op, int64_t MR, int64_t C>
 #pragma GCC unroll 8
     for (int64_t j = 0; j < C; ++j) {
       typename Op::WPart wv = Op::load_w(w[j] + k, part);
-      // a step of w is a line, or part of one
-      if (part == 0) __builtin_prefetch(reinterpret_cast<const char*>(w[j] + k) + ahead, 0, 2);
+      if (part == 0) {  // a step of w is a line, or part of one
+        const char* const line = reinterpret_cast<const char*>(w[j] + k);
+        __builtin_prefetch(line + fetch.ahead, 0, 2);
+        __builtin_prefetch(line + fetch.near);
+      }
       if (MR > 1) keep(wv);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < MR; ++i) sum[i][j] = Op::dot(xv[i], wv, sum[i][j]);
@@ -243,7 +246,7 @@ template <class Op, int64_t MR, int64_t C>
 // Sums [MR][8][16]: to = from (null: 0) + the products of k in [0, count), whole steps.
 template <class Op, int64_t MR>
 inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename Op::W* const* w,
-                       int64_t ahead, int64_t count, const float* from, float* to) {
+                       Fetch fetch, int64_t count, const float* from, float* to) {
   for (int64_t part = 0; part < 16; part += kPartLanes) {
     for (int64_t c = 0; c < kPanelRows; c += kTileCols) {
       const auto place = [&](int64_t i, int64_t j) { return (i * kPanelRows + c + j) * 16 + part; };
@@ -251,7 +254,7 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
       each_sum<MR, kTileCols>([&](int64_t i, int64_t j) {
         sum[i][j] = from != nullptr ? load_part(from + place(i, j)) : Part{};
       });
-      add_products<Op, MR, kTileCols>(x, x_stride, w + c, ahead, 0, count, part, sum);
+      add_products<Op, MR, kTileCols>(x, x_stride, w + c, fetch, 0, count, part, sum);
       each_sum<MR, kTileCols>(
           [&](int64_t i, int64_t j) { store_part(sum[i][j], to + place(i, j)); });
     }
@@ -261,7 +264,7 @@ inline void accumulate(const typename Op::X* x, int64_t x_stride, const typename
 // to = the sum of scale times products, over whole runs.
 template <class Op, int64_t MR>
 inline void accumulate_runs(const typename Op::X* x, int64_t x_stride,
-                            const typename Op::W* const* w, const float* scales, int64_t ahead,
+                            const typename Op::W* const* w, const float* scales, Fetch fetch,
                             int64_t runs, float* to) {
   constexpr int64_t kCols = MR == 1 ? kTileCols : kTileCols / 2;  // two registers each
   for (int64_t part = 0; part < 16; part += kPartLanes) {
@@ -271,7 +274,7 @@ inline void accumulate_runs(const typename Op::X* x, int64_t x_stride,
       for (int64_t r = 0; r < runs; ++r) {
         Part sum[MR][kCols];
         each_sum<MR, kCols>([&](int64_t i, int64_t j) { sum[i][j] = Part{}; });
-        add_products<Op, MR, kCols>(x, x_stride, w + c, ahead, r * kScaleColumns,
+        add_products<Op, MR, kCols>(x, x_stride, w + c, fetch, r * kScaleColumns,
                                     (r + 1) * kScaleColumns, part, sum);
         const Part scale = set_part(scales[r]);
         each_sum<MR, kCols>(
@@ -288,7 +291,7 @@ inline void accumulate_runs(const typename Op::X* x, int64_t x_stride,
 // zeros on both sides (0 * 0 whatever lies behind a row).
 template <class Op, int64_t MR>
 __attribute__((noinline)) void accumulate_ragged(const typename Op::X* x, int64_t x_stride,
-                                                 const typename Op::W* const* w, int64_t ahead,
+                                                 const typename Op::W* const* w, Fetch fetch,
                                                  int64_t count, float* to) {
   using X = typename Op::X;
   using W = typename Op::W;
@@ -297,7 +300,7 @@ __attribute__((noinline)) void accumulate_ragged(const typename Op::X* x, int64_
   const int64_t whole = count & -Op::kStep,
                 filled = (count - whole + Rest::kStep - 1) & -Rest::kStep;
   const auto rest = static_cast<size_t>(count - whole);
-  accumulate<Op, MR>(x, x_stride, w, ahead, whole, nullptr, to);
+  accumulate<Op, MR>(x, x_stride, w, fetch, whole, nullptr, to);
   X x_rest[MR][Op::kStep] = {};
   W w_rest[kPanelRows][Op::kStep] = {};
   const W* w_rows[kPanelRows];
@@ -310,7 +313,7 @@ __attribute__((noinline)) void accumulate_ragged(const typename Op::X* x, int64_
     __builtin_memcpy(w_rest[j], w[j] + whole, rest * sizeof(W));
     w_rows[j] = w_rest[j];
   }
-  accumulate<Rest, MR>(x_rest[0], Op::kStep, w_rows, 0, filled, to, to);
+  accumulate<Rest, MR>(x_rest[0], Op::kStep, w_rows, {}, filled, to, to);
 }
 
 // Rows m0 .. m0 + MR of x with rows n0 .. n0 + 8 of w.
@@ -320,23 +323,23 @@ __attribute__((noinline)) void tile(const GemmBlock& b, const typename Op::W* co
   const auto* const x = static_cast<const typename Op::X*>(b.x) + m0 * b.x_stride;
   alignas(64) float finished[MR][kPanelRows][16];
   float* const sums = finished[0][0];
-  const int64_t ahead = m0 == 0 ? b.ahead : 0;
+  const Fetch fetch = m0 == 0 ? b.fetch : Fetch{};
   if constexpr (Op::kScaled) {
     const int64_t runs = b.k / kScaleColumns, whole = runs * kScaleColumns;
-    accumulate_runs<Op, MR>(x, b.x_stride, w, b.scales, ahead, runs, sums);
+    accumulate_runs<Op, MR>(x, b.x_stride, w, b.scales, fetch, runs, sums);
     if (whole < b.k) {
       const typename Op::W* at[kPanelRows];
       for (int64_t j = 0; j < kPanelRows; ++j) at[j] = w[j] + whole;
       alignas(64) float run[MR * kPanelRows * 16];
-      accumulate_ragged<Op, MR>(x + whole, b.x_stride, at, ahead, b.k - whole, run);
+      accumulate_ragged<Op, MR>(x + whole, b.x_stride, at, fetch, b.k - whole, run);
       const Part scale = set_part(b.scales[runs]);
       for (int64_t i = 0; i < MR * kPanelRows * 16; i += kPartLanes)
         store_part(fma_part(load_part(run + i), scale, load_part(sums + i)), sums + i);
     }
   } else if (b.k % Op::kStep == 0) {
-    accumulate<Op, MR>(x, b.x_stride, w, ahead, b.k, nullptr, sums);
+    accumulate<Op, MR>(x, b.x_stride, w, fetch, b.k, nullptr, sums);
   } else {
-    accumulate_ragged<Op, MR>(x, b.x_stride, w, ahead, b.k, sums);
+    accumulate_ragged<Op, MR>(x, b.x_stride, w, fetch, b.k, sums);
   }
   float* y = b.y + m0 * b.y_stride + n0;
   for (int64_t i = 0; i < MR; ++i, y += b.y_stride) {

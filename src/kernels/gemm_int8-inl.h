@@ -61,8 +61,8 @@ inline int64_t bundle_width(int64_t rows, int64_t most) {
 }
 
 // m rows of x times kInt8Panels panels: total[m, bundles filled up][32] = ..., over `blocks` blocks
-// of 32 columns from `column` on, as many as a panel has at most; added to what is there unless that
-// is 0. Meanwhile next_bytes of w are fetched, for later.
+// of 32 columns from `column` on, up to a whole panel; added to what is there unless that is 0.
+// Meanwhile next_bytes of w are fetched, for later.
 struct Int8Tile {
   const Int8Panel* w;
   Int8Rows x;

@@ -84,7 +84,7 @@ struct Tile {
   static inline __attribute__((always_inline)) void add_products(const PackedBlock& b,
                                                                  const float* xs, const float* ws,
                                                                  int64_t steps, Sums& sum) {
-    // Of each lane only its distance from the first is kept, or every element would have an address.
+    // Only the distance of each lane is kept, or every element would have an address.
     int64_t to_x[kTogether], to_w[kTogether];
     for (int64_t l = 0; l < kTogether; ++l) {
       to_x[l] = l * b.x_lane;

@@ -26,8 +26,8 @@ AttentionPart attention_part(const CachedPart& part, int64_t kv_head);
 // Parts that are not all I8 are read as floats, past the end of a row of I8: none may be.
 void expect_no_int8(const AttentionKeys& keys);
 
-// How the two products are computed. An element is an f32; in split form a bf16 widened, the two of
-// a pair having changed places; in native form a pair of bf16.
+// How the two products are computed. An element is an f32; in split form a bf16 widened, the odd of
+// each pair before the even one; in native form a pair of bf16.
 // kInt8: attention_int8.simd.cc.
 enum class AttentionForm { kF32, kSplitBf16, kNativeBf16, kInt8 };
 

@@ -116,8 +116,12 @@ template <class Op, class S, int M, int N>
   };
   if constexpr (__is_same(S, PairsApart)) {
     const float* a = p.a + row * S::kARow;
-    const float* next = p.next_a + row * p.a_row;
+    auto next = reinterpret_cast<uintptr_t>(p.next_a + row * p.a_row);
     const int64_t to_values = p.values != nullptr ? distance(p.next_a, p.values) : 0;
+    const auto fetch_row = [](uintptr_t at) __attribute__((always_inline)) {
+      __builtin_prefetch(reinterpret_cast<const char*>(at), 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(at + 64), 0, 2);
+    };
     const auto pair = [&](int64_t i) __attribute__((always_inline)) {
       step(
           [&](int m) __attribute__((always_inline)) { return a[m * S::kARow + i]; }, b);
@@ -129,12 +133,12 @@ template <class Op, class S, int M, int N>
     for (int64_t k = p.k; k > 0; k -= 2 * kLanes, a += 2 * kLanes) {
       const int64_t pairs = clamp(k / 2, 0, kLanes);
       int64_t i = 0;
-      for (; i + 2 <= pairs; i += 2, next += p.a_row) {
-        const char* line = reinterpret_cast<const char*>(next);
-        __builtin_prefetch(line, 0, 2);
-        __builtin_prefetch(line + 64, 0, 2);
-        __builtin_prefetch(line + to_values, 0, 2);
-        __builtin_prefetch(line + to_values + 64, 0, 2);
+      for (; i + 2 <= pairs; i += 2) {
+        if constexpr (N == 1) {  // more query rows have the time to wait
+          fetch_row(next);
+          if (to_values != 0) fetch_row(next + static_cast<uintptr_t>(to_values));
+          next += static_cast<uintptr_t>(p.a_row) * sizeof *p.next_a;
+        }
         pair(i);
         pair(i + 1);
       }

@@ -31,24 +31,26 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_beg
                 .k = Form::steps(dims),
                 .accumulate = from > 0};
       const int64_t groups = t.lanes / kLanes - first_group;
-      const auto stored = [](const AttentionPart& of, int64_t r, int64_t dim) {
-        return reinterpret_cast<const float*>(static_cast<const uint16_t*>(of.data) +
-                                              r * of.row_stride + dim);
-      };
-      p.a_row = part.row_stride / 2;
-      p.rows = count;
-      p.next_a = begin + dims < part.dim
-                     ? stored(part, row, begin + dims)
-                     : stored(part, j + kBlock < keys ? t.block_rows[j / kBlock + 1] : row, 0);
-      if (t.value.data != part.data && t.value.row_stride == part.row_stride)
-        p.values = stored(t.value, row, begin);
-      if (in_place) {
-        p.a = stored(part, row, 0);
-        multiply<typename Form::Op, InPlace>(p, count, groups);
-      } else {
-        Form::load_keys(part, row, count, begin, dims, t.block);
-        multiply<typename Form::Op, typename Form::KeyStrides>(p, count, groups);
+      if constexpr (Form::kPairs) {
+        const auto stored = [](const AttentionPart& of, int64_t r, int64_t dim) {
+          return reinterpret_cast<const float*>(static_cast<const uint16_t*>(of.data) +
+                                                r * of.row_stride + dim);
+        };
+        p.a_row = part.row_stride / 2;
+        p.rows = count;
+        p.next_a = begin + dims < part.dim
+                       ? stored(part, row, begin + dims)
+                       : stored(part, j + kBlock < keys ? t.block_rows[j / kBlock + 1] : row, 0);
+        if (t.value.data != part.data && t.value.row_stride == part.row_stride)
+          p.values = stored(t.value, row, begin);
+        if (in_place) {
+          p.a = stored(part, row, 0);
+          multiply<typename Form::Op, InPlace>(p, count, groups);
+          continue;
+        }
       }
+      Form::load_keys(part, row, count, begin, dims, t.block);
+      multiply<typename Form::Op, typename Form::KeyStrides>(p, count, groups);
     }
   }
 }

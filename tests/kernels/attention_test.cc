@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -90,15 +91,18 @@ TEST(Attention, I8BesideAnotherTypeIsRefused) {
 }
 
 TEST(Attention, EveryHeadDimWorks) {
-  Context ctx(1);
   for (int64_t dim = 1; dim <= 70; ++dim) {
     const Form form{"dim", 2, 1, dim, 0, 71 - dim, false};
     const Cache cache(form, DType::kBF16, 66);
     const PaddedRows q(2, form.width(), 4);
     const auto expected = attention_ref(q.view, 64, 2, 1, scale_of(form), cache.view);
-    PaddedRows out(2, form.heads * form.value_dim);
-    run(ctx, form, cache, q.view, 64, out.view);
-    expect_close(out.view, expected.out, expected.bounds);
+    for (const Isa isa : instruction_sets()) {
+      SCOPED_TRACE(fmt::format("{} dims, {}", dim, isa_name(isa)));
+      Context ctx(1, isa);
+      PaddedRows out(2, form.heads * form.value_dim);
+      run(ctx, form, cache, q.view, 64, out.view);
+      expect_close(out.view, expected.out, expected.bounds);
+    }
   }
 }
 

@@ -209,7 +209,7 @@ int bench(int threads, const std::string& filter) {
   }
   for (DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ5_0, DType::kIQ4_NL, DType::kQ4_K,
                       DType::kQ5_K, DType::kQ6_K, DType::kF16, DType::kF8E4M3}) {
-    for (int64_t m : {1, 2, 4, 6, 8, 16, 64, 512})
+    for (int64_t m : {1, 2, 3, 4, 6, 8, 16, 64, 512})
       linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
     if (dtype_info(dtype).block_elements == 1) continue;

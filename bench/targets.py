@@ -19,7 +19,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--build", default=ROOT / "build/release", help="folder of the programs")
 parser.add_argument("--v2-lite", nargs="*", choices=("Q4_K_M", "Q4_0", "Q8_0"), metavar="TYPE",
                     help="also the lines of V2-Lite's shape in these types (default: Q4_K_M)")
-parser.add_argument("--only", default="", help="lines whose name has this in it")
+parser.add_argument("--only", default="", help="only what it takes to measure lines whose name has this in it")
 options = parser.parse_args()
 bench = Bench(options.build)
 met = {True: "met", False: "not met", None: ""}
@@ -30,7 +30,7 @@ def wanted(*names):
 
 
 def show(name, target, value, low, high, unit, share, reached):
-    print(f"{name:44} {target:>12}  {value:8.1f} ({low:.1f} - {high:.1f}) {unit:9} "
+    print(f"{name:44} {target:>14}  {value:8.1f} ({low:.1f} - {high:.1f}) {unit:9} "
           f"{100 * share:4.0f} % of the roof  {met[reached]}", flush=True)
 
 
@@ -68,23 +68,28 @@ def kernels(cases):
 
 def model(shape, preset, type, prefill=None, streams=None, depths=()):
     name = f"{shape} {type}"
-    parts = ("prefill 512", "prefill 2048", "decode, one stream", "16 streams",
-             *(f"decode at {depth}" for depth in dict(depths)))
-    if not wanted(*(f"{part}, {name}" for part in parts)):
+    least, depths = dict(depths), [0, *dict(depths)]
+    prompts = {n: f"prefill {n}, {name}" for n in (512, 2048)}
+    batch = f"16 streams, {name}"
+    decode = {at: f"decode at {at}, {name}" if at else f"decode, one stream, {name}"
+              for at in depths}
+    if not wanted(*prompts.values(), batch, *decode.values()):
         return
     path = bench.model(preset, type)
-    lines = bench.lines(path, "--only", "prefill", "--prefill", "512,2048", "--at", 0,
-                        "--repeat", 3)
-    prompts = {line["tokens"]: line for line in lines if line["group"] == "prefill"}
-    show_line(f"prefill 512, {name}", prompts[512], 0.65, prefill)
-    show_against(f"prefill 2048, {name}", 0.9, prompts[2048], prompts[512])
-    lines = bench.lines(path, "--only", "decode,batch", "--at", ",".join(map(str, [0, *depths])),
-                        "--batch", 16, "--batch-at", 128)
-    at = {line["context"]: line for line in lines if line["group"] == "decode"}
-    show_line(f"decode, one stream, {name}", at[0], 0.9)
-    show_line(f"16 streams, {name}", next(l for l in lines if l["group"] == "batch"), 0.7, streams)
-    for depth, least in dict(depths).items():
-        show_against(f"decode at {depth}, {name}", least, at[depth], at[0])
+    if wanted(*prompts.values()):
+        lines = bench.lines(path, "--only", "prefill", "--prefill", "512,2048", "--at", 0,
+                            "--repeat", 3)
+        of = {line["tokens"]: line for line in lines if line["group"] == "prefill"}
+        show_line(prompts[512], of[512], 0.65, prefill)
+        show_against(prompts[2048], 0.9, of[2048], of[512])
+    if wanted(batch, *decode.values()):
+        lines = bench.lines(path, "--only", "decode,batch", "--at", ",".join(map(str, depths)),
+                            "--batch", 16, "--batch-at", 128)
+        of = {line["context"]: line for line in lines if line["group"] == "decode"}
+        show_line(decode[0], of[0], 0.9)
+        show_line(batch, next(l for l in lines if l["group"] == "batch"), 0.7, streams)
+        for at in depths[1:]:
+            show_against(decode[at], least[at], of[at], of[0])
 
 
 def training():

@@ -3,7 +3,7 @@
 # Kernel sources named *.simd.cc are compiled once per instruction set into namespace
 # fathom::portable, fathom::avx2 or fathom::avx512 (src/kernels/simd-inl.h); the dispatcher picks at run time.
 # The avx512 target may use vdpbf16ps, by intrinsics in functions that are called only where has_bf16_dot(), and vpermi2b, as
-# assembler, only where native_bf16().
+# assembler, only where looks_up_f8().
 set(FATHOM_SIMD_portable "")
 set(FATHOM_SIMD_avx2 -mavx2 -mfma -mf16c)
 set(FATHOM_SIMD_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl

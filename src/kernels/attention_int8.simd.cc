@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kDims = 64;  // kInt8Block
 constexpr float kTiny = 0x1p-100f;
+constexpr float kRounding = 0x1.8p23f;  // a sum with it is rounded to an integer
 
 inline int64_t blocks_of(int64_t dims) { return (dims + kDims - 1) / kDims; }
 
@@ -82,6 +83,11 @@ void transpose_part(const float* const* rows, int64_t count, int64_t dims, float
 
 #if defined(FATHOM_SIMD_IS_avx512)
 
+// As an intrinsic, gcc 12 copies sums from one register to another in each step.
+inline void add_dot(__m512i& sum, __m512i unsigned_bytes, __m512i signed_bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+}
+
 // Rows of keys times 16 queries.
 struct KeyProduct {
   const uint8_t* codes;
@@ -127,7 +133,7 @@ template <int M>
       for (int m = 0; m < M; ++m) {
         int32_t four;
         __builtin_memcpy(&four, rows[m] + 4 * i, sizeof four);
-        to[m] = _mm512_dpbusd_epi32(to[m], _mm512_set1_epi32(four), x);
+        add_dot(to[m], _mm512_set1_epi32(four), x);
       }
     };
     if (dims >= kDims) {
@@ -193,6 +199,7 @@ void load_values(const AttentionTile& t, int64_t row, int64_t count, int64_t beg
     __m512i a[4];
     for (int64_t e = 0; e < 4; ++e, x += t.value.row_stride) {
       if (j + e < count) {
+        __builtin_prefetch(x + kDims);  // what comes next
         a[e] = _mm512_permutexvar_epi32(
             order, _mm512_xor_si512(sign, _mm512_mask_loadu_epi8(sign, mask, x)));
       } else {
@@ -210,32 +217,24 @@ void load_values(const AttentionTile& t, int64_t row, int64_t count, int64_t beg
   }
 }
 
-// p * inverse * scale, rounded, of 16 rows: [kBlock / 4, 16], four keys to an element. Weight 0
-// with a scale that is NaN gives 0.
-void put_weights(const float* p, F32x16 inverse, const float* scale, int64_t stride, int64_t keys,
-                 int64_t count, float* out) {
+// p * ratio(key), rounded to codes, of 16 rows: [kBlock / 4, 16], four keys to an element. The
+// last byte of a sum with kRounding is its rounded term.
+template <class Ratio>
+void put_weights(const float* p, Ratio ratio, int64_t keys, int64_t count, float* out) {
+  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   const auto code = [&](int64_t j) __attribute__((always_inline)) {
-    const float value_scale =
-        *reinterpret_cast<const float*>(reinterpret_cast<const char*>(scale) + j * stride);
-    return _mm512_cvtps_epi32((load(p + j * kLanes) * inverse * set(value_scale)).v);
+    return _mm512_castps_si512(fma(load(p + j * kLanes), ratio(j), set(kRounding)).v);
+  };
+  const auto put = [&](__m512i a, __m512i b, __m512i c, __m512i d) __attribute__((always_inline)) {
+    a = _mm512_mask_shuffle_epi8(a, 0x2222222222222222, b, spread);
+    a = _mm512_mask_shuffle_epi8(a, 0x4444444444444444, c, spread);
+    _mm512_storeu_si512(out, _mm512_mask_shuffle_epi8(a, 0x8888888888888888, d, spread));
   };
   int64_t j = 0;
-  for (; j + 4 <= keys; j += 4, out += kLanes) {
-    const __m512i low = _mm512_or_si512(_mm512_and_si512(code(j), _mm512_set1_epi32(255)),
-                                        _mm512_slli_epi32(code(j + 1), 8));
-    const __m512i high =
-        _mm512_or_si512(_mm512_slli_epi32(code(j + 2), 16), _mm512_slli_epi32(code(j + 3), 24));
-    _mm512_storeu_si512(out, _mm512_or_si512(low, high));
-  }
-  for (; j < count; j += 4, out += kLanes) {
-    __m512i four = _mm512_setzero_si512();
-    for (int64_t e = 0; j + e < keys && e < 4; ++e) {
-      four = _mm512_or_si512(
-          four, _mm512_sllv_epi32(_mm512_and_si512(code(j + e), _mm512_set1_epi32(255)),
-                                  _mm512_set1_epi32(static_cast<int>(8 * e))));
-    }
-    _mm512_storeu_si512(out, four);
-  }
+  for (; j + 4 <= keys; j += 4, out += kLanes) put(code(j), code(j + 1), code(j + 2), code(j + 3));
+  const auto code_or_0 = [&](int64_t i) { return i < keys ? code(i) : _mm512_setzero_si512(); };
+  for (; j < count; j += 4, out += kLanes)
+    put(code_or_0(j), code_or_0(j + 1), code_or_0(j + 2), code_or_0(j + 3));
 }
 constexpr int64_t kKeySteps = kBlock / 4;
 inline int64_t key_steps(int64_t count) { return (count + 3) / 4; }
@@ -259,7 +258,7 @@ template <int M, int N>
     for (int m = 0; m < M; ++m) {
       const __m512i p = _mm512_castps_si512(_mm512_set1_ps(weights[m]));
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sum[m][n] = _mm512_dpbusd_epi32(sum[m][n], p, v[n]);
+      for (int n = 0; n < N; ++n) add_dot(sum[m][n], p, v[n]);
     }
   }
 #pragma GCC unroll 4
@@ -343,15 +342,12 @@ void load_values(const AttentionTile& t, int64_t row, int64_t count, int64_t beg
   load_codes(t.value, row, count, begin, clamp(t.value.dim - begin, 0, kDims), t.block);
 }
 
-// p * inverse * scale, rounded: [kBlock, 16].
-void put_weights(const float* p, F32x16 inverse, const float* scale, int64_t stride, int64_t keys,
-                 int64_t count, float* out) {
+// p * ratio(key), rounded: [kBlock, 16].
+template <class Ratio>
+void put_weights(const float* p, Ratio ratio, int64_t keys, int64_t count, float* out) {
   for (int64_t j = 0; j < count; ++j) {
-    const float value_scale =
-        *reinterpret_cast<const float*>(reinterpret_cast<const char*>(scale) + j * stride);
-    const F32x16 x = load(p + (j < keys ? j : 0) * kLanes) * inverse * set(value_scale);
-    // max() turns NaN, where weight 0 meets a scale that is NaN, into 0
-    store(j < keys ? round_nearest(max(x, zero())) : zero(), out + j * kLanes);
+    store(j < keys ? fma(load(p + j * kLanes), ratio(j), set(kRounding)) - set(kRounding) : zero(),
+          out + j * kLanes);
   }
 }
 constexpr int64_t kKeySteps = kBlock;
@@ -384,29 +380,51 @@ void multiply_values(const AttentionTile& t, const float* weights, const float* 
 
 #endif
 
-// largest[j, b] = the largest scale of block b in keys 0 .. j, as bits, where NaN is above all.
-void largest_scales(const AttentionTile& t, int64_t row, int64_t count, int64_t blocks,
-                    uint32_t* largest) {
-  for (int64_t j = 0; j < count; ++j, largest += blocks) {
-    const float* scales = scales_of(t.value, row + j);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const uint32_t bits = __builtin_bit_cast(uint32_t, scales[b]);
-      largest[b] = j > 0 && largest[b - blocks] > bits ? largest[b - blocks] : bits;
-    }
+// Of a block of dims: the scales that belong to the keys that a row sees.
+struct SeenScale {
+  F32x16 top;  // the largest, of kTiny at least
+  F32x16 inverse;
+  explicit SeenScale(F32x16 largest) : top(max(set(kTiny), largest)), inverse(set(1) / top) {}
+  // scale / top, at most 1; but NaN, which is in top as well, and scales of keys that are not seen
+  // must leave 0 what is weighted 0.
+  F32x16 ratio(F32x16 scale) const { return min(scale * inverse, set(2)); }
+};
+
+// largest[i] = the largest of scales 0 .. i, NaN if one of them is.
+void put_largest(const float* scales, int64_t count, float* largest) {
+  float top = 0, bad = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    top = top > scales[j] ? top : scales[j];
+    bad += 0 * scales[j];
+    largest[j] = top + bad;
   }
 }
 
-// The largest scale that each of 16 rows sees in a block of dims.
-F32x16 seen_scale(const AttentionTile& t, int64_t row, int64_t j, int64_t count, int64_t blocks,
-                  const uint32_t* largest) {
-  const auto of_row = [&](int64_t r) {
-    const int64_t keys = clamp(visible_keys(t, r) - j, 0, count);
-    return keys > 0 ? __builtin_bit_cast(float, largest[(keys - 1) * blocks]) : 0.0f;
-  };
-  if (visible_keys(t, row) == visible_keys(t, row + kLanes - 1)) return set(of_row(row));
+// The same of a whole block.
+float largest_of(const float* scales) {
+  F32x16 top = zero(), bad = zero();
+  for (int64_t j = 0; j < kBlock; j += kLanes) {
+    top = max(top, load(scales + j));
+    bad = fma(load(scales + j), zero(), bad);
+  }
   float lanes[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = of_row(row + i);
-  return load(lanes);
+  store(top, lanes);
+  float largest = 0;
+  for (const float x : lanes) largest = largest > x ? largest : x;
+  return largest + reduce_add(bad);
+}
+
+// e^(s - max) of 16 rows and a block of keys as shares, times 255, of the largest, which is
+// returned.
+F32x16 scale_weights(float* p, int64_t keys) {
+  F32x16 even = set(kTiny), odd = even;
+  for (int64_t i = 0; i < keys; i += 2) {
+    even = max(even, load(p + i * kLanes));
+    if (i + 1 < keys) odd = max(odd, load(p + (i + 1) * kLanes));
+  }
+  const F32x16 top = max(even, odd), inverse = set(255) / top;
+  for (int64_t i = 0; i < keys; ++i) store(load(p + i * kLanes) * inverse, p + i * kLanes);
+  return top;
 }
 
 void add_values(const AttentionTile& t, int64_t keys) {
@@ -414,28 +432,45 @@ void add_values(const AttentionTile& t, int64_t keys) {
   float* const weights = t.weights;
   float* const scales = weights + t.lanes * kBlock;
   float* const tops = scales + t.lanes;
-  auto* const largest = reinterpret_cast<uint32_t*>(tops + t.lanes);
+  float* const value_scales = tops + t.lanes;  // [blocks, kBlock]
   for (int64_t j = 0; j < keys; j += kBlock) {
     const int64_t count = clamp(keys - j, 0, kBlock), row = t.block_rows[j / kBlock];
-    const auto seen = [&](int64_t r) {
-      return clamp(visible_keys(t, r + kLanes - 1) - j, 0, count);
+    const auto seen_by = [&](int64_t r) { return clamp(visible_keys(t, r) - j, 0, count); };
+    const auto scores_of = [&](int64_t r) {
+      return t.scores + (r * kTileSegment / kLanes + j) * kLanes;
     };
-    largest_scales(t, row, count, blocks, largest);
-    for (int64_t r = 0; r < t.lanes; r += kLanes) {
-      F32x16 top = zero();
-      for (int64_t i = 0; i < seen(r); ++i)
-        top = max(top, load(t.scores + (r * kTileSegment / kLanes + j + i) * kLanes));
-      store(top, tops + r);
+    for (int64_t i = 0; i < kBlock; ++i) {
+      for (int64_t b = 0; b < blocks; ++b)
+        value_scales[b * kBlock + i] = i < count ? scales_of(t.value, row + i)[b] : 0.0f;
     }
+    for (int64_t r = 0; r < t.lanes; r += kLanes)
+      store(scale_weights(scores_of(r), seen_by(r + kLanes - 1)), tops + r);
     for (int64_t b = 0; b < blocks; ++b) {
+      const float* const of_key = value_scales + b * kBlock;
+      const SeenScale all(set(largest_of(of_key)));
+      float ratios[kBlock];
+      for (int64_t i = 0; i < kBlock; i += kLanes) store(all.ratio(load(of_key + i)), ratios + i);
       load_values(t, row, count, b * kDims);
       for (int64_t r = 0; r < t.lanes; r += kLanes) {
-        const F32x16 top =
-            max(set(kTiny), load(tops + r) * seen_scale(t, r, j, count, blocks, largest + b));
-        store(top * set(1.0f / 255), scales + r);
-        put_weights(t.scores + (r * kTileSegment / kLanes + j) * kLanes, set(255.0f) / top,
-                    scales_of(t.value, row) + b, t.value.row_stride, seen(r), count,
-                    weights + r * kKeySteps);
+        float* const out = weights + r * kKeySteps;
+        F32x16 top = all.top;
+        if (seen_by(r) == count) {
+          put_weights(
+              scores_of(r), [&](int64_t i) { return set(ratios[i]); }, count, count, out);
+        } else {
+          float largest[kBlock], lanes[kLanes];
+          put_largest(of_key, count, largest);
+          for (int64_t i = 0; i < kLanes; ++i) {
+            const int64_t seen = seen_by(r + i);
+            lanes[i] = seen > 0 ? largest[seen - 1] : 0.0f;
+          }
+          const SeenScale some(load(lanes));
+          top = some.top;
+          put_weights(
+              scores_of(r), [&](int64_t i) { return some.ratio(set(of_key[i])); },
+              seen_by(r + kLanes - 1), count, out);
+        }
+        store(load(tops + r) * top * set(1.0f / 255), scales + r);
       }
       multiply_values(t, weights, scales, count, clamp(t.value.dim - b * kDims, 0, kDims), j > 0,
                       t.out + b * kDims);

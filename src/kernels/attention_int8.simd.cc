@@ -4,8 +4,8 @@
 //   score = sum over blocks of (sum of q' k') * q_scale * key_scale
 //   out   = sum over blocks of keys of (sum of p' v') * p_scale
 //
-// q is rounded by rows and blocks; p * value_scale to 0 .. 255, for a row, kTileBlock keys and a
-// block of dims.
+// q is rounded by rows and blocks; p and the value's scale become shares of the largest ones, whose
+// product p' is rounded to 0 .. 255, for a row, kTileBlock keys and a block of dims.
 // Integer sums are exact: in dot products of bytes, or, with the same bits, by f32 FMAs, as they
 // stay below 2^24.
 #include "kernels/attention_forms-inl.h"

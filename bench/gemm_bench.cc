@@ -137,7 +137,7 @@ void take_tiles(Context& ctx, ArenaScope& scope, std::vector<WeightView>& weight
     const int64_t bytes = bytes_of_tiles(w);
     if (bytes == 0) return;
     auto* const tiles = scope.array<std::byte>(bytes);
-    make_tiles(ctx, w, tiles);
+    make_tiles(ctx, {&w, 1}, tiles);
     w.tiles = tiles;
   }
 }

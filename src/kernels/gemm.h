@@ -94,8 +94,11 @@ void swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
 // Tiles: GGUF blocks in the order in which one product after the other reads them, 16 rows of w
 // beside each other, so that a token's weights come from memory as one stream and need no
 // rearranging. The same values and, through WeightView::tiles, the same bits of y, sooner.
-// bytes_of_tiles: 64-byte aligned memory that w's take; 0 = blocks of this type have none.
+// bytes_of_tiles: memory that w's take, a multiple of 64; 0 = blocks of this type have none.
 int64_t bytes_of_tiles(const WeightView& w);
-void make_tiles(Context& ctx, const WeightView& w, std::byte* out);
+// Those of weights of one shape and type, one behind the other from `out` on, 64-byte aligned. Each
+// thread begins with its own stretch of them, as in products: so those of one large matrix are
+// first touched, and lie, where they will be read.
+void make_tiles(Context& ctx, std::span<const WeightView> weights, std::byte* out);
 
 }  // namespace fathom

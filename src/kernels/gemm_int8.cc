@@ -418,17 +418,25 @@ bool has_int8_product(DType dtype) {
 
 int64_t bytes_of_tiles(const WeightView& w) {
   if (!has_int8_product(w.dtype)) return 0;
-  return ceil_div(w.rows, 16) * 16 * row_bytes(w.dtype, w.cols);
+  return ceil_div(ceil_div(w.rows, 16) * 16 * row_bytes(w.dtype, w.cols), 64) * 64;
 }
 
-void make_tiles(Context& ctx, const WeightView& w, std::byte* out) {
-  const Int8Kernels kernels = kernels_of(ctx.isa(), w.dtype);
-  const int64_t stride = row_bytes(w.dtype, w.cols);
-  ctx.pool().run(ceil_div(w.rows, 16), [&](int64_t tile, int) {
-    const int64_t row = 16 * tile;
+void make_tiles(Context& ctx, std::span<const WeightView> weights, std::byte* out) {
+  if (weights.empty()) return;
+  const WeightView& shape = weights[0];
+  for (const WeightView& w : weights) {
+    FATHOM_CHECK(w.dtype == shape.dtype && w.rows == shape.rows && w.cols == shape.cols, w.rows,
+                 w.cols);
+  }
+  const Int8Kernels kernels = kernels_of(ctx.isa(), shape.dtype);
+  const int64_t stride = row_bytes(shape.dtype, shape.cols), tiles = ceil_div(shape.rows, 16),
+                bytes = bytes_of_tiles(shape);
+  ctx.pool().run_in_stretches(std::ssize(weights) * tiles, [&](int64_t item, int, bool) {
+    const WeightView& w = weights[static_cast<size_t>(item / tiles)];
+    const int64_t row = 16 * (item % tiles);
     kernels.make_tile(reinterpret_cast<const uint8_t*>(w.row(row)), stride,
                       std::min<int64_t>(16, w.rows - row), w.cols,
-                      reinterpret_cast<uint8_t*>(out + row * stride));
+                      reinterpret_cast<uint8_t*>(out + item / tiles * bytes + row * stride));
   });
 }
 

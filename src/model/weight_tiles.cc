@@ -6,6 +6,9 @@
 namespace fathom {
 namespace {
 
+// Made in one loop: so many that threads touch huge pages of their own, but progress is seen.
+constexpr uint64_t kBytesAtOnce = 128 << 20;
+
 // The row of `whole` at which `part` begins; -1 if its bytes are others.
 int64_t row_of(const WeightView& whole, const WeightView& part) {
   const std::less<const std::byte*> before;
@@ -15,33 +18,35 @@ int64_t row_of(const WeightView& whole, const WeightView& part) {
   return (part.data - whole.data) / row_bytes(whole.dtype, whole.cols);
 }
 
-// Calls back for each weight that linear layers multiply with and that has tiles of its own; those
-// within another's get their place there. A visitor of tensor_walk.h.
+// Calls back for the weights that linear layers multiply with and that have tiles of their own,
+// those of one shape and type together; others lie within another's and get their place there. A
+// visitor of tensor_walk.h.
+using EachGroup = std::function<void(std::span<WeightView>)>;
 class Weights {
  public:
-  Weights(const ModelWeights& all, const ModelConfig& config, std::function<void(WeightView&)> each)
+  Weights(const ModelWeights& all, const ModelConfig& config, EachGroup each)
       : all_(all), config_(config), each_(std::move(each)) {}
 
   void matrix(const std::string&, Linear& w, int64_t, int64_t, ParameterKind) {
     // the embedding is looked up by rows, unless it is the head as well
-    if (&w != &all_.embed_tokens || config_.tie_word_embeddings) each_(w.weight);
+    if (&w != &all_.embed_tokens || config_.tie_word_embeddings) each_({&w.weight, 1});
   }
   void experts(const std::string&, const std::string&, Experts& w, int64_t, int64_t) {
-    for (WeightView& view : w.weight) each_(view);
+    each_(w.weight);
   }
   void vector(const std::string&, std::span<const float>&, const std::vector<int64_t>&,
               ParameterKind) {}
   void kv_b(const std::string&, int64_t, MlaWeights& w) {
     const WeightView& whole = w.kv_b_proj.weight;
-    each_(w.kv_b_proj.weight);
-    for (WeightView& view : w.absorbed.k_up_transposed) each_(view);
+    each_({&w.kv_b_proj.weight, 1});
+    each_(w.absorbed.k_up_transposed);
     for (WeightView& view : w.absorbed.v_up) {
       // of the same bytes, and so of the same tiles where it begins with one
       const int64_t row = row_of(whole, view);
       if (row % 16 == 0) {
         view.tiles = whole.slice(row, view.rows).tiles;
       } else {
-        each_(view);
+        each_({&view, 1});
       }
     }
   }
@@ -52,24 +57,21 @@ class Weights {
  private:
   const ModelWeights& all_;
   const ModelConfig& config_;
-  std::function<void(WeightView&)> each_;
+  EachGroup each_;
 };
 
-void for_each_weight(ModelWeights& w, const ModelConfig& config,
-                     std::function<void(WeightView&)> each) {
+void for_each_group(ModelWeights& w, const ModelConfig& config, EachGroup each) {
   Weights weights(w, config, std::move(each));
   for_each_tensor(w, config, weights);
-}
-
-uint64_t aligned_bytes(const WeightView& w) {
-  return static_cast<uint64_t>(bytes_of_tiles(w) + 63) / 64 * 64;
 }
 
 }  // namespace
 
 uint64_t bytes_of_tiles(ModelWeights& w, const ModelConfig& config) {
   uint64_t bytes = 0;
-  for_each_weight(w, config, [&](WeightView& view) { bytes += aligned_bytes(view); });
+  for_each_group(w, config, [&](std::span<WeightView> group) {
+    for (const WeightView& view : group) bytes += static_cast<uint64_t>(bytes_of_tiles(view));
+  });
   return bytes;
 }
 
@@ -81,19 +83,24 @@ void make_tiles(Context& ctx, ModelWeights& w, const ModelConfig& config,
   memory.reserve(bytes);
   uint64_t done = 0;
   std::byte* next = memory.allocate(bytes);
-  for_each_weight(w, config, [&](WeightView& view) {
-    if (bytes_of_tiles(view) == 0) return;
-    make_tiles(ctx, view, next);
-    next += aligned_bytes(view);
-    done += aligned_bytes(view);
-    if (progress) progress(done);
+  for_each_group(w, config, [&](std::span<WeightView> group) {
+    while (!group.empty()) {
+      const auto each = static_cast<uint64_t>(bytes_of_tiles(group[0]));
+      if (each == 0) return;
+      const size_t count = std::min(group.size(), std::max<size_t>(1, kBytesAtOnce / each));
+      make_tiles(ctx, group.first(count), next + done);
+      group = group.subspan(count);
+      done += count * each;
+      if (progress) progress(done);
+    }
   });
   // all or nothing
-  next -= done;
-  for_each_weight(w, config, [&](WeightView& view) {
-    if (bytes_of_tiles(view) == 0) return;
-    view.tiles = next;
-    next += aligned_bytes(view);
+  for_each_group(w, config, [&](std::span<WeightView> group) {
+    for (WeightView& view : group) {
+      if (bytes_of_tiles(view) == 0) continue;
+      view.tiles = next;
+      next += bytes_of_tiles(view);
+    }
   });
   w.tiles = std::move(memory);
 }

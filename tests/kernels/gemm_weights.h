@@ -65,7 +65,7 @@ struct Tiles {
     const auto bytes = static_cast<size_t>(bytes_of_tiles(w.view));
     memory.assign(bytes + 128, std::byte{0x7f});
     auto* const begin = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-    make_tiles(ctx, w.view, begin);
+    make_tiles(ctx, {&w.view, 1}, begin);
     for (size_t i = bytes; i < bytes + 64; ++i) EXPECT_EQ(begin[i], std::byte{0x7f});
     view = w.view;
     view.tiles = begin;

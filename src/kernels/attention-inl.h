@@ -35,6 +35,37 @@ struct DotBf16 {
 };
 #endif
 
+// kBeside floats, over and over.
+template <int kBeside>
+inline F32x16 spread(const float* p) {
+  static_assert(kBeside == 1 || kBeside == 2 || kBeside == 4);
+#if defined(FATHOM_SIMD_IS_avx512)
+  if constexpr (kBeside == 4) return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))};
+  if constexpr (kBeside == 2) {
+    double two;
+    __builtin_memcpy(&two, p, sizeof two);
+    return {_mm512_castpd_ps(_mm512_set1_pd(two))};
+  }
+#elif defined(FATHOM_SIMD_IS_avx2)
+  if constexpr (kBeside == 4) {
+    const __m256 four = _mm256_set_m128(_mm_loadu_ps(p), _mm_loadu_ps(p));
+    return {four, four};
+  }
+  if constexpr (kBeside == 2) {
+    double two;
+    __builtin_memcpy(&two, p, sizeof two);
+    return {_mm256_castpd_ps(_mm256_set1_pd(two)), _mm256_castpd_ps(_mm256_set1_pd(two))};
+  }
+#else
+  if constexpr (kBeside > 1) {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = p[i % kBeside];
+    return r;
+  }
+#endif
+  return set(*p);
+}
+
 // Without it the compiler makes an address for each element.
 template <class T>
 inline void keep_in_register(T*& p) {
@@ -56,9 +87,14 @@ inline int64_t distance(const void* from, const void* to) {
 template <int64_t ARow, int64_t AStep, int64_t BStep>
 struct Strides {
   static constexpr int64_t kARow = ARow, kAStep = AStep, kBStep = BStep;
+  static constexpr int kBeside = 1;
 };
-// The odd elements of A's pairs, which come first, stand in vectors before the even ones.
-struct PairsApart : Strides<kChunk, 1, kLanes> {};
+// The odd elements of A's pairs, which come first, stand in vectors before the even ones; rows of A
+// are Beside keys that alternate.
+template <int Beside>
+struct PairsApart : Strides<Beside * kChunk, Beside, kLanes> {
+  static constexpr int kBeside = Beside;
+};
 // A is read in the cache, rows Product::a_row apart.
 using InPlace = Strides<0, 1, kLanes>;
 
@@ -102,42 +138,47 @@ template <class Op, class S, int M, int N>
   } else {
     for_each_sum<M, N>(c, out, p.c_row, p.c_column, [](F32x16& sum, float*) { sum = zero(); });
   }
-  // A[m, k] = a_of(m)
+  // a_of(m) points to A[m, k].
   const auto step = [&](auto a_of, const float* b_at) __attribute__((always_inline)) {
     F32x16 b_row[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) b_row[n] = load(b_at + n * b_column);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const F32x16 x = set(a_of(m));
+      const F32x16 x = spread<S::kBeside>(a_of(m));
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) c[m][n] = Op::add(x, b_row[n], c[m][n]);
     }
   };
-  if constexpr (__is_same(S, PairsApart)) {
+  if constexpr (__is_same(S, PairsApart<S::kBeside>)) {
+    constexpr int64_t kPairs = kLanes / S::kBeside;  // in a vector
     const float* a = p.a + row * S::kARow;
-    auto next = reinterpret_cast<uintptr_t>(p.next_a + row * p.a_row);
+    const auto row_bytes = static_cast<uintptr_t>(p.a_row) * sizeof *p.next_a;
+    auto next = reinterpret_cast<uintptr_t>(p.next_a + row * S::kBeside * p.a_row);
     const int64_t to_values = p.values != nullptr ? distance(p.next_a, p.values) : 0;
     const auto fetch_row = [](uintptr_t at) __attribute__((always_inline)) {
       __builtin_prefetch(reinterpret_cast<const char*>(at), 0, 2);
       __builtin_prefetch(reinterpret_cast<const char*>(at + 64), 0, 2);
     };
     const auto pair = [&](int64_t i) __attribute__((always_inline)) {
+      const float* const at = a + i * S::kAStep;
       step(
-          [&](int m) __attribute__((always_inline)) { return a[m * S::kARow + i]; }, b);
+          [&](int m) __attribute__((always_inline)) { return at + m * S::kARow; }, b);
       step(
-          [&](int m) __attribute__((always_inline)) { return a[m * S::kARow + i + kLanes]; },
+          [&](int m) __attribute__((always_inline)) { return at + m * S::kARow + kLanes; },
           b + S::kBStep);
       b += 2 * S::kBStep;
     };
-    for (int64_t k = p.k; k > 0; k -= 2 * kLanes, a += 2 * kLanes) {
-      const int64_t pairs = clamp(k / 2, 0, kLanes);
+    for (int64_t k = p.k; k > 0; k -= 2 * kPairs, a += 2 * kLanes) {
+      const int64_t pairs = clamp(k / 2, 0, kPairs);
       int64_t i = 0;
       for (; i + 2 <= pairs; i += 2) {
         if constexpr (N == 1) {  // more query rows have the time to wait
-          fetch_row(next);
-          if (to_values != 0) fetch_row(next + static_cast<uintptr_t>(to_values));
-          next += static_cast<uintptr_t>(p.a_row) * sizeof *p.next_a;
+#pragma GCC unroll 4
+          for (int key = 0; key < S::kBeside; ++key, next += row_bytes) {
+            fetch_row(next);
+            if (to_values != 0) fetch_row(next + static_cast<uintptr_t>(to_values));
+          }
         }
         pair(i);
         pair(i + 1);
@@ -149,7 +190,7 @@ template <class Op, class S, int M, int N>
 #pragma GCC unroll 4
     for (int64_t k = p.k; k > 0; --k, a += S::kAStep, b += S::kBStep)
       step(
-          [&](int m) __attribute__((always_inline)) { return a[m * S::kARow]; }, b);
+          [&](int m) __attribute__((always_inline)) { return a + m * S::kARow; }, b);
   } else {
     const float* a = p.a + row * p.a_row;
     const int64_t to_next = distance(a, row + M < p.rows ? a + M * p.a_row : p.next_a),
@@ -169,13 +210,13 @@ template <class Op, class S, int M, int N>
 #pragma GCC unroll 16
       for (int64_t i = 0; i < 16; ++i)
         step(
-            [&](int m) __attribute__((always_inline)) { return rows[m][i]; }, b + i * kLanes);
+            [&](int m) __attribute__((always_inline)) { return rows[m] + i; }, b + i * kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) rows[m] += 16;
     }
     for (int64_t i = 0; i < k; ++i)
       step(
-          [&](int m) __attribute__((always_inline)) { return rows[m][i]; }, b + i * kLanes);
+          [&](int m) __attribute__((always_inline)) { return rows[m] + i; }, b + i * kLanes);
   }
   for_each_sum<M, N>(c, out, p.c_row, p.c_column, [](F32x16 sum, float* at) { store(sum, at); });
 }

@@ -184,19 +184,20 @@ void attention(Context& ctx, ConstRows q, std::span<const SequenceRows> sequence
   const auto compute_segment = [&](int64_t i, int64_t segment, int worker, const Slot& result) {
     const Tile& t = tiles[i];
     float* const q_tile = queries + worker * query_floats;
+    const int64_t beside = keys_beside(shape.form, t.rows());
     if (tile_of_queries[worker] != i) {
-      transpose({shape.form, q.row(t.row) + t.head * d, q.stride, t.rows(), t.heads, shape.key_dim,
-                 shape.rope_dim, q_tile});
+      transpose({shape.form, q.row(t.row) + t.head * d, q.stride, t.rows(), t.heads, beside,
+                 shape.key_dim, shape.rope_dim, q_tile});
       tile_of_queries[worker] = i;
     }
     ArenaScope local(ctx.worker_scratch(worker));
     compute(
         {shape.form, attention_part(keys.key, t.kv_head), attention_part(keys.key_rope, t.kv_head),
          attention_part(keys.value, t.kv_head), t.block_rows + segment * (kKeySegment / kKeyBlock),
-         t.rows(), t.heads, t.position + 1 - segment * kKeySegment, t.lanes(), q_tile, scale,
-         local.array<float>(kTileBlock * kTileBlock), local.array<float>(kKeySegment * t.lanes()),
-         local.array<float>(shape.weight_floats(t)), shape.out_stride, result.out, result.max,
-         result.sum});
+         t.rows(), t.heads, t.position + 1 - segment * kKeySegment, beside, t.lanes(), q_tile,
+         scale, local.array<float>(kTileBlock * kTileBlock),
+         local.array<float>(kKeySegment * t.lanes()), local.array<float>(shape.weight_floats(t)),
+         shape.out_stride, result.out, result.max, result.sum});
   };
   const auto merge = [&](const Tile& t, int64_t r, int64_t segment, const Slot& next,
                          const Slot& total) {

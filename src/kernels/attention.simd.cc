@@ -13,7 +13,7 @@ int64_t q_steps(const AttentionTile& t) {
 
 // Scores of one part, whose first dim is q's element `q_begin`. Lanes that see none of a block are
 // left out.
-template <class Form>
+template <class Form, int kBeside>
 void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_begin, int64_t keys) {
   const bool in_place = Form::reads_in_place(part);
   const int64_t chunk = in_place ? part.dim : kChunk, column = q_steps<Form>(t) * kLanes;
@@ -25,7 +25,7 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_beg
       Product p{.a = t.block,
                 .b = t.q + first_group * column + from * kLanes,
                 .b_column = column,
-                .c = t.scores + (first_group * kTileSegment + j) * kLanes,
+                .c = scores_of<kBeside>(t, first_group * kLanes) + j / kBeside * kLanes,
                 .c_row = kLanes,
                 .c_column = kTileSegment * kLanes,
                 .k = Form::steps(dims),
@@ -49,8 +49,9 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_beg
           continue;
         }
       }
-      Form::load_keys(part, row, count, begin, dims, t.block);
-      multiply<typename Form::Op, typename Form::KeyStrides>(p, count, groups);
+      Form::template load_keys<kBeside>(part, row, count, begin, dims, t.block);
+      multiply<typename Form::Op, typename Form::template KeyStrides<kBeside>,
+               kBeside == 1 ? kVectors : 1>(p, (count + kBeside - 1) / kBeside, groups);
     }
   }
 }
@@ -107,12 +108,12 @@ void add_values(const AttentionTile& t, int64_t keys) {
   }
 }
 
-template <class Form>
+template <class Form, int kBeside = 1>
 void compute(const AttentionTile& t) {
   const int64_t keys = visible_keys(t, t.rows - 1);
-  add_scores<Form>(t, t.key, 0, keys);
-  add_scores<Form>(t, t.key_rope, Form::steps(t.key.dim), keys);
-  softmax_scores<Form>(t);
+  add_scores<Form, kBeside>(t, t.key, 0, keys);
+  add_scores<Form, kBeside>(t, t.key_rope, Form::steps(t.key.dim), keys);
+  softmax_scores<Form, kBeside>(t);
   add_values<Form>(t, keys);
 }
 
@@ -163,7 +164,14 @@ void attention_queries(const QueryTile& t) {
 }
 
 void attention_tile(const AttentionTile& t) {
-  with_form(t.form, [&](auto form) { compute<decltype(form)>(t); });
+  with_form(t.form, [&](auto form) {
+    using Form = decltype(form);
+    if constexpr (__is_same(Form, SplitForm)) {
+      if (t.beside == 4) return compute<Form, 4>(t);
+      if (t.beside == 2) return compute<Form, 2>(t);
+    }
+    compute<Form>(t);
+  });
 }
 
 // (max, sum, out) of a row merged with those of its next segment.

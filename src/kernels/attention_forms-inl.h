@@ -85,6 +85,7 @@ using ValueStrides = Strides<1, kLanes, kChunk>;
 
 struct F32Form {
   using Op = Fma;
+  template <int kBeside>
   using KeyStrides = Strides<kChunk, 1, kLanes>;
   static constexpr bool kPairs = false;
   static constexpr int64_t kValueKeys = kBlock;  // that add_values takes at a time
@@ -97,6 +98,7 @@ struct F32Form {
   }
   static F32x16 rounded(F32x16 a) { return a; }
   static bool reads_in_place(const AttentionPart&) { return false; }
+  template <int kBeside>
   static void load_keys(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
                         int64_t dims, float* out) {
     load_block(part, row, count, begin, dims, out);
@@ -112,24 +114,49 @@ struct SplitForm : F32Form {
   static int64_t steps(int64_t n) { return even_ceil(n); }
   static void put(F32x16 even, F32x16 odd, float* out) { F32Form::put(odd, even, out); }
   static F32x16 rounded(F32x16 a) { return round_bf16(a); }
-  using KeyStrides = PairsApart;
+  template <int kBeside>
+  using KeyStrides = PairsApart<kBeside>;
+  // Missing keys are zeros.
+  template <int kBeside>
   static void load_keys(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
                         int64_t dims, float* out) {
     const auto* x = static_cast<const uint16_t*>(part.data) + row * part.row_stride + begin;
-    const auto put_apart = [](const void* pairs, float* to) {
-      float lanes[kLanes];
-      __builtin_memcpy(lanes, pairs, sizeof lanes);
-      store(odd_of(load(lanes)), to);
-      store(even_of(load(lanes)), to + kLanes);
-    };
-    for (int64_t j = 0; j < count; ++j, x += part.row_stride, out += kChunk) {
-      int64_t i = 0;
-      for (; i + 2 * kLanes <= dims; i += 2 * kLanes) put_apart(x + i, out + i);
-      if (i == dims) continue;
-      uint16_t rest[2 * kLanes] = {};
-      for (int64_t e = i; e < dims; ++e) rest[e - i] = x[e];
-      put_apart(rest, out + i);
+    for (int64_t j = 0; j < count; j += kBeside, x += kBeside * part.row_stride) {
+      for (int64_t i = 0; i < dims; i += 2 * kLanes) {
+        const auto of_key = [&](int key) __attribute__((always_inline)) {
+          if (j + key >= count) return zero();
+          const uint16_t* const at = x + key * part.row_stride + i;
+          return i + 2 * kLanes <= dims ? load_pairs(at, 2 * kLanes) : load_pairs(at, dims - i);
+        };
+        const auto put = [&](F32x16 pairs) __attribute__((always_inline)) {
+          store(odd_of(pairs), out);
+          store(even_of(pairs), out + kLanes);
+          out += 2 * kLanes;
+        };
+        if constexpr (kBeside == 1) {
+          put(of_key(0));
+        } else if constexpr (kBeside == 2) {
+          const F32x16 a = of_key(0), b = of_key(1);
+          put(interleave_low(a, b));
+          put(interleave_high(a, b));
+        } else {
+          const F32x16 a = of_key(0), b = of_key(1), c = of_key(2), d = of_key(3);
+          const F32x16 ac_low = interleave_low(a, c), bd_low = interleave_low(b, d),
+                       ac_high = interleave_high(a, c), bd_high = interleave_high(b, d);
+          put(interleave_low(ac_low, bd_low));
+          put(interleave_high(ac_low, bd_low));
+          put(interleave_low(ac_high, bd_high));
+          put(interleave_high(ac_high, bd_high));
+        }
+      }
+      out += kBeside * (kChunk - (dims + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes);
     }
+  }
+  // n of a vector of pairs, the rest zeros.
+  static F32x16 load_pairs(const uint16_t* x, int64_t n) {
+    float lanes[kLanes] = {};
+    __builtin_memcpy(lanes, x, static_cast<size_t>(n) * sizeof *x);
+    return load(lanes);
   }
   // Behind an odd number of keys follows a key of zeros.
   static void load_values(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
@@ -151,6 +178,7 @@ struct SplitForm : F32Form {
 #if defined(FATHOM_SIMD_IS_avx512)
 struct NativeForm {
   using Op = DotBf16;
+  template <int kBeside>
   using KeyStrides = Strides<kChunk / 2, 1, kLanes>;
   static constexpr bool kPairs = true;
   static constexpr int64_t kValueKeys = 2 * kBlock;
@@ -161,6 +189,7 @@ struct NativeForm {
     return part.dim % 2 == 0 && part.row_stride % 2 == 0 &&
            reinterpret_cast<uintptr_t>(part.data) % sizeof(float) == 0;
   }
+  template <int kBeside>
   static void load_keys(const AttentionPart& part, int64_t row, int64_t count, int64_t begin,
                         int64_t dims, float* out) {
     const auto* x = static_cast<const uint16_t*>(part.data) + row * part.row_stride + begin;
@@ -204,51 +233,97 @@ inline int64_t visible_keys(const AttentionTile& t, int64_t r) {
   return clamp(t.visible + (r < t.rows ? r : t.rows - 1) / t.heads, 0, kTileSegment);
 }
 
+// Lane i = a[i ^ 1], or a[i ^ 2].
+#if defined(FATHOM_SIMD_IS_avx512)
+inline F32x16 swap_1(F32x16 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+inline F32x16 swap_2(F32x16 a) { return {_mm512_permute_ps(a.v, 0x4e)}; }
+#elif defined(FATHOM_SIMD_IS_avx2)
+inline F32x16 swap_1(F32x16 a) {
+  return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+}
+inline F32x16 swap_2(F32x16 a) {
+  return {_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)};
+}
+#else
+inline F32x16 swap_lanes(F32x16 a, int distance) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ distance];
+  return r;
+}
+inline F32x16 swap_1(F32x16 a) { return swap_lanes(a, 1); }
+inline F32x16 swap_2(F32x16 a) { return swap_lanes(a, 2); }
+#endif
+
+// Scores of keys side by side are computed behind where weights, a vector for each key, will be
+// before these are read.
+template <int kBeside>
+float* scores_of(const AttentionTile& t, int64_t row) {
+  return t.scores + (row / kLanes * kTileSegment + kTileSegment - kTileSegment / kBeside) * kLanes;
+}
+
 // scores -> e^(scale * score - max) as elements; keys a row must not see become -inf first and so
 // exactly 0. The sum runs in four chains (key mod 4), which zeros behind a row's last key do not
 // change.
-template <class Form>
+template <class Form, int kBeside = 1>
 void softmax_scores(const AttentionTile& t) {
   const F32x16 scale = set(t.scale);
   for (int64_t r = 0; r < t.lanes; r += kLanes) {
-    float* scores = t.scores + r * kTileSegment;
-    const int64_t keys = visible_keys(t, r + kLanes - 1);
-    for (int64_t i = 0; i < kLanes; ++i) {
-      for (int64_t j = visible_keys(t, r + i); j < keys; ++j) scores[j * kLanes + i] = -kInf;
+    float* const scores = scores_of<kBeside>(t, r);
+    float* const weights = t.scores + r * kTileSegment;
+    const int64_t keys = visible_keys(t, r + kLanes - 1), vectors = (keys + kBeside - 1) / kBeside;
+    for (int64_t i = 0; i < kLanes / kBeside; ++i) {
+      for (int64_t j = visible_keys(t, r + i); j < vectors * kBeside; ++j)
+        scores[j / kBeside * kLanes + i * kBeside + j % kBeside] = -kInf;
     }
     F32x16 m = set(-kInf);
-    for (int64_t j = 0; j < keys; ++j) {
-      const F32x16 scaled = load(scores + j * kLanes) * scale;
-      store(scaled, scores + j * kLanes);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const F32x16 scaled = load(scores + v * kLanes) * scale;
+      store(scaled, scores + v * kLanes);
       m = max(m, scaled);
     }
+    if constexpr (kBeside >= 2) m = max(m, swap_1(m));
+    if constexpr (kBeside == 4) m = max(m, swap_2(m));
     F32x16 sum[4] = {zero(), zero(), zero(), zero()};
-    const auto weight = [&](int64_t j) {
-      const F32x16 p = Form::rounded(exp(load(scores + j * kLanes) - m));
-      sum[j % 4] = sum[j % 4] + p;
-      return p;
+    const auto weight = [&](int64_t v) {
+      return Form::rounded(exp(load(scores + v * kLanes) - m));
     };
-    int64_t j = 0;
-    for (; j + 2 <= keys; j += 2) {
-      const F32x16 even = weight(j), odd = weight(j + 1);
-      Form::put(even, odd, scores + Form::steps(j) * kLanes);
+    // Keys j and j + 1, of which the last may be missing.
+    const auto put = [&](int64_t j, F32x16 even, F32x16 odd) {
+      sum[j % 4] = sum[j % 4] + even;
+      sum[j % 4 + 1] = sum[j % 4 + 1] + odd;
+      Form::put(even, odd, weights + Form::steps(j) * kLanes);
+    };
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t j = v * kBeside;
+      const F32x16 w = weight(v);
+      if constexpr (kBeside == 1) {
+        ++v;
+        put(j, w, v < vectors ? weight(v) : zero());
+      } else if constexpr (kBeside == 2) {
+        put(j, even_lanes(w), odd_lanes(w));
+      } else {
+        const F32x16 even = even_lanes(w), odd = odd_lanes(w);  // keys 0 2 0 2 .., 1 3 1 3 ..
+        put(j, even_lanes(even), even_lanes(odd));
+        put(j + 2, odd_lanes(even), odd_lanes(odd));
+      }
     }
-    if (j < keys) Form::put(weight(j), zero(), scores + Form::steps(j) * kLanes);
+    if constexpr (kBeside >= 2) m = even_lanes(m);
+    if constexpr (kBeside == 4) m = even_lanes(m);
     store(m, t.max + r);
     store((sum[0] + sum[1]) + (sum[2] + sum[3]), t.sum + r);
   }
 }
 
-// f(rows, their second parts, group, count) for each 16 rows of a tile.
+// f(rows, their second parts, group, count) for each 16 lanes of a tile.
 template <class F>
 void for_each_16_queries(const QueryTile& t, F f) {
-  for (int64_t first = 0; first < t.rows; first += kLanes) {
-    const int64_t count = clamp(t.rows - first, 0, kLanes);
+  for (int64_t first = 0; first < t.rows * t.beside; first += kLanes) {
+    const int64_t count = clamp(t.rows * t.beside - first, 0, kLanes);
     const float *rows[kLanes], *rope_rows[kLanes];
-    for (int64_t r = 0; r < count; ++r) {
-      rows[r] = t.q + (first + r) / t.heads * t.token_stride +
-                (first + r) % t.heads * (t.key_dim + t.rope_dim);
-      rope_rows[r] = rows[r] + t.key_dim;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = (first + i) / t.beside;
+      rows[i] = t.q + row / t.heads * t.token_stride + row % t.heads * (t.key_dim + t.rope_dim);
+      rope_rows[i] = rows[i] + t.key_dim;
     }
     f(rows, rope_rows, first / kLanes, count);
   }

@@ -38,6 +38,7 @@ struct AttentionTile {
   // Row r is token r / heads of the tile; it sees the first visible + r / heads keys of the segment
   // (none if negative).
   int64_t rows, heads, visible;
+  int64_t beside;  // keys whose scores share a vector: lane r * beside + i is row r, key i of them
   int64_t lanes;   // rows rounded up to 16
   const float* q;  // [lanes / 16, elements of key.dim, then of key_rope.dim, 16]
   float scale;
@@ -49,6 +50,12 @@ struct AttentionTile {
   float* max;          // [lanes]
   float* sum;          // [lanes]
 };
+
+// Few rows, as of one token and few heads that share keys, would leave most lanes of a score empty.
+// Native form reads keys where they lie, one by one.
+inline int64_t keys_beside(AttentionForm form, int64_t rows) {
+  return form != AttentionForm::kSplitBf16 || rows > 8 ? 1 : rows > 4 ? 2 : 4;
+}
 
 // What kInt8 takes, in blocks of kTileBlock dims: queries and scratch.
 inline int64_t int8_query_floats(int64_t lanes, int64_t blocks) {
@@ -63,7 +70,7 @@ inline int64_t int8_scratch_floats(int64_t lanes, int64_t value_blocks) {
 struct QueryTile {
   AttentionForm form;
   const float* q;
-  int64_t token_stride, rows, heads, key_dim, rope_dim;
+  int64_t token_stride, rows, heads, beside, key_dim, rope_dim;
   float* out;
 };
 

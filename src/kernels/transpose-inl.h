@@ -37,6 +37,33 @@ inline F32x16 interleave_low(F32x16 a, F32x16 b) { return interleave_8(a.v, b.v)
 inline F32x16 interleave_high(F32x16 a, F32x16 b) { return interleave_8(a.v + 8, b.v + 8); }
 #endif
 
+// The way back: lanes a0 a2 .. a14, and a1 a3 .. a15, twice.
+#if defined(FATHOM_SIMD_IS_avx512)
+inline F32x16 even_lanes(F32x16 a) {
+  return {_mm512_permutexvar_ps(
+      _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14), a.v)};
+}
+inline F32x16 odd_lanes(F32x16 a) {
+  return {_mm512_permutexvar_ps(
+      _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15), a.v)};
+}
+#elif defined(FATHOM_SIMD_IS_avx2)
+inline F32x16 twice_in_order(__m256 a) {  // from quarters 0 2 1 3
+  const __m256 ordered = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8));
+  return {ordered, ordered};
+}
+inline F32x16 even_lanes(F32x16 a) { return twice_in_order(_mm256_shuffle_ps(a.lo, a.hi, 0x88)); }
+inline F32x16 odd_lanes(F32x16 a) { return twice_in_order(_mm256_shuffle_ps(a.lo, a.hi, 0xdd)); }
+#else
+inline F32x16 every_second_lane(F32x16 a, int first) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[(2 * i + first) % 16];
+  return r;
+}
+inline F32x16 even_lanes(F32x16 a) { return every_second_lane(a, 0); }
+inline F32x16 odd_lanes(F32x16 a) { return every_second_lane(a, 1); }
+#endif
+
 // Number an element by the eight bits rrrrcccc of its row and column. Interleaving rows i and i + 8
 // into rows 2i and 2i + 1 rotates these bits by one; four times exchanges row and column.
 inline void transpose_16(F32x16 (&a)[16]) {

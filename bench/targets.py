@@ -73,7 +73,8 @@ def model(shape, preset, type, prefill=None, streams=None, depths=()):
     batch = f"16 streams, {name}"
     decode = {at: f"decode at {at}, {name}" if at else f"decode, one stream, {name}"
               for at in depths}
-    if not wanted(*prompts.values(), batch, *decode.values()):
+    int8 = {at: f"{decode[at]}, int8 cache" for at in depths[1:]}
+    if not wanted(*prompts.values(), batch, *decode.values(), *int8.values()):
         return
     path = bench.model(preset, type)
     if wanted(*prompts.values()):
@@ -90,6 +91,11 @@ def model(shape, preset, type, prefill=None, streams=None, depths=()):
         show_line(batch, next(l for l in lines if l["group"] == "batch"), 0.7, streams)
         for at in depths[1:]:
             show_against(decode[at], least[at], of[at], of[0])
+    for at in depths[1:]:
+        if wanted(int8[at]):
+            lines = bench.lines(path, "--only", "decode", "--at", f"0,{at}", "--cache", "int8")
+            of = {line["context"]: line for line in lines if line["group"] == "decode"}
+            show_against(int8[at], least[at], of[at], of[0])
 
 
 def training():

@@ -91,10 +91,11 @@ def model(shape, preset, type, prefill=None, streams=None, depths=()):
         show_line(batch, next(l for l in lines if l["group"] == "batch"), 0.7, streams)
         for at in depths[1:]:
             show_against(decode[at], least[at], of[at], of[0])
-    for at in depths[1:]:
-        if wanted(int8[at]):
-            lines = bench.lines(path, "--only", "decode", "--at", f"0,{at}", "--cache", "int8")
-            of = {line["context"]: line for line in lines if line["group"] == "decode"}
+    if wanted(*int8.values()):
+        lines = bench.lines(path, "--only", "decode", "--at", ",".join(map(str, depths)),
+                            "--cache", "int8")
+        of = {line["context"]: line for line in lines if line["group"] == "decode"}
+        for at in depths[1:]:
             show_against(int8[at], least[at], of[at], of[0])
 
 

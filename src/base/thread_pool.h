@@ -49,10 +49,10 @@ class ThreadPool {
   void run_in_stretches(int64_t items, Body&& body) {
     if (items <= 0) return;
     make_stretches(items);
-    run(items < threads() ? items : threads(), [&](int64_t own, int worker) {
+    run(items < threads() ? items : threads(), [&](int64_t, int worker) {
       int64_t last = -1;
-      for (int64_t item;
-           !failed_.load(std::memory_order_relaxed) && (item = take(static_cast<size_t>(own))) >= 0;
+      for (int64_t item; !failed_.load(std::memory_order_relaxed) &&
+                         (item = take(static_cast<size_t>(worker))) >= 0;
            last = item)
         body(item, worker, last >= 0 && item == last + 1);
     });

@@ -109,7 +109,7 @@ struct Product {
   int64_t k;
   bool accumulate;
   // InPlace and PairsApart: rows in the cache that are fetched meanwhile: those read next, of which
-  // InPlace takes the first only behind A's `rows`, and, unless null, those of values.
+  // InPlace takes the first only behind A's `rows`, and those of values. PairsApart: null for none.
   int64_t a_row = 0, rows = 0;
   const float* next_a = nullptr;
   const float* values = nullptr;
@@ -153,8 +153,11 @@ template <class Op, class S, int M, int N>
   if constexpr (__is_same(S, PairsApart<S::kBeside>)) {
     constexpr int64_t kPairs = kLanes / S::kBeside;  // in a vector
     const float* a = p.a + row * S::kARow;
+    // As many keys as this tile has, of those that are read next.
+    int64_t to_fetch = p.next_a != nullptr ? M * S::kBeside : 0;
     const auto row_bytes = static_cast<uintptr_t>(p.a_row) * sizeof *p.next_a;
-    auto next = reinterpret_cast<uintptr_t>(p.next_a + row * S::kBeside * p.a_row);
+    auto next = reinterpret_cast<uintptr_t>(p.next_a) +
+                static_cast<uintptr_t>(row * S::kBeside) * row_bytes;
     const int64_t to_values = p.values != nullptr ? distance(p.next_a, p.values) : 0;
     const auto fetch_row = [](uintptr_t at) __attribute__((always_inline)) {
       __builtin_prefetch(reinterpret_cast<const char*>(at), 0, 2);
@@ -173,12 +176,10 @@ template <class Op, class S, int M, int N>
       const int64_t pairs = clamp(k / 2, 0, kPairs);
       int64_t i = 0;
       for (; i + 2 <= pairs; i += 2) {
-        if constexpr (N == 1) {  // more query rows have the time to wait
 #pragma GCC unroll 4
-          for (int key = 0; key < S::kBeside; ++key, next += row_bytes) {
-            fetch_row(next);
-            if (to_values != 0) fetch_row(next + static_cast<uintptr_t>(to_values));
-          }
+        for (int key = 0; key < S::kBeside && to_fetch > 0; ++key, --to_fetch, next += row_bytes) {
+          fetch_row(next);
+          if (to_values != 0) fetch_row(next + static_cast<uintptr_t>(to_values));
         }
         pair(i);
         pair(i + 1);

@@ -1,5 +1,6 @@
 // Two small matrix products (attention-inl.h) around a softmax: scores[key, row] = K · Qᵀ, so that
-// a lane is a query row and the softmax needs no work across lanes; then out[row, dim] = Pᵀ · V.
+// a lane is a query row (or 2 or 4 are, each with another key, where rows are few) and the softmax
+// needs next to no work across lanes; then out[row, dim] = Pᵀ · V.
 // Every element is one chain, over dims or over keys.
 #include "kernels/attention_forms-inl.h"
 
@@ -38,9 +39,11 @@ void add_scores(const AttentionTile& t, const AttentionPart& part, int64_t q_beg
         };
         p.a_row = part.row_stride / 2;
         p.rows = count;
-        p.next_a = begin + dims < part.dim
-                       ? stored(part, row, begin + dims)
-                       : stored(part, j + kBlock < keys ? t.block_rows[j / kBlock + 1] : row, 0);
+        if (in_place || groups == 1) {  // more have the time to wait
+          p.next_a = begin + dims < part.dim
+                         ? stored(part, row, begin + dims)
+                         : stored(part, j + kBlock < keys ? t.block_rows[j / kBlock + 1] : row, 0);
+        }
         if (t.value.data != part.data && t.value.row_stride == part.row_stride)
           p.values = stored(t.value, row, begin);
         if (in_place) {

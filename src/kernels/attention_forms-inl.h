@@ -245,17 +245,18 @@ inline F32x16 swap_2(F32x16 a) {
   return {_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)};
 }
 #else
-inline F32x16 swap_lanes(F32x16 a, int distance) {
+inline F32x16 swap_lanes(F32x16 a, int bit) {
   F32x16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ distance];
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ bit];
   return r;
 }
 inline F32x16 swap_1(F32x16 a) { return swap_lanes(a, 1); }
 inline F32x16 swap_2(F32x16 a) { return swap_lanes(a, 2); }
 #endif
 
-// Scores of keys side by side are computed behind where weights, a vector for each key, will be
-// before these are read.
+// Scores of keys side by side fill the end of the segment's buffer. Weights, a vector for each key,
+// fill it from its beginning and overtake no score that is not read yet: those of vector v end at
+// (v + 1) kBeside, and vector v + 1 lies at 256 - 256 / kBeside + v + 1 or, of 256, behind them.
 template <int kBeside>
 float* scores_of(const AttentionTile& t, int64_t row) {
   return t.scores + (row / kLanes * kTileSegment + kTileSegment - kTileSegment / kBeside) * kLanes;

@@ -15,7 +15,8 @@ namespace {
 
 constexpr int64_t kDims = 64;  // kInt8Block
 constexpr float kTiny = 0x1p-100f;
-constexpr float kRounding = 0x1.8p23f;  // a sum with it is rounded to an integer
+constexpr float kTinyScale = 0x1p-108f;  // less than any that is stored, kTiny / 127 at least
+constexpr float kRounding = 0x1.8p23f;   // a sum with it is rounded to an integer
 
 inline int64_t blocks_of(int64_t dims) { return (dims + kDims - 1) / kDims; }
 
@@ -221,14 +222,14 @@ void load_values(const AttentionTile& t, int64_t row, int64_t count, int64_t beg
 // last byte of a sum with kRounding is its rounded term.
 template <class Ratio>
 void put_weights(const float* p, Ratio ratio, int64_t keys, int64_t count, float* out) {
-  const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const __m512i low_bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   const auto code = [&](int64_t j) __attribute__((always_inline)) {
     return _mm512_castps_si512(fma(load(p + j * kLanes), ratio(j), set(kRounding)).v);
   };
   const auto put = [&](__m512i a, __m512i b, __m512i c, __m512i d) __attribute__((always_inline)) {
-    a = _mm512_mask_shuffle_epi8(a, 0x2222222222222222, b, spread);
-    a = _mm512_mask_shuffle_epi8(a, 0x4444444444444444, c, spread);
-    _mm512_storeu_si512(out, _mm512_mask_shuffle_epi8(a, 0x8888888888888888, d, spread));
+    a = _mm512_mask_shuffle_epi8(a, 0x2222222222222222, b, low_bytes);
+    a = _mm512_mask_shuffle_epi8(a, 0x4444444444444444, c, low_bytes);
+    _mm512_storeu_si512(out, _mm512_mask_shuffle_epi8(a, 0x8888888888888888, d, low_bytes));
   };
   int64_t j = 0;
   for (; j + 4 <= keys; j += 4, out += kLanes) put(code(j), code(j + 1), code(j + 2), code(j + 3));
@@ -382,9 +383,9 @@ void multiply_values(const AttentionTile& t, const float* weights, const float* 
 
 // Of a block of dims: the scales that belong to the keys that a row sees.
 struct SeenScale {
-  F32x16 top;  // the largest, of kTiny at least
+  F32x16 top;  // the largest, of kTinyScale at least
   F32x16 inverse;
-  explicit SeenScale(F32x16 largest) : top(max(set(kTiny), largest)), inverse(set(1) / top) {}
+  explicit SeenScale(F32x16 largest) : top(max(set(kTinyScale), largest)), inverse(set(1) / top) {}
   // scale / top, at most 1; but NaN, which is in top as well, and scales of keys that are not seen
   // must leave 0 what is weighted 0.
   F32x16 ratio(F32x16 scale) const { return min(scale * inverse, set(2)); }
@@ -436,7 +437,7 @@ void add_values(const AttentionTile& t, int64_t keys) {
   for (int64_t j = 0; j < keys; j += kBlock) {
     const int64_t count = clamp(keys - j, 0, kBlock), row = t.block_rows[j / kBlock];
     const auto seen_by = [&](int64_t r) { return clamp(visible_keys(t, r) - j, 0, count); };
-    const auto scores_of = [&](int64_t r) {
+    const auto weights_of = [&](int64_t r) {
       return t.scores + (r * kTileSegment / kLanes + j) * kLanes;
     };
     for (int64_t i = 0; i < kBlock; ++i) {
@@ -444,7 +445,7 @@ void add_values(const AttentionTile& t, int64_t keys) {
         value_scales[b * kBlock + i] = i < count ? scales_of(t.value, row + i)[b] : 0.0f;
     }
     for (int64_t r = 0; r < t.lanes; r += kLanes)
-      store(scale_weights(scores_of(r), seen_by(r + kLanes - 1)), tops + r);
+      store(scale_weights(weights_of(r), seen_by(r + kLanes - 1)), tops + r);
     for (int64_t b = 0; b < blocks; ++b) {
       const float* const of_key = value_scales + b * kBlock;
       const SeenScale all(set(largest_of(of_key)));
@@ -456,7 +457,7 @@ void add_values(const AttentionTile& t, int64_t keys) {
         F32x16 top = all.top;
         if (seen_by(r) == count) {
           put_weights(
-              scores_of(r), [&](int64_t i) { return set(ratios[i]); }, count, count, out);
+              weights_of(r), [&](int64_t i) { return set(ratios[i]); }, count, count, out);
         } else {
           float largest[kBlock], lanes[kLanes];
           put_largest(of_key, count, largest);
@@ -467,7 +468,7 @@ void add_values(const AttentionTile& t, int64_t keys) {
           const SeenScale some(load(lanes));
           top = some.top;
           put_weights(
-              scores_of(r), [&](int64_t i) { return some.ratio(set(of_key[i])); },
+              weights_of(r), [&](int64_t i) { return some.ratio(set(of_key[i])); },
               seen_by(r + kLanes - 1), count, out);
         }
         store(load(tops + r) * top * set(1.0f / 255), scales + r);

@@ -52,7 +52,8 @@ struct AttentionTile {
 };
 
 // Few rows, as of one token and few heads that share keys, would leave most lanes of a score empty.
-// Native form reads keys where they lie, one by one.
+// In split form only, which brings keys into a block anyway: native form and int8 read them where
+// they lie, and F32 is for training, whole sequences.
 inline int64_t keys_beside(AttentionForm form, int64_t rows) {
   return form != AttentionForm::kSplitBf16 || rows > 8 ? 1 : rows > 4 ? 2 : 4;
 }

@@ -97,8 +97,8 @@ void swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> position,
 // bytes_of_tiles: memory that w's take, a multiple of 64; 0 = blocks of this type have none.
 int64_t bytes_of_tiles(const WeightView& w);
 // Those of weights of one shape and type, one behind the other from `out` on, 64-byte aligned. Each
-// thread begins with its own stretch of them, as in products: so those of one large matrix are
-// first touched, and lie, where they will be read.
+// thread begins with its own stretch of them, as in products: so the memory of one large matrix is
+// first touched by the threads that will read it first.
 void make_tiles(Context& ctx, std::span<const WeightView> weights, std::byte* out);
 
 }  // namespace fathom

@@ -40,6 +40,8 @@ class Weights {
     const WeightView& whole = w.kv_b_proj.weight;
     each_({&w.kv_b_proj.weight, 1});
     each_(w.absorbed.k_up_transposed);
+    if (!w.absorbed.v_up.empty() && row_of(whole, w.absorbed.v_up[0]) < 0)
+      return each_(w.absorbed.v_up);
     for (WeightView& view : w.absorbed.v_up) {
       // of the same bytes, and so of the same tiles where it begins with one
       const int64_t row = row_of(whole, view);

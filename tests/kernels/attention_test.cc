@@ -29,6 +29,7 @@ using reference::kExpanded;
 using reference::kForms;
 using reference::kGqa;
 using reference::kInt8Forms;
+using reference::kOddFew;
 using reference::noise;
 using reference::PaddedRows;
 using reference::scale_of;
@@ -92,16 +93,18 @@ TEST(Attention, I8BesideAnotherTypeIsRefused) {
 
 TEST(Attention, EveryHeadDimWorks) {
   for (int64_t dim = 1; dim <= 70; ++dim) {
-    const Form form{"dim", 2, 1, dim, 0, 71 - dim, false};
-    const Cache cache(form, DType::kBF16, 66);
-    const PaddedRows q(2, form.width(), 4);
-    const auto expected = attention_ref(q.view, 64, 2, 1, scale_of(form), cache.view);
-    for (const Isa isa : instruction_sets()) {
-      SCOPED_TRACE(fmt::format("{} dims, {}", dim, isa_name(isa)));
-      Context ctx(1, isa);
-      PaddedRows out(2, form.heads * form.value_dim);
-      run(ctx, form, cache, q.view, 64, out.view);
-      expect_close(out.view, expected.out, expected.bounds);
+    for (const int64_t heads : {2, 4, 5}) {  // 4, 8 and 10 rows: 4, 2 and 1 keys side by side
+      const Form form{"dim", heads, 1, dim, dim % 7, 71 - dim, false};
+      const Cache cache(form, DType::kBF16, 66);
+      const PaddedRows q(2, form.width(), 4);
+      const auto expected = attention_ref(q.view, 64, heads, 1, scale_of(form), cache.view);
+      for (const Isa isa : instruction_sets()) {
+        SCOPED_TRACE(fmt::format("{} dims, {} heads, {}", dim, heads, isa_name(isa)));
+        Context ctx(1, isa);
+        PaddedRows out(2, form.heads * form.value_dim);
+        run(ctx, form, cache, q.view, 64, out.view);
+        expect_close(out.view, expected.out, expected.bounds);
+      }
     }
   }
 }
@@ -113,6 +116,7 @@ TEST(Attention, AQueryHasTheSameBitsAloneInAnyChunkAndOnAnyNumberOfThreads) {
   };
   for (const auto& [form, dtype] :
        std::vector<std::pair<Form, DType>>{{kGqa, DType::kBF16},
+                                           {kOddFew, DType::kBF16},
                                            {kExpanded, DType::kF32},
                                            {kAbsorbed, DType::kBF16},
                                            {kInt8Forms[0], DType::kI8},
@@ -124,8 +128,8 @@ TEST(Attention, AQueryHasTheSameBitsAloneInAnyChunkAndOnAnyNumberOfThreads) {
       PaddedRows whole(kTokens, form.heads * form.value_dim);
       Context one(1, isa), three(3, isa);
       run(one, form, cache, q.view, 0, whole.view);
-      for (const Chunks chunks :
-           {Chunks{500, 1}, Chunks{420, 7}, Chunks{0, 64}, Chunks{0, 129}, Chunks{0, 530}}) {
+      for (const Chunks chunks : {Chunks{500, 1}, Chunks{490, 2}, Chunks{420, 7}, Chunks{0, 64},
+                                  Chunks{0, 129}, Chunks{0, 530}}) {
         PaddedRows out(kTokens, form.heads * form.value_dim);
         for (int64_t begin = chunks.begin; begin < kTokens; begin += chunks.size) {
           const int64_t count = std::min(chunks.size, kTokens - begin);
@@ -143,7 +147,7 @@ TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
   constexpr int64_t kTokens = 100;
   for (const auto& [form, dtype] : all_cases()) {
     for (const Isa isa : instruction_sets()) {
-      for (const int64_t bad : {70, 71}) {  // either of a pair
+      for (const int64_t bad : {68, 69, 70, 71}) {  // each of those that may share a vector
         Context ctx(1, isa);
         const PaddedRows q(kTokens, form.width(), 4);
         Cache cache(form, dtype, kTokens);
@@ -156,6 +160,15 @@ TEST(Attention, NanInALaterKeyOrValueChangesNothing) {
         expect_same_bits(after.view.slice(0, bad), before.view.slice(0, bad));
         for (int64_t t = bad; t < kTokens; ++t)
           EXPECT_TRUE(std::isnan(after.view.row(t)[1])) << form.name << t;
+        for (const int64_t tokens : {1, 2, 4}) {  // few rows, of which some see it
+          const int64_t first = bad - tokens / 2;
+          run(ctx, form, cache, q.view.slice(first, tokens), first,
+              after.view.slice(first, tokens));
+          expect_same_bits(after.view.slice(first, bad - first),
+                           before.view.slice(first, bad - first));
+          for (int64_t t = bad; t < first + tokens; ++t)
+            EXPECT_TRUE(std::isnan(after.view.row(t)[1])) << form.name << t;
+        }
       }
     }
   }
@@ -182,13 +195,16 @@ TEST(Attention, Avx2AndAvx512GiveTheSameBits) {
   if (instruction_sets().back() != Isa::kAvx512) GTEST_SKIP() << "no AVX-512";
   for (const auto& [form, dtype] : all_cases()) {
     for (const float size : {4.0f, 1e-38f}) {  // the second is subnormal
-      const Cache cache(form, dtype, 333);
-      const PaddedRows q(33, form.width(), size);
-      PaddedRows narrow(33, form.heads * form.value_dim), wide(33, form.heads * form.value_dim);
-      Context avx2(1, Isa::kAvx2), avx512(1, Isa::kAvx512);
-      run(avx2, form, cache, q.view, 300, narrow.view);
-      run(avx512, form, cache, q.view, 300, wide.view);
-      expect_same_bits(wide.view, narrow.view);
+      for (const int64_t tokens : {1, 2, 33}) {
+        const Cache cache(form, dtype, 300 + tokens);
+        const PaddedRows q(tokens, form.width(), size);
+        PaddedRows narrow(tokens, form.heads * form.value_dim),
+            wide(tokens, form.heads * form.value_dim);
+        Context avx2(1, Isa::kAvx2), avx512(1, Isa::kAvx512);
+        run(avx2, form, cache, q.view, 300, narrow.view);
+        run(avx512, form, cache, q.view, 300, wide.view);
+        expect_same_bits(wide.view, narrow.view);
+      }
     }
   }
 }
@@ -231,21 +247,23 @@ TEST(Attention, ManySequencesInOneCallHaveTheBitsOfEachAlone) {
 }
 
 TEST(Attention, NanInAQueryStaysInItsRowAndHead) {
+  const Form& form = kAbsorbed;
   for (const Isa isa : instruction_sets()) {
-    Context ctx(2, isa);
-    const Cache cache(kAbsorbed, DType::kBF16, 300);
-    const PaddedRows q(3, kAbsorbed.width(), 4);
-    PaddedRows clean(3, kAbsorbed.heads * kAbsorbed.value_dim),
-        out(3, kAbsorbed.heads * kAbsorbed.value_dim);
-    run(ctx, kAbsorbed, cache, q.view, 297, clean.view);
-    q.view.row(1)[2 * kAbsorbed.key_dim + 5] = kNan;
-    run(ctx, kAbsorbed, cache, q.view, 297, out.view);
-    for (int64_t t = 0; t < 3; ++t) {
-      for (int64_t i = 0; i < out.view.cols; ++i) {
-        const bool poisoned = t == 1 && i / kAbsorbed.value_dim == 2;
-        EXPECT_EQ(std::isnan(out.view.row(t)[i]), poisoned);
-        if (!poisoned) {
-          EXPECT_EQ(out.view.row(t)[i], clean.view.row(t)[i]);
+    for (const int64_t tokens : {1, 2, 3}) {
+      Context ctx(2, isa);
+      const Cache cache(form, DType::kBF16, 297 + tokens);
+      const PaddedRows q(tokens, form.width(), 4);
+      PaddedRows clean(tokens, form.heads * form.value_dim), out(tokens, clean.view.cols);
+      run(ctx, form, cache, q.view, 297, clean.view);
+      q.view.row(tokens / 2)[2 * form.key_dim + 5] = kNan;
+      run(ctx, form, cache, q.view, 297, out.view);
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t i = 0; i < out.view.cols; ++i) {
+          const bool poisoned = t == tokens / 2 && i / form.value_dim == 2;
+          EXPECT_EQ(std::isnan(out.view.row(t)[i]), poisoned);
+          if (!poisoned) {
+            EXPECT_EQ(out.view.row(t)[i], clean.view.row(t)[i]);
+          }
         }
       }
     }

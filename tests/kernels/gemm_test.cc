@@ -150,6 +150,30 @@ TEST(Linear, TilesOfBlocksChangeNoBit) {
   }
 }
 
+// Their bytes fill no lines: each begins at one.
+TEST(Linear, TilesOfSeveralWeightsLieOneBehindTheOther) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(2, isa);
+    const Weight a(DType::kQ6_K, 10, 256, 2), b(DType::kQ6_K, 10, 256, 3),
+        c(DType::kQ6_K, 10, 256, 4);
+    const WeightView views[] = {a.view, b.view, c.view};
+    const int64_t each = bytes_of_tiles(a.view);
+    EXPECT_GT(each, 16 * row_bytes(DType::kQ6_K, 256));
+    EXPECT_EQ(each % 64, 0);
+    Arena memory;
+    const ArenaScope scope(memory);
+    auto* const all = memory.allocate(static_cast<uint64_t>(3 * each));
+    make_tiles(ctx, views, all);
+    const std::byte* at = all;
+    for (const Weight* w : {&a, &b, &c}) {
+      EXPECT_EQ(std::memcmp(at, Tiles(ctx, *w).view.tiles,
+                            static_cast<size_t>(16 * row_bytes(DType::kQ6_K, 256))),
+                0);
+      at += each;
+    }
+  }
+}
+
 // Parts of a weight, as heads are: with tiles where one begins, else their rows; and experts.
 TEST(Linear, PartsAndGroupsOfTilesChangeNoBit) {
   Context ctx(2);
@@ -556,7 +580,7 @@ TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
         }
         for (int64_t r = 0; r * 128 < k; ++r) scales.push_back(scale * (1.0f + 0.1f * noise(3, r)));
         std::vector<float> expected(static_cast<size_t>(m * n)), y(expected.size());
-        GemmBlock b{.x = x.data(),
+        GemmBlock b{.x = split_x.data(),
                     .w = w.data(),
                     .x_stride = padded,
                     .w_stride = k,
@@ -566,7 +590,6 @@ TEST(Linear, AllWaysThroughFp8GiveTheSameBits) {
                     .scales = scales.data(),
                     .y = expected.data(),
                     .y_stride = n};
-        b.x = split_x.data();
         avx512::gemm_split_f8(b);
         const auto expect_same = [&](auto run, const void* operand, bool widened) {
           b.x = operand;

@@ -28,8 +28,9 @@ inline const Form kAbsorbed{"MLA absorbed", 4, 1, 40, 0, 32, true};
 inline const Form kManyHeads{"more heads than a tile", 80, 1, 12, 0, 8, true};
 // Whole vectors of query rows, several at a time, and dims that fill no pair, vector or chunk.
 inline const Form kOddDims{"MLA absorbed, odd", 40, 1, 101, 33, 35, true};
-inline const std::vector<Form> kForms = {kGqa,      kMha,       kExpanded,
-                                         kAbsorbed, kManyHeads, kOddDims};
+inline const Form kOddFew{"MLA absorbed, odd, few heads", 4, 1, 101, 33, 35, true};
+inline const std::vector<Form> kForms = {kGqa,       kMha,     kExpanded, kAbsorbed,
+                                         kManyHeads, kOddDims, kOddFew};
 
 // With head dims that an int8 cache takes; the last blocks are partly filled.
 inline const std::vector<Form> kInt8Forms = {{"GQA", 6, 2, 64, 0, 64, false},

@@ -1,5 +1,5 @@
 // Linear layers against the roofs of this machine: usage gemm_bench [threads] [part of a case's
-// name]
+// name] [portable, avx2, avxvnni or avx512; default: this CPU's best]
 //
 // Hosts are shared, so a run counts only with the roof seen next to it: each sample is probe, run,
 // probe, and its share is the run over the mean of its two probes. Printed are medians and the
@@ -16,7 +16,9 @@
 #include <ctime>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -192,8 +194,8 @@ std::string cpu_name() {
   return "unknown CPU";
 }
 
-int bench(int threads, const std::string& filter) {
-  Context ctx(threads);
+int bench(int threads, const std::string& filter, Isa isa) {
+  Context ctx(threads, isa);
   const Roofs roofs = measure_roofs(ctx, 2);
   fmt::print("{}, {} threads, {}, {}\n", cpu_name(), threads, isa_name(ctx.isa()), __VERSION__);
   fmt::print(
@@ -225,5 +227,15 @@ int bench(int threads, const std::string& filter) {
 int main(int argc, char** argv) {
   int threads = fathom::available_cores();
   if (argc > 1) threads = std::clamp(static_cast<int>(std::strtol(argv[1], nullptr, 10)), 1, 256);
-  return fathom::bench(threads, argc > 2 ? argv[2] : "");
+  fathom::Isa isa = fathom::detect_isa();
+  if (argc > 3) {
+    constexpr std::string_view kNames[] = {"portable", "avx2", "avxvnni", "avx512"};
+    const auto* const name = std::find(std::begin(kNames), std::end(kNames), argv[3]);
+    if (name == std::end(kNames) || !fathom::has_isa(fathom::kIsas[name - kNames])) {
+      fmt::print(stderr, "gemm_bench: no instruction set of this CPU: {}\n", argv[3]);
+      return 2;
+    }
+    isa = fathom::kIsas[name - kNames];
+  }
+  return fathom::bench(threads, argc > 2 ? argv[2] : "", isa);
 }

@@ -52,8 +52,8 @@ void register_all(const std::vector<std::byte>& memory, const std::vector<std::b
   for (int d = 0; d < kDTypeCount; ++d) {
     const DType dtype = static_cast<DType>(d);
     if (!dtype_info(dtype).computable) continue;
-    for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-      if (isa > detect_isa()) continue;
+    for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+      if (!has_isa(isa)) continue;
       benchmark::RegisterBenchmark(
           fmt::format("{}/cached/{}", dtype_name(dtype), isa_name(isa)).c_str(),
           [=, &cached](benchmark::State& s) { dequantize(s, isa, dtype, cached, 0); });

@@ -1,11 +1,14 @@
 # The four rules by which folders become targets. Lists of files are globbed: a new file needs no edit here.
 
-# Kernel sources named *.simd.cc are compiled once per instruction set into namespace
-# fathom::portable, fathom::avx2 or fathom::avx512 (src/kernels/simd-inl.h); the dispatcher picks at run time.
+# Kernel sources named *.simd.cc are compiled once per instruction set into namespace fathom::portable, fathom::avx2,
+# fathom::avxvnni (some of them) or fathom::avx512 (src/kernels/simd-inl.h); the dispatcher picks at run time.
 # The avx512 target may use vdpbf16ps, by intrinsics in functions that are called only where has_bf16_dot(), and vpermi2b, as
 # assembler, only where looks_up_f8().
 set(FATHOM_SIMD_portable "")
 set(FATHOM_SIMD_avx2 -mavx2 -mfma -mf16c)
+set(FATHOM_SIMD_avxvnni ${FATHOM_SIMD_avx2} -mavxvnni -DFATHOM_SIMD_IS_avx2=1)
+# What multiplies bytes, and measures how fast that can be: no other file gains from it.
+set(FATHOM_SIMD_avxvnni_files "/(gemm_int8|roofline)\\.simd\\.cc$")
 set(FATHOM_SIMD_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
                        -mavx512vnni -mavx512bf16 -mprefer-vector-width=512)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # its own AVX-512 header sets off these two (gcc bug 105593)
@@ -20,7 +23,7 @@ if(FATHOM_SANITIZE MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
                         -fno-sanitize=null,object-size,pointer-overflow)
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(FATHOM_SIMD_TARGETS portable avx2 avx512)
+  set(FATHOM_SIMD_TARGETS portable avx2 avxvnni avx512)
 else()
   set(FATHOM_SIMD_TARGETS portable)
 endif()
@@ -41,7 +44,11 @@ function(fathom_library name)
   if(simd_sources)
     foreach(target ${FATHOM_SIMD_TARGETS})
       set(objects fathom_${name}_${target})
-      add_library(${objects} OBJECT ${simd_sources})
+      set(files ${simd_sources})
+      if(FATHOM_SIMD_${target}_files)
+        list(FILTER files INCLUDE REGEX "${FATHOM_SIMD_${target}_files}")
+      endif()
+      add_library(${objects} OBJECT ${files})
       target_include_directories(${objects} PRIVATE ${CMAKE_SOURCE_DIR}/src)
       target_compile_definitions(${objects} PRIVATE FATHOM_SIMD_TARGET=${target}
                                  FATHOM_SIMD_IS_${target}=1)

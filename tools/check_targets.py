@@ -2,7 +2,8 @@
 
 *.simd.cc files are compiled once per instruction set. A symbol that such an object shares with the rest of the program (an inline
 function of the standard library, say) may be the copy that the linker keeps for everybody. So every symbol an
-AVX2 or AVX-512 object defines for the outside must lie in namespace fathom::avx2 or fathom::avx512 (src/kernels/simd-inl.h).
+AVX2, AVX-VNNI or AVX-512 object defines for the outside must lie in namespace fathom::avx2, avxvnni or avx512
+(src/kernels/simd-inl.h).
 """
 
 import pathlib
@@ -38,7 +39,7 @@ def main():
             print(f"check_targets: skipped: {option} adds symbols of its own")
             return 0
     nm = cache_entry(build, "CMAKE_NM") or "nm"
-    objects = [(target, path) for target in ("avx2", "avx512")
+    objects = [(target, path) for target in ("avx2", "avxvnni", "avx512")
                for path in sorted(build.glob(f"CMakeFiles/fathom_*_{target}.dir/**/*.o"))]
     if not objects:
         x86 = platform.machine() in ("x86_64", "AMD64")

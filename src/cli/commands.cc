@@ -296,8 +296,9 @@ Action bind_logits(CLI::App& app) {
       "input of layers with BF16 or FP8 weights or GGUF blocks: native (rounded to bf16, to "
       "8 bits) or f32");
   bind_cache(app, o->cache);
-  app.add_option("--isa", o->isa,
-                 "instruction set: portable, avx2 or avx512 (default: the best of this CPU)");
+  app.add_option(
+      "--isa", o->isa,
+      "instruction set: portable, avx2, avxvnni or avx512 (default: the best of this CPU)");
   bind_output(app, o->output);
   return [o] { return run_logits(*o); };
 }

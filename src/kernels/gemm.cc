@@ -280,7 +280,7 @@ void pack_columns(const Problem& p, const WeightView& w, int64_t k0, int64_t k, 
 void run_block(Isa isa, Form form, DType dtype, const GemmBlock& b) {
   const bool codes = dtype == DType::kF8E4M3;
 #if defined(__x86_64__)
-  if (dtype == DType::kF16) return isa == Isa::kAvx2 ? avx2::gemm_f16(b) : avx512::gemm_f16(b);
+  if (dtype == DType::kF16) return isa == Isa::kAvx512 ? avx512::gemm_f16(b) : avx2::gemm_f16(b);
 #endif
   if (form == Form::kF32) return FATHOM_SIMD_CALL(isa, gemm_f32)(b);
   if (form == Form::kSplitBf16 && !codes) return FATHOM_SIMD_CALL(isa, gemm_split_bf16)(b);

@@ -17,7 +17,7 @@
 
 namespace fathom {
 
-FATHOM_SIMD_DECLARE(Int8Kernels int8_q8_0(), int8_q4_0(), int8_q4_1(), int8_q5_0(), int8_q5_1(),
+FATHOM_VNNI_DECLARE(Int8Kernels int8_q8_0(), int8_q4_0(), int8_q4_1(), int8_q5_0(), int8_q5_1(),
                     int8_q2_k(), int8_q3_k(), int8_q4_k(), int8_q5_k(), int8_q6_k(), int8_iq4_nl(),
                     int8_iq4_xs(), int8_mxfp4();
                     void int8_round(const float* x, int64_t stride, int64_t rows, int64_t cols,
@@ -42,7 +42,7 @@ Int8Kernels kernels_of(Isa isa, DType dtype) {
   switch (dtype) {
 #define FATHOM_FORMAT(type, name) \
   case DType::type:               \
-    return FATHOM_SIMD_CALL(isa, int8_##name)()
+    return FATHOM_VNNI_CALL(isa, int8_##name)()
     FATHOM_FORMAT(kQ8_0, q8_0);
     FATHOM_FORMAT(kQ4_0, q4_0);
     FATHOM_FORMAT(kQ4_1, q4_1);
@@ -336,7 +336,7 @@ void for_bundles(const Problem& p, const Body& body) {
 // x of rows from m of expert e on is at from(e, m), `stride` apart.
 template <class From>
 void round_rows(const Problem& p, int64_t stride, const From& from) {
-  const auto round = FATHOM_SIMD_CALL(p.ctx.isa(), int8_round);
+  const auto round = FATHOM_VNNI_CALL(p.ctx.isa(), int8_round);
   for_bundles(p, [&](int64_t e, int64_t m, int64_t rows) {
     round(from(e, m), stride, rows, p.x.cols, p.kernels.zero, p.width(e, m), p.bundle(e, m));
   });
@@ -474,7 +474,7 @@ void int8_swiglu_mlp(Context& ctx, ConstRows x, std::span<const int64_t> positio
 
   // 32 columns of act are a block of it: they are rounded as soon as they are there, and never
   // exist otherwise. An item's rows begin with a bundle.
-  const auto round_act = FATHOM_SIMD_CALL(ctx.isa(), int8_round_swiglu);
+  const auto round_act = FATHOM_VNNI_CALL(ctx.isa(), int8_round_swiglu);
   const LinearPart gates{w.gate, nullptr, {}};
   const auto few = [&](int64_t e) {
     const auto i = static_cast<size_t>(e);

@@ -18,7 +18,7 @@
 namespace fathom::FATHOM_SIMD_TARGET {
 namespace {
 
-#if defined(FATHOM_SIMD_IS_avx512)
+#if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avxvnni)
 constexpr bool kTakesUnsigned = true;  // vpdpbusd multiplies unsigned by signed
 #else
 constexpr bool kTakesUnsigned = false;
@@ -108,12 +108,16 @@ inline Codes load_codes(const uint8_t* p) {
   const auto* v = reinterpret_cast<const __m256i*>(p);
   return {_mm256_load_si256(v), _mm256_load_si256(v + 1)};
 }
-// Two products fit into 16 bits, as w < 64 or |w| <= 128, and |x| <= 127.
 template <bool kWide>
 inline __m256i dot_8(__m256i sum, __m256i w, __m256i x) {
+#if defined(FATHOM_SIMD_IS_avxvnni)
+  return _mm256_dpbusd_avx_epi32(sum, w, x);
+#else
+  // Two products fit into 16 bits, as w < 64 or |w| <= 128, and |x| <= 127.
   const __m256i pairs = kWide ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
                               : _mm256_maddubs_epi16(w, x);
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 template <bool kWide>
 inline Sum dot(Sum sum, Codes w, int32_t x) {
@@ -216,8 +220,12 @@ constexpr int64_t kFewTileRows =
     : std::is_same_v<Format, Q5_0> || std::is_same_v<Format, Q5_1> ? 24
                                                                    : 64;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kRunsTogether = 1, kUnroll = 4, kBundle = 4,
-                  kFewRows = 8;
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kBundle = 4, kFewRows = 8;
+#if defined(FATHOM_SIMD_IS_avxvnni)
+constexpr int64_t kRunsTogether = 2;
+#else
+constexpr int64_t kRunsTogether = 1;
+#endif
 template <class>
 constexpr int64_t kFewTileRows = 8;
 #else

@@ -16,7 +16,7 @@ namespace fathom {
 // The result only keeps the work alive.
 FATHOM_SIMD_DECLARE(float probe_f32(int64_t steps, double* ops))
 FATHOM_SIMD_DECLARE(float probe_bf16(int64_t steps, double* ops))
-FATHOM_SIMD_DECLARE(float probe_int8(int64_t steps, double* ops))
+FATHOM_VNNI_DECLARE(float probe_int8(int64_t steps, double* ops))
 FATHOM_SIMD_DECLARE(float probe_read(const float* data, int64_t count))
 
 namespace {
@@ -66,7 +66,7 @@ double RoofProbe::bf16_flops() {
   return std::max(compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_bf16)), f32_flops());
 }
 double RoofProbe::int8_ops() {
-  return compute_rate(ctx_, FATHOM_SIMD_CALL(ctx_.isa(), probe_int8));
+  return compute_rate(ctx_, FATHOM_VNNI_CALL(ctx_.isa(), probe_int8));
 }
 
 double RoofProbe::read_bytes() {

@@ -14,27 +14,47 @@ std::string_view isa_name(Isa isa) {
       return "portable";
     case Isa::kAvx2:
       return "AVX2+FMA";
+    case Isa::kAvxVnni:
+      return "AVX2 (VNNI)";
     case Isa::kAvx512:
       return "AVX-512 (VNNI)";
   }
   return "?";
 }
 
-Isa detect_isa() {
+bool has_isa(Isa isa) {
 #if defined(__x86_64__)
   // gcc's feature test covers CPUID and the operating system's XCR0 together.
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
-  if (!avx2 || !f16c) return Isa::kPortable;
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512vnni");
-  return avx512 ? Isa::kAvx512 : Isa::kAvx2;
+  const auto has_avx2 = [&] {
+    const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  };
+  switch (isa) {
+    case Isa::kPortable:
+      return true;
+    case Isa::kAvx2:
+      return has_avx2();
+    case Isa::kAvxVnni:  // not every compiler we support has a name for it
+      return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+    case Isa::kAvx512:
+      return has_avx2() && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  }
+  return false;
 #else
-  return Isa::kPortable;
+  return isa == Isa::kPortable;
 #endif
+}
+
+Isa detect_isa() {
+  Isa best = Isa::kPortable;
+  for (const Isa isa : kIsas) {
+    if (has_isa(isa)) best = isa;
+  }
+  return best;
 }
 
 bool has_bf16_dot() {
@@ -54,7 +74,7 @@ bool has_bf16_dot() {
 
 Context::Context(int threads, Isa isa, Precision precision)
     : pool_(threads), isa_(isa), precision_(precision), scratch_(std::make_unique<Arena>()) {
-  FATHOM_CHECK(isa <= detect_isa(), isa_name(isa));
+  FATHOM_CHECK(has_isa(isa), isa_name(isa));
   for (int w = 0; w < threads; ++w) {
     worker_scratch_.push_back(std::make_unique<Arena>());
     serial_.push_back(std::unique_ptr<Context>(new Context(Serial{}, isa, precision)));

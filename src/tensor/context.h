@@ -13,11 +13,15 @@
 
 namespace fathom {
 
-// Instruction sets the kernels are compiled for, weakest first. kAvx512 means F, BW, DQ, VL and
-// VNNI together (Zen 4 and later, Cascade Lake and later); a CPU with part of them runs kAvx2.
-enum class Isa { kPortable, kAvx2, kAvx512 };
+// Instruction sets the kernels are compiled for, weakest first. kAvxVnni is kAvx2 with dot products
+// of bytes (Intel's cores without AVX-512 since Alder Lake). kAvx512 means F, BW, DQ, VL and VNNI
+// together (Zen 4 and later, Cascade Lake and later); a CPU with part of them runs kAvx2, and one
+// with all of them need not have kAvxVnni.
+enum class Isa { kPortable, kAvx2, kAvxVnni, kAvx512 };
+inline constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512};
 std::string_view isa_name(Isa isa);
-// The strongest set this CPU and operating system run (CPUID and XGETBV).
+// Whether this CPU and operating system run it (CPUID and XGETBV); the strongest that they do.
+bool has_isa(Isa isa);
 Isa detect_isa();
 // Whether a kAvx512 CPU also has vdpbf16ps (Zen 4, Cooper Lake, Sapphire Rapids and later).
 bool has_bf16_dot();

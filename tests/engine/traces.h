@@ -20,8 +20,8 @@ inline uint64_t random_below(uint64_t stream, uint64_t i, uint64_t n) {
 
 inline std::vector<Isa> instruction_sets() {
   std::vector<Isa> sets;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    if (isa <= detect_isa()) sets.push_back(isa);
+  for (const Isa isa : kIsas) {
+    if (has_isa(isa)) sets.push_back(isa);
   }
   return sets;
 }

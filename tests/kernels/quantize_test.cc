@@ -28,8 +28,8 @@ using reference::PaddedRows;
 
 std::vector<Isa> isas() {
   std::vector<Isa> list;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    if (isa <= detect_isa()) list.push_back(isa);
+  for (const Isa isa : kIsas) {
+    if (has_isa(isa)) list.push_back(isa);
   }
   return list;
 }

@@ -14,8 +14,8 @@ namespace fathom::reference {
 
 inline std::vector<Isa> instruction_sets() {
   std::vector<Isa> sets;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    if (isa <= detect_isa()) sets.push_back(isa);
+  for (const Isa isa : kIsas) {
+    if (has_isa(isa)) sets.push_back(isa);
   }
   return sets;
 }

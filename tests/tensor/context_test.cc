@@ -30,15 +30,20 @@ TEST(Context, TheInstructionSetIsTheStrongestWhoseFeaturesTheSystemLists) {
   };
   const bool avx2 = all({"avx2", "fma", "f16c"});
   const bool avx512 = avx2 && all({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"});
-  EXPECT_EQ(detect_isa(), avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kPortable);
+  const bool avxvnni = avx2 && all({"avx_vnni"});
+  EXPECT_EQ(has_isa(Isa::kAvx2), avx2);
+  EXPECT_EQ(has_isa(Isa::kAvxVnni), avxvnni);
+  EXPECT_EQ(detect_isa(), avx512    ? Isa::kAvx512
+                          : avxvnni ? Isa::kAvxVnni
+                          : avx2    ? Isa::kAvx2
+                                    : Isa::kPortable);
   EXPECT_EQ(has_bf16_dot(), avx512 && all({"avx512_bf16"}));
 }
 #endif
 
 TEST(Context, EachInstructionSetHasAName) {
   std::set<std::string_view> names;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512})
-    EXPECT_TRUE(names.insert(isa_name(isa)).second);
+  for (const Isa isa : kIsas) EXPECT_TRUE(names.insert(isa_name(isa)).second);
   EXPECT_FALSE(names.contains("?"));
 }
 
@@ -56,9 +61,9 @@ TEST(Context, EveryWorkerHasScratchOfItsOwn) {
 
 TEST(ContextDeathTest, AnInstructionSetTheCpuLacksIsRefused) {
   if (detect_isa() == Isa::kAvx512) {
-    EXPECT_DEATH(Context(1, static_cast<Isa>(3)), "detect_isa");
+    EXPECT_DEATH(Context(1, static_cast<Isa>(std::ssize(kIsas))), "has_isa");
   } else {
-    EXPECT_DEATH(Context(1, Isa::kAvx512), "detect_isa");
+    EXPECT_DEATH(Context(1, Isa::kAvx512), "has_isa");
   }
 }
 

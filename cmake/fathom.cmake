@@ -1,4 +1,5 @@
-# The four rules by which folders become targets. Lists of files are globbed: a new file needs no edit here.
+# The four rules by which folders become targets. Lists of files are globbed: a new file needs no edit here (but one for
+# AVX-VNNI, below).
 
 # Kernel sources named *.simd.cc are compiled once per instruction set into namespace fathom::portable, fathom::avx2,
 # fathom::avxvnni (some of them) or fathom::avx512 (src/kernels/simd-inl.h); the dispatcher picks at run time.
@@ -47,6 +48,9 @@ function(fathom_library name)
       set(files ${simd_sources})
       if(FATHOM_SIMD_${target}_files)
         list(FILTER files INCLUDE REGEX "${FATHOM_SIMD_${target}_files}")
+        if(NOT files)
+          continue()
+        endif()
       endif()
       add_library(${objects} OBJECT ${files})
       target_include_directories(${objects} PRIVATE ${CMAKE_SOURCE_DIR}/src)

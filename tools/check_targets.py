@@ -39,11 +39,13 @@ def main():
             print(f"check_targets: skipped: {option} adds symbols of its own")
             return 0
     nm = cache_entry(build, "CMAKE_NM") or "nm"
-    objects = [(target, path) for target in ("avx2", "avxvnni", "avx512")
+    targets = ("avx2", "avxvnni", "avx512")
+    objects = [(target, path) for target in targets
                for path in sorted(build.glob(f"CMakeFiles/fathom_*_{target}.dir/**/*.o"))]
-    if not objects:
-        x86 = platform.machine() in ("x86_64", "AMD64")
-        print(f"check_targets: {build}: found no objects for AVX2 or AVX-512" +
+    missing = sorted(set(targets) - {target for target, _ in objects})
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if missing and (x86 or not objects):
+        print(f"check_targets: {build}: found no objects for {', '.join(missing)}" +
               (", expected some on this machine (is it built?)" if x86 else ": none are made for this processor"))
         return 1 if x86 else 0
     found = [(path, name) for target, path in objects for name in shared_symbols(nm, target, path)]

@@ -1,5 +1,8 @@
 #include "tensor/context.h"
 
+#include <array>
+#include <iterator>
+
 #include "base/check.h"
 
 #if defined(__x86_64__)
@@ -24,26 +27,22 @@ std::string_view isa_name(Isa isa) {
 
 bool has_isa(Isa isa) {
 #if defined(__x86_64__)
-  // gcc's feature test covers CPUID and the operating system's XCR0 together.
-  __builtin_cpu_init();
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  const auto has_avx2 = [&] {
+  // Asked once: a virtual machine answers CPUID only after a detour through its host.
+  static const std::array<bool, std::size(kIsas)> has = [] {
+    // gcc's feature test covers CPUID and the operating system's XCR0 together.
+    __builtin_cpu_init();
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
-    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  };
-  switch (isa) {
-    case Isa::kPortable:
-      return true;
-    case Isa::kAvx2:
-      return has_avx2();
-    case Isa::kAvxVnni:  // not every compiler we support has a name for it
-      return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
-    case Isa::kAvx512:
-      return has_avx2() && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  }
-  return false;
+    const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    // not every compiler we support has a name for it
+    const bool avxvnni = avx2 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    return std::array{true, avx2, avxvnni, avx512};
+  }();
+  const auto i = static_cast<size_t>(isa);
+  return i < has.size() && has[i];
 #else
   return isa == Isa::kPortable;
 #endif

@@ -21,9 +21,9 @@
 //   Keys and values in I8: q is rounded to 8 bits like a cached row (cached_rows.h), block by block
 //   of kInt8Block dims; a block of q · k is an integer, times q's scale, and enters the score in an
 //   FMA with the key's scale. For each row, block of dims and kKeyBlock keys, e^(s - max) and the
-//   value's scale are taken as shares of the largest (2^-100, 2^-108 at least) among the keys that the
-//   row sees; the product of both is rounded to multiples of 1 / 255, and the integer sum over the
-//   keys enters the output in an FMA.
+//   value's scale are taken as shares of the largest (2^-100, 2^-108 at least) among the keys that
+//   the row sees; the product of both is rounded to multiples of 1 / 255, and the integer sum over
+//   the keys enters the output in an FMA.
 //   Else, and in BF16 under Precision::kF32: keys and values are widened, chains of FMAs.
 //
 // Error bound, u = 2^-24, S = sum |q k| of the worst key, P = the softmax:

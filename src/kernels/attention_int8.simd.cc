@@ -451,6 +451,8 @@ void add_values(const AttentionTile& t, int64_t keys) {
       const SeenScale all(set(largest_of(of_key)));
       float ratios[kBlock];
       for (int64_t i = 0; i < kBlock; i += kLanes) store(all.ratio(load(of_key + i)), ratios + i);
+      float largest[kBlock];  // for rows that do not see all
+      if (seen_by(0) < count) put_largest(of_key, count, largest);
       load_values(t, row, count, b * kDims);
       for (int64_t r = 0; r < t.lanes; r += kLanes) {
         float* const out = weights + r * kKeySteps;
@@ -459,8 +461,7 @@ void add_values(const AttentionTile& t, int64_t keys) {
           put_weights(
               weights_of(r), [&](int64_t i) { return set(ratios[i]); }, count, count, out);
         } else {
-          float largest[kBlock], lanes[kLanes];
-          put_largest(of_key, count, largest);
+          float lanes[kLanes];
           for (int64_t i = 0; i < kLanes; ++i) {
             const int64_t seen = seen_by(r + i);
             lanes[i] = seen > 0 ? largest[seen - 1] : 0.0f;

@@ -60,32 +60,22 @@ float probe_int8(int64_t steps, double* ops) {
 
 float probe_bf16(int64_t steps, double* ops) { return probe_f32(steps, ops); }
 
-#if defined(FATHOM_SIMD_IS_avxvnni)
+#if defined(FATHOM_SIMD_IS_avx2)
 
 float probe_int8(int64_t steps, double* ops) {
   *ops = 12 * 32 * 2;
   volatile char one = 1;
   const __m256i a = _mm256_set1_epi8(one);
-  __m256i sum[12];
-  for (__m256i& s : sum) s = _mm256_setzero_si256();
-  for (int64_t i = 0; i < steps; ++i) {
-    for (__m256i& s : sum) s = _mm256_dpbusd_avx_epi32(s, a, a);
-  }
-  for (int j = 1; j < 12; ++j) sum[0] = _mm256_add_epi32(sum[0], sum[j]);
-  return static_cast<float>(_mm256_extract_epi32(sum[0], 0));
-}
-
-#elif defined(FATHOM_SIMD_IS_avx2)
-
-// 32 products a maddubs, their pair sums added in 16 bits: the least a dot product needs.
-float probe_int8(int64_t steps, double* ops) {
-  *ops = 12 * 32 * 2;
   __m256i sum[12];
   for (__m256i& s : sum) s = _mm256_set1_epi8(1);
-  volatile char one = 1;
-  const __m256i a = _mm256_set1_epi8(one);
   for (int64_t i = 0; i < steps; ++i) {
-    for (__m256i& s : sum) s = _mm256_add_epi16(s, _mm256_maddubs_epi16(s, a));
+    for (__m256i& s : sum) {
+#if defined(FATHOM_SIMD_IS_avxvnni)
+      s = _mm256_dpbusd_avx_epi32(s, a, a);
+#else  // 32 products a maddubs, their pair sums added in 16 bits: the least a dot product needs
+      s = _mm256_add_epi16(s, _mm256_maddubs_epi16(s, a));
+#endif
+    }
   }
   for (int j = 1; j < 12; ++j) sum[0] = _mm256_add_epi16(sum[0], sum[j]);
   return static_cast<float>(_mm256_extract_epi16(sum[0], 0));

@@ -15,8 +15,8 @@ namespace fathom {
 
 // Instruction sets the kernels are compiled for, weakest first. kAvxVnni is kAvx2 with dot products
 // of bytes (Intel's cores without AVX-512 since Alder Lake). kAvx512 means F, BW, DQ, VL and VNNI
-// together (Zen 4 and later, Cascade Lake and later); a CPU with part of them runs a weaker set, and
-// one with all of them need not have kAvxVnni.
+// together (Zen 4 and later, Cascade Lake and later); a CPU with part of them runs a weaker set, one
+// with all of them need not have kAvxVnni.
 enum class Isa { kPortable, kAvx2, kAvxVnni, kAvx512 };
 inline constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512};
 std::string_view isa_name(Isa isa);

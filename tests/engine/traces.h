@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "engine/engine.h"
 #include "tests/engine/tiny_model.h"
+#include "tests/reference/test_rows.h"
 
 namespace fathom {
 
@@ -18,13 +19,7 @@ inline uint64_t random_below(uint64_t stream, uint64_t i, uint64_t n) {
   return random_bits({.seed = 11, .sequence = stream}, i) % n;
 }
 
-inline std::vector<Isa> instruction_sets() {
-  std::vector<Isa> sets;
-  for (const Isa isa : kIsas) {
-    if (has_isa(isa)) sets.push_back(isa);
-  }
-  return sets;
-}
+using reference::instruction_sets;
 
 // All that came out for one request.
 struct Outcome {

@@ -24,15 +24,8 @@ namespace fathom {
 namespace {
 
 using reference::expect_same_bits;
+using reference::instruction_sets;
 using reference::PaddedRows;
-
-std::vector<Isa> isas() {
-  std::vector<Isa> list;
-  for (const Isa isa : kIsas) {
-    if (has_isa(isa)) list.push_back(isa);
-  }
-  return list;
-}
 
 std::vector<DType> computable_dtypes() {
   std::vector<DType> list;
@@ -112,7 +105,7 @@ std::vector<GoldenType> read_golden() {
 
 TEST(Quantize, BlocksDecodeToTheBitsOfGgufPyAtAnyAlignment) {
   for (const GoldenType& type : read_golden()) {
-    for (Isa isa : isas()) {
+    for (Isa isa : instruction_sets()) {
       for (size_t shift : {0u, 1u, 3u}) {
         SCOPED_TRACE(fmt::format("{} {} +{}", dtype_name(type.dtype), isa_name(isa), shift));
         std::vector<std::byte> row(type.bytes.size() + shift);
@@ -143,7 +136,7 @@ template <class Code, class Convert>
 void expect_all_codes(DType dtype, Convert convert) {
   std::vector<Code> codes(size_t{1} << 8 * sizeof(Code));
   std::iota(codes.begin(), codes.end(), Code{0});
-  for (Isa isa : isas()) {
+  for (Isa isa : instruction_sets()) {
     SCOPED_TRACE(isa_name(isa));
     std::vector<float> actual(codes.size());
     dequantize_row(isa, dtype, reinterpret_cast<const std::byte*>(codes.data()),
@@ -170,7 +163,7 @@ TEST(Quantize, EveryLengthIsWrittenWholeAndNothingBehindIt) {
   for (DType dtype : computable_dtypes()) {
     const int64_t block = dtype_info(dtype).block_elements;
     const Weight w(dtype, 1, block * 70);
-    for (Isa isa : isas()) {
+    for (Isa isa : instruction_sets()) {
       for (int64_t cols = 0; cols <= block * (block == 1 ? 70 : 3); cols += block) {
         SCOPED_TRACE(fmt::format("{} {} {}", dtype_name(dtype), isa_name(isa), cols));
         // An exact copy, so that a sanitizer sees a read behind the row.
@@ -190,7 +183,7 @@ TEST(Quantize, ScalesThatAreNotFiniteGiveNoFiniteValues) {
   for (const auto scale : {uint16_t{0x7c00}, uint16_t{0x7e00}, uint16_t{0xfd01}}) {
     std::vector<std::byte> block(34, std::byte{3});
     std::memcpy(block.data(), &scale, sizeof scale);
-    for (Isa isa : isas()) {
+    for (Isa isa : instruction_sets()) {
       std::vector<float> y(32);
       dequantize_row(isa, DType::kQ8_0, block.data(), 32, y.data());
       for (float value : y) EXPECT_EQ(std::isnan(value), scale != 0x7c00) << value;
@@ -206,7 +199,7 @@ TEST(Quantize, AnyColumnsOfAWeightAreThoseOfItsTwin) {
                              ? 3 * step + 44
                              : 4 * step;  // 44: a ragged scale block
     const Weight w(dtype, 131, cols);     // 131: a ragged row of scale blocks
-    for (Isa isa : isas()) {
+    for (Isa isa : instruction_sets()) {
       for (int64_t r : {0, 1, 127, 128, 130}) {
         for (int64_t begin = 0; begin < cols; begin += step) {
           for (int64_t end : {std::min(begin + step, cols), cols}) {
@@ -236,7 +229,7 @@ TEST(Quantize, EmbeddingLooksUpRowsWhateverTheThreads) {
   const std::vector<int32_t> ids = {5, 0, 129, 5, 64};
   for (DType dtype : computable_dtypes()) {
     const Weight w(dtype, 130, 512);
-    for (Isa isa : isas()) {
+    for (Isa isa : instruction_sets()) {
       for (int threads : {1, 3}) {
         SCOPED_TRACE(fmt::format("{} {} {}", dtype_name(dtype), isa_name(isa), threads));
         Context ctx(threads, isa);
@@ -267,7 +260,7 @@ TEST(QuantizeDeathTest, OwnBugsStopTheProgram) {
 
 TEST(EmbeddingBackward, AddsRepeatedTokensInOrderOnAnyNumberOfThreads) {
   const std::vector<int32_t> ids = {2, 0, 2, 5, 2, 2};
-  for (const Isa isa : isas()) {
+  for (const Isa isa : instruction_sets()) {
     for (const int threads : {1, 2, 3}) {
       Context ctx(threads, isa);
       for (const int64_t n : {0, 1, 17, 127, 128, 129, 700}) {

@@ -2,14 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/reference/test_rows.h"
+
 namespace fathom {
 namespace {
 
 // Bounds wide enough for any machine and a loaded host: they catch a loop that the compiler
 // removed, a forgotten factor of the units, and a read that never left the cache.
 TEST(Roofline, EveryFigureIsPossible) {
-  for (const Isa isa : kIsas) {
-    if (!has_isa(isa)) continue;
+  for (const Isa isa : reference::instruction_sets()) {
     Context ctx(2, isa);
     const Roofs roofs = measure_roofs(ctx, 0.1);
     SCOPED_TRACE(isa_name(isa));

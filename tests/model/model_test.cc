@@ -13,6 +13,7 @@
 #include "tests/model/golden.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/model_ref.h"
+#include "tests/reference/test_rows.h"
 
 namespace fathom {
 namespace {
@@ -52,8 +53,7 @@ TEST_P(GoldenModel, TwinEqualsTheIndependentImplementation) {
 
 TEST_P(GoldenModel, LogitsAreTheTwinsOnEveryInstructionSet) {
   const auto expected = reference::model_logits(model_, ids_, Precision::kF32);
-  for (const Isa isa : kIsas) {
-    if (!has_isa(isa)) continue;
+  for (const Isa isa : reference::instruction_sets()) {
     Context ctx(2, isa, Precision::kF32);
     for (const MlaForm form : forms()) {
       expect_close(feed_logits(model_, ctx, ids_, {96}, form), expected, 2e-5 * largest(expected));
@@ -62,8 +62,7 @@ TEST_P(GoldenModel, LogitsAreTheTwinsOnEveryInstructionSet) {
 }
 
 TEST_P(GoldenModel, ChunksAndThreadsDoNotChangeOneBit) {
-  for (const Isa isa : kIsas) {
-    if (!has_isa(isa)) continue;
+  for (const Isa isa : reference::instruction_sets()) {
     for (const MlaForm form : forms()) {
       for (const DType cache : {DType::kF32, DType::kBF16}) {
         Context one(1, isa);
@@ -194,8 +193,7 @@ TEST_P(Bf16Model, NativeArithmeticIsTheTwinsWithRoundedInputs) {
   const auto ids = this->ids();
   const auto expected = reference::model_logits(model, ids, Precision::kNative);
   const auto exact = reference::model_logits(model, ids, Precision::kF32);
-  for (const Isa isa : kIsas) {
-    if (!has_isa(isa)) continue;
+  for (const Isa isa : reference::instruction_sets()) {
     Context ctx(2, isa);
     const auto logits = feed_logits(model, ctx, ids, {96}, MlaForm::kExpanded);
     expect_close(logits, expected, 10 * 0x1p-7 / 8 * largest(expected));

@@ -43,7 +43,7 @@ Spread spread(std::vector<double> v) {
 }
 
 // `count` weights of one shape: floats in [0.008, 1.9), of which no part is subnormal (arithmetic
-// on these is a hundred times slower), or blocks without NaN.
+// on these is a hundred times slower), or blocks without NaN and subnormal scales.
 std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, int64_t count,
                                      std::vector<std::byte>& memory) {
   const int64_t bytes = row_bytes(dtype, cols) * rows;
@@ -54,6 +54,7 @@ std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, in
     const bool blocks = dtype_info(dtype).block_elements > 1;
     pattern[i] =
         blocks ? bits & 0x3b3b3b3b3b3b3b3b : (bits & 0x03ff03ff03ff03ff) | 0x3c003c003c003c00;
+    if (dtype == DType::kMXFP4) pattern[i] |= 0x4040404040404040;  // its scale is an exponent
   }
   for (size_t i = 0; i < memory.size(); i += pattern.size() * 8) {
     std::memcpy(memory.data() + i, pattern.data(), std::min(memory.size() - i, pattern.size() * 8));
@@ -210,7 +211,7 @@ int bench(int threads, const std::string& filter, Isa isa) {
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);
   }
   for (DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ5_0, DType::kIQ4_NL, DType::kQ4_K,
-                      DType::kQ5_K, DType::kQ6_K, DType::kF16, DType::kF8E4M3}) {
+                      DType::kQ5_K, DType::kQ6_K, DType::kMXFP4, DType::kF16, DType::kF8E4M3}) {
     for (int64_t m : {1, 2, 3, 4, 6, 8, 16, 64, 512})
       linear_case(ctx, probe, dtype, m, 2048, 2048, filter);
     grouped_case(ctx, probe, dtype, 1408, 2048, filter);

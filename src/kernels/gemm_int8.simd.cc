@@ -29,7 +29,7 @@ template <class Format>
 constexpr uint8_t kPanelZero = kTakesUnsigned || Format::kZero < 128 ? Format::kZero : 0;
 
 template <class Format>
-[[gnu::always_inline]] inline Bytes16 to_codes(const Bytes16& u) {
+inline Bytes16 to_codes(const Bytes16& u) {
   if constexpr (kPanelZero<Format> == Format::kZero) return u;
   return u ^ 128;
 }
@@ -40,20 +40,21 @@ struct PanelWriter {
   static constexpr int64_t kRun = Format::kRun;
   Int8Panel* out;
   int64_t column;
-  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u) const {
+  void put(int64_t at, F32x16 d, const Bytes16& u) const {
     at += column;
     const Bytes16 codes = to_codes<Format>(u);
     __builtin_memcpy(out->codes + at * 16, &codes, sizeof codes);
     if (at % kRun == 0) store(d, out->scale + at / kRun * 16);
   }
-  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
+  void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
     put(at, d, u);
     if ((at + column) % kRun == 0) store(m, out->minimum + (at + column) / kRun * 16);
   }
 };
 
+// Flattened, like few(): what is not written out here passes its registers through memory.
 template <class Format, class Block>
-void unpack(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) {
+[[gnu::flatten]] void unpack(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) {
   Block block(w, stride);
   for (int64_t c = 0; c < cols; c += Format::kElements, block.advance(Format::kBytes))
     Format::decode(block, PanelWriter<Format>{out, c});
@@ -356,7 +357,7 @@ struct FewWriter {
   const Int8Rows& x;           // at the block's first column
   const uint8_t *next, *near;  // to be fetched while a block is multiplied, or null
 
-  [[gnu::always_inline]] void add(int64_t at, const Bytes16& u) const {
+  void add(int64_t at, const Bytes16& u) const {
     // spread evenly: a burst would wait for itself
     constexpr int64_t kBytes = 256 * Format::kBytes / Format::kElements;
     for (int64_t i = 0; next != nullptr && i < kBytes; i += 64)
@@ -383,7 +384,7 @@ struct FewWriter {
     }
   }
   template <bool kMinimum>
-  [[gnu::always_inline]] void finish(int64_t at, F32x16 d, F32x16 m) const {
+  void finish(int64_t at, F32x16 d, F32x16 m) const {
     if ((at + 16) % Format::kRun != 0) return;
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
 #pragma GCC unroll 8
@@ -396,11 +397,11 @@ struct FewWriter {
       if (kMinimum) y = fma(m, set(x.sum[at / Format::kRun * R + r]), y);
     }
   }
-  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u) const {
+  void put(int64_t at, F32x16 d, const Bytes16& u) const {
     add(at, u);
     finish<false>(at, d, zero());
   }
-  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
+  void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
     add(at, u);
     finish<true>(at, d, m);
   }
@@ -408,7 +409,7 @@ struct FewWriter {
 
 // A bundle of R, of which `rows` have a place in `total`.
 template <class Format, class Block, int64_t R>
-void few(const Int8Few& f, Int8Rows x, int64_t rows, float* total) {
+[[gnu::flatten]] void few(const Int8Few& f, Int8Rows x, int64_t rows, float* total) {
   FewSums<Format, R> sums;
   for (int64_t r = 0; r < R; ++r)
     sums.y[r] = f.column > 0 && r < rows ? load(total + r * 16) : zero();

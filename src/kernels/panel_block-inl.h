@@ -36,26 +36,27 @@ struct alignas(FATHOM_PART_BYTES) Several {
   static constexpr int kCount = 64 / FATHOM_PART_BYTES;
   Part part[kCount];
   template <class F>
-  [[gnu::always_inline]] static Several of(F f) {
+  static Several of(F f) {
     Several r;
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) r.part[i] = f(i);
     return r;
   }
-#define FATHOM_SEVERAL(op)                                                                   \
-  [[gnu::always_inline]] friend Several operator op(const Several& a, const Several& b) {    \
-    return of([&](int i) __attribute__((always_inline)) { return a.part[i] op b.part[i]; }); \
+#define FATHOM_SEVERAL(op)                                         \
+  friend Several operator op(const Several& a, const Several& b) { \
+    return of([&](int i) { return a.part[i] op b.part[i]; });      \
   }
   FATHOM_SEVERAL(&)
   FATHOM_SEVERAL(|)
 #undef FATHOM_SEVERAL
-#define FATHOM_SEVERAL(op, Scalar)                                                   \
-  [[gnu::always_inline]] friend Several operator op(const Several& a, Scalar b) {    \
-    return of([&](int i) __attribute__((always_inline)) { return a.part[i] op b; }); \
+#define FATHOM_SEVERAL(op, Scalar)                         \
+  friend Several operator op(const Several& a, Scalar b) { \
+    return of([&](int i) { return a.part[i] op b; });      \
   }
   using Lane = std::remove_cvref_t<decltype(Part{}[0])>;
   FATHOM_SEVERAL(&, Lane)
   FATHOM_SEVERAL(^, Lane)
+  FATHOM_SEVERAL(+, Lane)
   FATHOM_SEVERAL(-, Lane)
   FATHOM_SEVERAL(<<, int)
   FATHOM_SEVERAL(>>, int)
@@ -64,18 +65,18 @@ struct alignas(FATHOM_PART_BYTES) Several {
 using U8x64 = Several<U8Part>;
 using U32x16 = Several<U32Part>;
 using I32x16 = Several<I32Part>;
-[[gnu::always_inline]] inline U8x64 as_bytes(const U32x16& a) {
+inline U8x64 as_bytes(const U32x16& a) {
   return U8x64::of([&](int i) { return reinterpret_cast<U8Part>(a.part[i]); });
 }
-[[gnu::always_inline]] inline U32x16 as_dwords(const U8x64& a) {
+inline U32x16 as_dwords(const U8x64& a) {
   return U32x16::of([&](int i) { return reinterpret_cast<U32Part>(a.part[i]); });
 }
-[[gnu::always_inline]] inline I32x16 as_signed(const U32x16& a) {
+inline I32x16 as_signed(const U32x16& a) {
   return I32x16::of([&](int i) { return reinterpret_cast<I32Part>(a.part[i]); });
 }
 // Part by part: what is copied whole goes through memory.
-[[gnu::always_inline]] inline U32x16 load_dwords(const uint8_t* p) {
-  return U32x16::of([&](int i) __attribute__((always_inline)) {
+inline U32x16 load_dwords(const uint8_t* p) {
+  return U32x16::of([&](int i) {
     U32Part part;
     __builtin_memcpy(&part, p + i * FATHOM_PART_BYTES, sizeof part);
     return part;
@@ -89,37 +90,64 @@ struct Bytes16 {
   U8x64 v[4];
 };
 template <class Each>
-[[gnu::always_inline]] inline Bytes16 each(Each f) {
+inline Bytes16 each(Each f) {
   return {{f(0), f(1), f(2), f(3)}};
 }
-[[gnu::always_inline]] inline Bytes16 operator&(const Bytes16& a, uint8_t b) {
+inline Bytes16 operator&(const Bytes16& a, uint8_t b) {
   return each([&](int j) { return a.v[j] & b; });
 }
-[[gnu::always_inline]] inline Bytes16 operator|(const Bytes16& a, const Bytes16& b) {
+inline Bytes16 operator|(const Bytes16& a, const Bytes16& b) {
   return each([&](int j) { return a.v[j] | b.v[j]; });
 }
-[[gnu::always_inline]] inline Bytes16 operator^(const Bytes16& a, uint8_t b) {
+inline Bytes16 operator^(const Bytes16& a, uint8_t b) {
   return each([&](int j) { return a.v[j] ^ b; });
 }
-[[gnu::always_inline]] inline Bytes16 operator-(const Bytes16& a, uint8_t b) {
+inline Bytes16 operator-(const Bytes16& a, uint8_t b) {
   return each([&](int j) { return a.v[j] - b; });
 }
-[[gnu::always_inline]] inline Bytes16 operator>>(const Bytes16& a, int n) {
+inline Bytes16 operator>>(const Bytes16& a, int n) {
   const auto kept = static_cast<uint8_t>(255 >> n);
   return each([&](int j) { return as_bytes(as_dwords(a.v[j]) >> n) & kept; });
 }
-[[gnu::always_inline]] inline Bytes16 operator<<(const Bytes16& a, int n) {
+inline Bytes16 operator<<(const Bytes16& a, int n) {
   const auto kept = static_cast<uint8_t>(255 << n);
   return each([&](int j) { return as_bytes(as_dwords(a.v[j]) << n) & kept; });
 }
 
-inline F32x16 to_f32(I32x16 a) {
+inline F32x16 as_f32(const U32x16& a) {
+#if defined(FATHOM_SIMD_IS_avx512)
+  return {reinterpret_cast<__m512>(a)};
+#elif defined(FATHOM_SIMD_IS_avx2)
+  return {reinterpret_cast<__m256>(a.part[0]), reinterpret_cast<__m256>(a.part[1])};
+#else
+  F32x16 r;
+  __builtin_memcpy(&r, &a, sizeof r);
+  return r;
+#endif
+}
+inline U32x16 widen_bytes(const uint8_t* p) {
+#if defined(FATHOM_SIMD_IS_avx512)
+  return reinterpret_cast<U32x16>(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(FATHOM_SIMD_IS_avx2)
+  return U32x16::of([&](int i) {
+    return reinterpret_cast<U32Part>(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i))));
+  });
+#else
+  uint32_t wide[16];
+  for (int i = 0; i < 16; ++i) wide[i] = p[i];
+  U32x16 v;
+  __builtin_memcpy(&v, wide, sizeof v);
+  return v;
+#endif
+}
+inline F32x16 to_f32(const I32x16& a) {
 #if defined(FATHOM_SIMD_IS_avx512)
   return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a))};
 #elif defined(FATHOM_SIMD_IS_avx2)
-  __m256i half[2];
-  __builtin_memcpy(half, &a, sizeof half);
-  return {_mm256_cvtepi32_ps(half[0]), _mm256_cvtepi32_ps(half[1])};
+  return {_mm256_cvtepi32_ps(reinterpret_cast<__m256i>(a.part[0])),
+          _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(a.part[1]))};
 #else
   int32_t from[16];
   __builtin_memcpy(from, &a, sizeof from);
@@ -137,11 +165,11 @@ struct PanelValues {
 #if defined(FATHOM_SIMD_IS_avx512)
     return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)))};
 #elif defined(FATHOM_SIMD_IS_avx2)
-    __m256i v[2];
-    __builtin_memcpy(v, &bits, sizeof v);
-    const __m256i low = _mm256_set1_epi32(0xffff);
+    const U32x16 low = bits & 0xffff;
     const __m256i halves = _mm256_permute4x64_epi64(  // packed within 128 bits
-        _mm256_packus_epi32(_mm256_and_si256(v[0], low), _mm256_and_si256(v[1], low)), 0xd8);
+        _mm256_packus_epi32(reinterpret_cast<__m256i>(low.part[0]),
+                            reinterpret_cast<__m256i>(low.part[1])),
+        0xd8);
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
             _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 #else
@@ -163,6 +191,19 @@ struct PanelValues {
           four, _mm512_set1_epi32(static_cast<int32_t>(j % 2 == 0 ? 0x08040201u : 0x80402010u)));
       return reinterpret_cast<U8x64>(_mm512_maskz_set1_epi8(set, 16));
     });
+#elif defined(FATHOM_SIMD_IS_avx2)
+    return each([&](int j) {  // as above
+      const __m256i byte = _mm256_add_epi8(_mm256_broadcastsi128_si256(_mm_set_epi32(
+                                               0x0c0c0c0c, 0x08080808, 0x04040404, 0)),
+                                           _mm256_set1_epi8(static_cast<char>(2 * i + j / 2))),
+                    bit = _mm256_set1_epi32(
+                        static_cast<int32_t>(j % 2 == 0 ? 0x08040201u : 0x80402010u));
+      return U8x64::of([&](int k) {
+        const __m256i four = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(bits.part[k]), byte);
+        const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(four, bit), bit);
+        return reinterpret_cast<U8Part>(_mm256_and_si256(set, _mm256_set1_epi8(16)));
+      });
+    });
 #else
     return each([&](int j) {  // bits 4j to 4j + 3 to bit 4 of four bytes
       const U32x16 b = bits >> (16 * i + 4 * j);
@@ -181,12 +222,9 @@ struct PanelValues {
   }
   static F32x16 number(U32x16 n) { return to_f32(as_signed(n)); }
   static F32x16 half_power(U32x16 n) {
-    uint32_t bits[16];
-    __builtin_memcpy(bits, &n, sizeof bits);
-    for (uint32_t& b : bits) b = b < 2 ? (b + 1) << 21 : (b - 1) << 23;
-    float powers[16];
-    __builtin_memcpy(powers, bits, sizeof powers);
-    return load(powers);
+    // 2^(n / 2 - 64) times 2^((n + 1) / 2 - 64), both normal numbers
+    const U32x16 a = n >> 1, b = (n + 1) >> 1;
+    return as_f32((a + 63) << 23) * as_f32((b + 63) << 23);
   }
   static Bytes16 lookup(const uint8_t* table, const Bytes16& codes) {
 #if defined(FATHOM_SIMD_IS_avx512)
@@ -198,12 +236,12 @@ struct PanelValues {
 #elif defined(FATHOM_SIMD_IS_avx2)
     const __m256i t =
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-    Bytes16 r;
-    __m256i v[8];
-    __builtin_memcpy(v, &codes, sizeof v);
-    for (__m256i& x : v) x = _mm256_shuffle_epi8(t, x);
-    __builtin_memcpy(&r, v, sizeof r);
-    return r;
+    return each([&](int j) {
+      return U8x64::of([&](int k) {
+        return reinterpret_cast<U8Part>(
+            _mm256_shuffle_epi8(t, reinterpret_cast<__m256i>(codes.v[j].part[k])));
+      });
+    });
 #else
     Bytes16 r;
     uint8_t from[256], to[256];
@@ -230,17 +268,17 @@ struct PanelBlock : PanelValues {
   const uint8_t* p[4];
   int64_t stride;  // from row to row
 
-  [[gnu::always_inline]] PanelBlock(const uint8_t* w, int64_t row_stride)
+  PanelBlock(const uint8_t* w, int64_t row_stride)
       : p{w, w + 4 * row_stride, w + 8 * row_stride, w + 12 * row_stride}, stride(row_stride) {}
-  [[gnu::always_inline]] const uint8_t* row(int64_t r) const { return p[r / 4] + r % 4 * stride; }
-  [[gnu::always_inline]] void advance(int64_t bytes) {
+  const uint8_t* row(int64_t r) const { return p[r / 4] + r % 4 * stride; }
+  void advance(int64_t bytes) {
     for (const uint8_t*& q : p) q += bytes;
   }
 
 #if defined(FATHOM_SIMD_IS_avx512)
   // Loads that fill a part of a register are blends, which many ports can do; inserts are shuffles.
-  [[gnu::always_inline]] __m512i rows_of_four(int64_t at, int64_t first) const {
-    const auto load_row = [&](int64_t r) __attribute__((always_inline)) {
+  __m512i rows_of_four(int64_t at, int64_t first) const {
+    const auto load_row = [&](int64_t r) {
       return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row(first + r) + at));
     };
     __m512i a = _mm512_zextsi128_si512(load_row(0));
@@ -248,7 +286,7 @@ struct PanelBlock : PanelValues {
     a = _mm512_mask_broadcast_i32x4(a, 0x0f00, load_row(8));
     return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(12));
   }
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+  Bytes16 bytes(int64_t at) const {
     const __m512i a = rows_of_four(at, 0), b = rows_of_four(at, 1), c = rows_of_four(at, 2),
                   d = rows_of_four(at, 3);
     const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b),
@@ -261,11 +299,11 @@ struct PanelBlock : PanelValues {
   }
 #else
 #if defined(FATHOM_SIMD_IS_avx2)
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+  Bytes16 bytes(int64_t at) const {
     Bytes16 out;
     __m256i halves[4][2];
     for (int half = 0; half < 2; ++half) {  // rows 8 half to 8 half + 7
-      const auto two = [&](int64_t r) __attribute__((always_inline)) {
+      const auto two = [&](int64_t r) {
         const uint8_t* const from = row(8 * half + r) + at;
         return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(row(8 * half + r + 4) + at),
                                    reinterpret_cast<const __m128i*>(from));
@@ -282,7 +320,7 @@ struct PanelBlock : PanelValues {
     return out;
   }
 #else
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+  Bytes16 bytes(int64_t at) const {
     uint32_t to[4][16];
     for (int64_t r = 0; r < 16; ++r) {
       uint32_t from[4];
@@ -298,7 +336,7 @@ struct PanelBlock : PanelValues {
 
 #if defined(FATHOM_SIMD_IS_avx512) || defined(FATHOM_SIMD_IS_avx2)
   // The first or the last of 16 bytes, which are all of the block's.
-  [[gnu::always_inline]] U32x16 dword(int64_t at) const {
+  U32x16 dword(int64_t at) const {
     return as_dwords(at < 12 ? bytes(at).v[0] : bytes(at - 12).v[3]);
   }
 #else
@@ -311,10 +349,8 @@ struct PanelBlock : PanelValues {
   }
 #endif
 
-  [[gnu::always_inline]] F32x16 half_at(int64_t at) const {
-    return half(at == 0 ? dword(0) : dword(at - 2) >> 16);
-  }
-  [[gnu::always_inline]] U32x16 byte_at(int64_t at) const { return dword(at) & 255; }
+  F32x16 half_at(int64_t at) const { return half(at == 0 ? dword(0) : dword(at - 2) >> 16); }
+  U32x16 byte_at(int64_t at) const { return dword(at) & 255; }
 };
 
 // Of a tile (gemm_int8-inl.h).
@@ -323,28 +359,20 @@ struct TileBlock : PanelValues {
   const uint8_t* p;
 
   // Of what the rows have at `at`, side by side.
-  [[gnu::always_inline]] const uint8_t* place(int64_t at) const {
-    return p + 16 * Format::tile_place(at);
-  }
+  const uint8_t* place(int64_t at) const { return p + 16 * Format::tile_place(at); }
 
   TileBlock(const uint8_t* tile, int64_t) : p(tile) {}
-  [[gnu::always_inline]] void advance(int64_t bytes) { p += 16 * bytes; }
-  [[gnu::always_inline]] U32x16 dword(int64_t at) const { return load_dwords(place(at)); }
-  [[gnu::always_inline]] Bytes16 bytes(int64_t at) const {
+  void advance(int64_t bytes) { p += 16 * bytes; }
+  U32x16 dword(int64_t at) const { return load_dwords(place(at)); }
+  Bytes16 bytes(int64_t at) const {
     return each([&](int j) { return as_bytes(dword(at + 4 * j)); });
   }
-  [[gnu::always_inline]] F32x16 half_at(int64_t at) const {
+  F32x16 half_at(int64_t at) const {
     uint16_t halves[16];
     __builtin_memcpy(halves, place(at), sizeof halves);
     return load_f16(halves);
   }
-  U32x16 byte_at(int64_t at) const {
-    uint32_t wide[16];
-    for (int64_t r = 0; r < 16; ++r) wide[r] = place(at)[r];
-    U32x16 v;
-    __builtin_memcpy(&v, wide, sizeof v);
-    return v;
-  }
+  U32x16 byte_at(int64_t at) const { return widen_bytes(place(at)); }
 };
 
 }  // namespace

@@ -225,6 +225,38 @@ TEST(Linear, BlocksAtTheEndsOfTheirRange) {
   }
 }
 
+// MXFP4's scales are 2^(byte - 127), the least two of them subnormal as half a scale; one x and one
+// code, both exact, so that the output is a power of two times 127 or infinity.
+TEST(Linear, EveryScaleOfMxfp4IsExact) {
+  for (Isa isa : instruction_sets()) {
+    Context ctx(1, isa);
+    const Weight w(DType::kMXFP4, 256, 64, 2);
+    auto* const bytes = const_cast<std::byte*>(w.view.data);
+    const int64_t row_size = row_bytes(DType::kMXFP4, 64);
+    for (int64_t r = 0; r < 256; ++r) {
+      std::fill_n(bytes + r * row_size, row_size, std::byte{0});
+      bytes[r * row_size] = static_cast<std::byte>(r);
+      bytes[r * row_size + 1] = std::byte{1};  // 0.5
+    }
+    const Tiles tiles(ctx, w);
+    for (const int64_t m : {1, 3, 9, 70}) {
+      for (const WeightView& view : {w.view, tiles.view}) {
+        SCOPED_TRACE(fmt::format("{} M {} tiles {}", isa_name(isa), m, view.tiles != nullptr));
+        PaddedRows x(m, 64, 1), y(m, 256);
+        for (int64_t i = 0; i < m; ++i) {
+          std::fill_n(x.view.row(i), 64, 0.0f);
+          x.view.row(i)[0] = 127;
+        }
+        linear(ctx, x.view, view, nullptr, y.view);
+        for (int64_t i = 0; i < m; ++i) {
+          for (int r = 0; r < 256; ++r)
+            ASSERT_EQ(y.view.row(i)[r], std::ldexp(127.0f, r - 128)) << "scale " << r;
+        }
+      }
+    }
+  }
+}
+
 TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);

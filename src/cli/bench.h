@@ -33,7 +33,8 @@ struct BenchOptions {
   bool pin = false;  // threads to processors (base/affinity.h)
   std::string cache;
   std::string mla = "fast";  // parse_mla()
-  std::string page;  // file to write: .html or .svg
+  std::string isa;           // parse_isa()
+  std::string page;          // file to write: .html or .svg
   bool json = false;
 
   bool wants(std::string_view part) const;

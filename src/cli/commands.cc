@@ -77,6 +77,12 @@ void bind_mla(CLI::App& app, std::string& mla) {
                  "computes all in one form");
 }
 
+void bind_isa(CLI::App& app, std::string& isa) {
+  app.add_option(
+      "--isa", isa,
+      "instruction set: portable, avx2, avxvnni or avx512 (default: the best of this CPU)");
+}
+
 Action bind_run(CLI::App& app) {
   auto o = std::make_shared<RunOptions>();
   app.add_option("MODEL PROMPT", o->words, "the model, and what to say to it");
@@ -273,6 +279,7 @@ Action bind_bench(CLI::App& app) {
   bind_pin(app, o->pin);
   bind_cache(app, o->cache);
   bind_mla(app, o->mla);
+  bind_isa(app, o->isa);
   app.add_flag("--json", o->json, "one JSON object per line of the table");
   app.add_option("-o,--out", o->page, "also write a picture: a .html page or an .svg");
   bind_output(app, o->output);
@@ -296,9 +303,7 @@ Action bind_logits(CLI::App& app) {
       "input of layers with BF16 or FP8 weights or GGUF blocks: native (rounded to bf16, to "
       "8 bits) or f32");
   bind_cache(app, o->cache);
-  app.add_option(
-      "--isa", o->isa,
-      "instruction set: portable, avx2, avxvnni or avx512 (default: the best of this CPU)");
+  bind_isa(app, o->isa);
   bind_output(app, o->output);
   return [o] { return run_logits(*o); };
 }

@@ -36,10 +36,10 @@ struct InOrder {
   static constexpr int64_t tile_place(int64_t at) { return at; }
 };
 
-// kElements and kBytes of a block; kRun: values that share a scale; kMinimum: d q + m; kZero: what
-// the bytes of put() are above q, 128 where they take all 8 bits, else they are below 64.
+// kElements and kBytes of a block; kRun: values that share a scale; kMinimum: d q + m; kBits: of the
+// bytes of put(), at most; kZero: what these are above q.
 struct Q8_0 : InOrder {
-  static constexpr int64_t kElements = 32, kBytes = 34, kRun = 32;
+  static constexpr int64_t kElements = 32, kBytes = 34, kRun = 32, kBits = 8;
   static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
@@ -51,7 +51,7 @@ struct Q8_0 : InOrder {
 };
 
 struct Q4_0 : InOrder {
-  static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
+  static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32, kBits = 4;
   static constexpr uint8_t kZero = 8;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
@@ -64,7 +64,7 @@ struct Q4_0 : InOrder {
 };
 
 struct Q4_1 : InOrder {
-  static constexpr int64_t kElements = 32, kBytes = 20, kRun = 32;
+  static constexpr int64_t kElements = 32, kBytes = 20, kRun = 32, kBits = 4;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
@@ -78,7 +78,7 @@ struct Q4_1 : InOrder {
 };
 
 struct Q5_0 : InOrder {
-  static constexpr int64_t kElements = 32, kBytes = 22, kRun = 32;
+  static constexpr int64_t kElements = 32, kBytes = 22, kRun = 32, kBits = 5;
   static constexpr uint8_t kZero = 16;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
@@ -92,7 +92,7 @@ struct Q5_0 : InOrder {
 };
 
 struct Q5_1 : InOrder {
-  static constexpr int64_t kElements = 32, kBytes = 24, kRun = 32;
+  static constexpr int64_t kElements = 32, kBytes = 24, kRun = 32, kBits = 5;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
@@ -107,7 +107,7 @@ struct Q5_1 : InOrder {
 };
 
 struct Iq4Nl : InOrder {
-  static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32;
+  static constexpr int64_t kElements = 32, kBytes = 18, kRun = 32, kBits = 8;
   static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
@@ -120,7 +120,7 @@ struct Iq4Nl : InOrder {
 };
 
 struct Mxfp4 : InOrder {
-  static constexpr int64_t kElements = 32, kBytes = 17, kRun = 32;
+  static constexpr int64_t kElements = 32, kBytes = 17, kRun = 32, kBits = 5;
   static constexpr uint8_t kZero = 12;
   static constexpr bool kMinimum = false;
   template <class In, class Out>
@@ -135,7 +135,7 @@ struct Mxfp4 : InOrder {
 // ---- blocks of 256: 8 or 16 runs, each with a scale of its own ----
 
 struct Q2_K {
-  static constexpr int64_t kElements = 256, kBytes = 84, kRun = 16;
+  static constexpr int64_t kElements = 256, kBytes = 84, kRun = 16, kBits = 2;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   static constexpr int64_t tile_place(int64_t at) { return at < 80 ? at + 4 : at - 80; }
@@ -158,7 +158,7 @@ struct Q2_K {
 };
 
 struct Q3_K {
-  static constexpr int64_t kElements = 256, kBytes = 110, kRun = 16;
+  static constexpr int64_t kElements = 256, kBytes = 110, kRun = 16, kBits = 3;
   static constexpr uint8_t kZero = 4;
   static constexpr bool kMinimum = false;
   static constexpr int64_t tile_place(int64_t at) { return at < 96 ? at + 14 : at - 96; }
@@ -202,7 +202,7 @@ struct ScalesAndMinimums {
 };
 
 struct Q4_K : InOrder {
-  static constexpr int64_t kElements = 256, kBytes = 144, kRun = 32;
+  static constexpr int64_t kElements = 256, kBytes = 144, kRun = 32, kBits = 4;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
@@ -220,7 +220,7 @@ struct Q4_K : InOrder {
 };
 
 struct Q5_K : InOrder {
-  static constexpr int64_t kElements = 256, kBytes = 176, kRun = 32;
+  static constexpr int64_t kElements = 256, kBytes = 176, kRun = 32, kBits = 5;
   static constexpr uint8_t kZero = 0;
   static constexpr bool kMinimum = true;
   template <class In, class Out>
@@ -241,7 +241,7 @@ struct Q5_K : InOrder {
 };
 
 struct Q6_K {
-  static constexpr int64_t kElements = 256, kBytes = 210, kRun = 16;
+  static constexpr int64_t kElements = 256, kBytes = 210, kRun = 16, kBits = 6;
   static constexpr uint8_t kZero = 32;
   static constexpr bool kMinimum = false;
   static constexpr int64_t tile_place(int64_t at) {
@@ -270,7 +270,7 @@ struct Q6_K {
 };
 
 struct Iq4Xs : InOrder {
-  static constexpr int64_t kElements = 256, kBytes = 136, kRun = 32;
+  static constexpr int64_t kElements = 256, kBytes = 136, kRun = 32, kBits = 8;
   static constexpr uint8_t kZero = 128;
   static constexpr bool kMinimum = false;
   template <class In, class Out>

@@ -26,7 +26,7 @@ constexpr bool kTakesUnsigned = false;
 // What the codes of a panel are above q. Bytes that take all 8 bits become signed where those
 // cannot be multiplied as they are.
 template <class Format>
-constexpr uint8_t kPanelZero = kTakesUnsigned || Format::kZero < 128 ? Format::kZero : 0;
+constexpr uint8_t kPanelZero = kTakesUnsigned || Format::kBits < 8 ? Format::kZero : 0;
 
 template <class Format>
 inline Bytes16 to_codes(const Bytes16& u) {
@@ -79,8 +79,22 @@ void make_tile(const uint8_t* w, int64_t stride, int64_t rows, int64_t cols, uin
   }
 }
 
-// Sums of 16 outputs, which begin with what takes the zero of the codes off again. kWide: codes of
-// all 8 bits.
+// Sums of 16 outputs, which begin with what takes the zero of the codes off again; dot() adds four
+// products to each. kWide: codes of all 8 bits. Without vpdpbusd products are added two by two in 16
+// bits, and kSteps of these before they are widened: Pairs holds them, `step` counts.
+#if defined(FATHOM_SIMD_IS_avx2) && !defined(FATHOM_SIMD_IS_avxvnni)
+// (2^bits - 1) 2 127 2^(7 - bits) < 2^15, and in a run there are `most`.
+constexpr int64_t steps(int bits, int64_t most) {
+  const int64_t fit = bits < 7 ? 1 << (7 - bits) : 1;
+  return fit < most ? fit : most;
+}
+struct Pairs {
+  __m256i lo, hi;
+};
+#else
+constexpr int64_t steps(int, int64_t) { return 1; }
+struct Pairs {};
+#endif
 #if defined(FATHOM_SIMD_IS_avx512)
 struct Sum {
   __m512i v;
@@ -90,9 +104,9 @@ struct Codes {
 };
 inline Sum begin(int32_t start) { return {_mm512_set1_epi32(start)}; }
 inline Codes load_codes(const uint8_t* p) { return {_mm512_load_si512(p)}; }
-template <bool kWide>
-inline Sum dot(Sum sum, Codes w, int32_t x) {
-  return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(x))};
+template <bool kWide, int64_t kSteps>
+inline void dot(Sum& sum, Pairs&, Codes w, int32_t x, int64_t) {
+  sum = {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(x))};
 }
 inline Codes codes_of(U8x64 v) { return {reinterpret_cast<__m512i>(v)}; }
 inline Sum plus(Sum a, Sum b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -109,22 +123,30 @@ inline Codes load_codes(const uint8_t* p) {
   const auto* v = reinterpret_cast<const __m256i*>(p);
   return {_mm256_load_si256(v), _mm256_load_si256(v + 1)};
 }
-template <bool kWide>
-inline __m256i dot_8(__m256i sum, __m256i w, __m256i x) {
 #if defined(FATHOM_SIMD_IS_avxvnni)
-  return _mm256_dpbusd_avx_epi32(sum, w, x);
-#else
-  // Two products fit into 16 bits, as w < 64 or |w| <= 128, and |x| <= 127.
-  const __m256i pairs = kWide ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                              : _mm256_maddubs_epi16(w, x);
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-#endif
-}
-template <bool kWide>
-inline Sum dot(Sum sum, Codes w, int32_t x) {
+template <bool kWide, int64_t kSteps>
+inline void dot(Sum& sum, Pairs&, Codes w, int32_t x, int64_t) {
   const __m256i four = _mm256_set1_epi32(x);
-  return {dot_8<kWide>(sum.lo, w.lo, four), dot_8<kWide>(sum.hi, w.hi, four)};
+  sum = {_mm256_dpbusd_avx_epi32(sum.lo, w.lo, four), _mm256_dpbusd_avx_epi32(sum.hi, w.hi, four)};
 }
+#else
+template <bool kWide, int64_t kSteps>
+inline void dot_8(__m256i& sum, __m256i& pairs, __m256i w, __m256i x, int64_t step) {
+  // |w| <= 128, |x| <= 127
+  const __m256i two = kWide ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                            : _mm256_maddubs_epi16(w, x);
+  pairs = step % kSteps == 0 ? two : _mm256_add_epi16(pairs, two);
+  asm("" : "+x"(pairs));  // gcc would add in another order, for which registers do not suffice
+  if ((step + 1) % kSteps == 0)
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+template <bool kWide, int64_t kSteps>
+inline void dot(Sum& sum, Pairs& pairs, Codes w, int32_t x, int64_t step) {
+  const __m256i four = _mm256_set1_epi32(x);
+  dot_8<kWide, kSteps>(sum.lo, pairs.lo, w.lo, four, step);
+  dot_8<kWide, kSteps>(sum.hi, pairs.hi, w.hi, four, step);
+}
+#endif
 inline Codes codes_of(U8x64 v) {
   Codes codes;
   __builtin_memcpy(&codes, &v, sizeof codes);
@@ -146,8 +168,8 @@ inline Sum begin(int32_t start) {
   return {{four, four, four, four}};
 }
 inline Codes load_codes(const uint8_t* p) { return {p}; }
-template <bool kWide>
-inline Sum dot(Sum sum, Codes w, int32_t x) {
+template <bool kWide, int64_t kSteps>
+inline void dot(Sum& sum, Pairs&, Codes w, int32_t x, int64_t) {
   const __m128i bytes = _mm_set1_epi32(x),
                 four = _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
   for (int i = 0; i < 4; ++i) {
@@ -160,7 +182,6 @@ inline Sum dot(Sum sum, Codes w, int32_t x) {
                   odd = _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], 0xdd));
     sum.v[i] = _mm_add_epi32(sum.v[i], _mm_add_epi32(even, odd));
   }
-  return sum;
 }
 inline Codes codes_of(const U8x64& v) { return {reinterpret_cast<const uint8_t*>(&v)}; }
 inline Sum plus(const Sum& a, const Sum& b) {
@@ -186,14 +207,13 @@ inline Sum begin(int32_t start) {
   return sum;
 }
 inline Codes load_codes(const uint8_t* p) { return {p}; }
-template <bool kWide>
-inline Sum dot(Sum sum, Codes w, int32_t x) {
+template <bool kWide, int64_t kSteps>
+inline void dot(Sum& sum, Pairs&, Codes w, int32_t x, int64_t) {
   int8_t four[4];
   __builtin_memcpy(four, &x, sizeof four);
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 4; ++j) sum.v[i] += static_cast<int8_t>(w.p[4 * i + j]) * four[j];
   }
-  return sum;
 }
 inline Codes codes_of(const U8x64& v) { return {reinterpret_cast<const uint8_t*>(&v)}; }
 inline Sum plus(const Sum& a, const Sum& b) {
@@ -221,7 +241,7 @@ constexpr int64_t kFewTileRows =
     : std::is_same_v<Format, Q5_0> || std::is_same_v<Format, Q5_1> ? 24
                                                                    : 64;
 #elif defined(FATHOM_SIMD_IS_avx2)
-constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 4, kBundle = 4, kFewRows = 8;
+constexpr int64_t kRows = 2, kTogether = 1, kUnroll = 8, kBundle = 4, kFewRows = 8;
 #if defined(FATHOM_SIMD_IS_avxvnni)
 constexpr int64_t kRunsTogether = 2;
 #else
@@ -264,7 +284,8 @@ struct Ahead {
 };
 
 // R rows of a bundle of x, C panels.
-template <int64_t R, int64_t C, int64_t kWidth, int64_t kRun, bool kMinimum, bool kWide>
+template <int64_t R, int64_t C, int64_t kWidth, int64_t kRun, bool kMinimum, bool kWide,
+          int64_t kSteps>
 void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, Ahead& ahead,
           float* sums) {
   F32x16 y[R][C];
@@ -281,6 +302,7 @@ void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, Ahead
   const auto multiply_runs = [&]<int64_t kRuns>(int64_t first) __attribute__((always_inline)) {
     ahead.fetch();
     Sum sum[kRuns][R][C];
+    Pairs pairs[kRuns][R][C];
 #pragma GCC unroll 2
     for (int64_t i = 0; i < kRuns; ++i)
       all([&](int64_t r, int64_t c) { sum[i][r][c] = begin(x.start[(first + i) * kWidth + r]); });
@@ -294,7 +316,8 @@ void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, Ahead
 #pragma GCC unroll 4
         for (int64_t r = 0; r < R; ++r) {
           const int32_t four = four_codes<kWidth>(x.codes, column, r);
-          for (int64_t c = 0; c < C; ++c) sum[i][r][c] = dot<kWide>(sum[i][r][c], codes[c], four);
+          for (int64_t c = 0; c < C; ++c)
+            dot<kWide, kSteps>(sum[i][r][c], pairs[i][r][c], codes[c], four, q);
         }
       }
     }
@@ -321,7 +344,7 @@ void tile(const Int8Panel* w, const Int8Rows& x, int64_t blocks, bool add, Ahead
   all([&](int64_t r, int64_t c) { store(y[r][c], sums + r * 16 * kInt8Panels + 16 * c); });
 }
 
-template <int64_t kRun, bool kMinimum, bool kWide>
+template <int64_t kRun, bool kMinimum, bool kWide, int64_t kSteps>
 void multiply_panels(const Int8Tile& t) {
   const int64_t calls = (t.m + kRows - 1) / kRows * (kInt8Panels / kTogether),
                 runs = t.blocks * kRoundedBlock / kRun,
@@ -333,7 +356,7 @@ void multiply_panels(const Int8Tile& t) {
       const Int8Rows x = t.x.at(m, kWidth, t.column);
       for (int64_t c = 0; c < kInt8Panels; c += kTogether) {
         for (int64_t r = 0; r < kWidth; r += R)
-          tile<R, kTogether, kWidth, kRun, kMinimum, kWide>(
+          tile<R, kTogether, kWidth, kRun, kMinimum, kWide, kSteps>(
               t.w + c, x.row(r), t.blocks, t.column > 0, ahead,
               t.total + (m + r) * 16 * kInt8Panels + 16 * c);
       }
@@ -346,7 +369,9 @@ void multiply_panels(const Int8Tile& t) {
 // few rows sum two halves; the sums are exact.
 template <class Format, int64_t R>
 struct FewSums {
-  static constexpr int64_t kHalves = R <= 2 ? 2 : 1;
+  static constexpr bool kWide = Format::kBits == 8;
+  static constexpr int64_t kSteps = steps(Format::kBits, 4),
+                           kHalves = R <= 2 && kSteps == 1 ? 2 : 1;
   F32x16 y[R];
   Sum sum[R][kHalves];
 };
@@ -365,6 +390,7 @@ struct FewWriter {
     for (int64_t i = 0; near != nullptr && i < kBytes; i += 64)
       __builtin_prefetch(near + at / 16 * kBytes + i);
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
+    using Sums = FewSums<Format, R>;
     if (at % Format::kRun == 0) {
 #pragma GCC unroll 8
       for (int64_t r = 0; r < R; ++r) {
@@ -373,13 +399,14 @@ struct FewWriter {
       }
     }
     const Bytes16 bytes = to_codes<Format>(u);
+    Pairs pairs[R];
 #pragma GCC unroll 4
     for (int64_t j = 0; j < 4; ++j) {
       const Codes codes = codes_of(bytes.v[j]);
 #pragma GCC unroll 8
       for (int64_t r = 0; r < R; ++r) {
-        Sum& sum = sums.sum[r][j % kHalves];
-        sum = dot<(Format::kZero >= 128)>(sum, codes, four_codes<R>(x.codes, at + 4 * j, r));
+        dot<Sums::kWide, Sums::kSteps>(sums.sum[r][j % kHalves], pairs[r], codes,
+                                       four_codes<R>(x.codes, at + 4 * j, r), j);
       }
     }
   }
@@ -560,11 +587,12 @@ template <class Format>
 Int8Kernels kernels_of() {
   static_assert(kBundle <= kInt8MostBundle);
   static_assert(kFewRows <= kInt8MostFew && kFewTileRows<Format> <= kInt8MostFew);
-  constexpr bool kWide = Format::kZero >= 128;
+  constexpr bool kWide = Format::kBits == 8;
+  constexpr int64_t kSteps = steps(Format::kBits, Format::kRun / 4);
   return {{unpack<Format, PanelBlock>, few_rows<Format, PanelBlock>, kFewRows},
           {unpack<Format, TileBlock<Format>>, few_rows<Format, TileBlock<Format>>,
            kFewTileRows<Format>},
-          multiply_panels<Format::kRun, Format::kMinimum, kWide>,
+          multiply_panels<Format::kRun, Format::kMinimum, kWide, kSteps>,
           make_tile<Format>,
           Format::kRun,
           kPanelZero<Format>,

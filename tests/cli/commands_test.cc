@@ -444,11 +444,13 @@ TEST(Cli, BenchGivesAShareOfTheRoofForEachLine) {
 }
 
 TEST(Cli, BenchLeavesOutWhatTheModelsContextDoesNotHold) {
-  const Finished run =
-      run_fathom({"bench", kTinyModel, "--only", "prefill,decode", "--json", "--prefill", "16,512",
-                  "--at", "0,509", "--generate", "3", "--repeat", "1", "-t", "1"});
+  const Finished run = run_fathom({"bench", kTinyModel, "--only", "prefill,decode", "--json",
+                                   "--prefill", "16,512", "--at", "0,509", "--generate", "3",
+                                   "--repeat", "1", "-t", "1", "--isa", "portable"});
   EXPECT_EQ(run.code, 0) << run.err;
-  EXPECT_EQ(json_lines(run.out).size(), 4u) << run.out;  // machine, prefill, decode, memory
+  const auto lines = json_lines(run.out);
+  ASSERT_EQ(lines.size(), 4u) << run.out;  // machine, prefill, decode, memory
+  EXPECT_EQ(lines[0]["kernels"], "portable");
   EXPECT_TRUE(has(run.err, "--prefill 512: left out: takes 513 tokens, the model's context is 512"))
       << run.err;
   EXPECT_TRUE(has(run.err, "--at 509: left out: takes 513 tokens")) << run.err;
@@ -456,6 +458,8 @@ TEST(Cli, BenchLeavesOutWhatTheModelsContextDoesNotHold) {
                "/nonexistent/a.html: cannot create: No such file or directory");
   expect_error(run_fathom({"bench", kTinyModel, "--only", "speed"}), 2,
                "--only: found 'speed', expected kernels, load, prefill, decode or batch");
+  expect_error(run_fathom({"bench", kTinyModel, "--isa", "sse9"}), 2,
+               "--isa: found 'sse9', expected portable, avx2, avxvnni or avx512");
   expect_error(run_fathom({"bench", kTinyModel, "--batch", "0"}), 2,
                "--batch: found 0, expected 1 or more");
   expect_error(run_fathom({"bench", kTinyModel, "-o", "bench.png"}), 2,

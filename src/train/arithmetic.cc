@@ -1,4 +1,6 @@
 // Digit sums, multi-digit arithmetic and linear equations.
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "base/error.h"
@@ -40,8 +42,8 @@ class DigitSum : public Task {
       const bool shows_work = dice.chance(0.12);
       const Problem p = draw_in_split(name(), seed, index * 4 + line, Split::kTrain,
                                       [&](Dice& d) { return draw(d, 2, shows_work ? 8 : 12); });
-      text += p.question + (shows_work ? "\n" + solve(p, 0).thought : std::string(" ")) + "=" +
-              p.answer + "\n";
+      const std::string between = shows_work ? fmt::format("\n{}", solve(p, 0).thought) : " ";
+      text += fmt::format("{}{}={}\n", p.question, between, p.answer);
     }
     return text;
   }

@@ -1,3 +1,5 @@
+// attention_bench [portable, avx2, avxvnni or avx512; default: this CPU's best]
+//
 // Attention of real models: MLA absorbed decode (V2-Lite: 16 heads, V3: 128), GQA decode
 // (Qwen2-1.5B), MLA expanded prefill and the gradients of training, on all cores. FLOPs for each
 // head and visible (query, key) pair: forward 2 (d + value dim), backward 2 (3 d + 2 value dim) =
@@ -10,7 +12,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <ctime>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -160,8 +164,15 @@ void run_backward(benchmark::State& state, Context& ctx, const Shape& shape, int
 int main(int argc, char** argv) {
   using namespace fathom;
   benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  Context ctx(available_cores());
+  const std::optional<Isa> isa = argc > 1 ? isa_named(argv[1]) : detect_isa();
+  if (argc > 2 || !isa || !has_isa(*isa)) {
+    fmt::print(stderr,
+               "attention_bench: found {}, expected one of portable, avx2, avxvnni and avx512 that "
+               "this CPU has, or --benchmark_...\n",
+               argv[argc - 1]);
+    return 2;
+  }
+  Context ctx(available_cores(), *isa);
   benchmark::AddCustomContext("target", std::string(isa_name(ctx.isa())));
   benchmark::AddCustomContext("threads", std::to_string(ctx.pool().threads()));
   const auto add = [&](const Shape& shape, int64_t keys) {

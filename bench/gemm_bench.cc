@@ -16,7 +16,7 @@
 #include <ctime>
 #include <fstream>
 #include <functional>
-#include <iterator>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -230,13 +230,12 @@ int main(int argc, char** argv) {
   if (argc > 1) threads = std::clamp(static_cast<int>(std::strtol(argv[1], nullptr, 10)), 1, 256);
   fathom::Isa isa = fathom::detect_isa();
   if (argc > 3) {
-    constexpr std::string_view kNames[] = {"portable", "avx2", "avxvnni", "avx512"};
-    const auto* const name = std::find(std::begin(kNames), std::end(kNames), argv[3]);
-    if (name == std::end(kNames) || !fathom::has_isa(fathom::kIsas[name - kNames])) {
+    const std::optional<fathom::Isa> named = fathom::isa_named(argv[3]);
+    if (!named || !fathom::has_isa(*named)) {
       fmt::print(stderr, "gemm_bench: no instruction set of this CPU: {}\n", argv[3]);
       return 2;
     }
-    isa = fathom::kIsas[name - kNames];
+    isa = *named;
   }
   return fathom::bench(threads, argc > 2 ? argv[2] : "", isa);
 }

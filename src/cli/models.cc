@@ -516,16 +516,11 @@ int64_t parse_mla(const std::string& name) {
 
 std::optional<Isa> parse_isa(const std::string& name) {
   if (name.empty()) return std::nullopt;
-  for (const auto& [spelling, isa] : {std::pair{"portable", Isa::kPortable},
-                                      {"avx2", Isa::kAvx2},
-                                      {"avxvnni", Isa::kAvxVnni},
-                                      {"avx512", Isa::kAvx512}}) {
-    if (name != spelling) continue;
-    if (!has_isa(isa))
-      fail("--isa: found {}, which this CPU lacks; its best is {}", name, isa_name(detect_isa()));
-    return isa;
-  }
-  fail("--isa: found {}, expected portable, avx2, avxvnni or avx512", quoted(name));
+  const std::optional<Isa> isa = isa_named(name);
+  if (!isa) fail("--isa: found {}, expected portable, avx2, avxvnni or avx512", quoted(name));
+  if (!has_isa(*isa))
+    fail("--isa: found {}, which this CPU lacks; its best is {}", name, isa_name(detect_isa()));
+  return isa;
 }
 
 int thread_count(int wanted) { return wanted > 0 ? wanted : available_cores(); }

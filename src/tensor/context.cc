@@ -1,5 +1,6 @@
 #include "tensor/context.h"
 
+#include <algorithm>
 #include <array>
 #include <iterator>
 
@@ -23,6 +24,13 @@ std::string_view isa_name(Isa isa) {
       return "AVX-512 (VNNI)";
   }
   return "?";
+}
+
+std::optional<Isa> isa_named(std::string_view name) {
+  constexpr std::string_view kNames[] = {"portable", "avx2", "avxvnni", "avx512"};  // as kIsas
+  const auto* const found = std::find(std::begin(kNames), std::end(kNames), name);
+  if (found == std::end(kNames)) return std::nullopt;
+  return kIsas[found - kNames];
 }
 
 bool has_isa(Isa isa) {

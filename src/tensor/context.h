@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -20,6 +21,8 @@ namespace fathom {
 enum class Isa { kPortable, kAvx2, kAvxVnni, kAvx512 };
 inline constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512};
 std::string_view isa_name(Isa isa);
+// Of "portable", "avx2", "avxvnni" or "avx512"; null for any other name.
+std::optional<Isa> isa_named(std::string_view name);
 // Whether this CPU and operating system run it (CPUID and XGETBV); the strongest that they do.
 bool has_isa(Isa isa);
 Isa detect_isa();

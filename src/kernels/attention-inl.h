@@ -222,9 +222,27 @@ template <class Op, class S, int M, int N>
   for_each_sum<M, N>(c, out, p.c_row, p.c_column, [](F32x16 sum, float* at) { store(sum, at); });
 }
 
-// Rows from `row` on, M at a time, then the remainder.
+template <class Op, class S, int M, int N>
+void multiply_tile_of(const Product& p, int64_t row, int64_t rows, int64_t column) {
+  if constexpr (M > 1) {
+    if (rows < M) return multiply_tile_of<Op, S, M - 1, N>(p, row, rows, column);
+  }
+  multiply_tile<Op, S, M, N>(p, row, column);
+}
+
+// Rows from `row` on, M at a time, then the remainder: in halves of M; or, where M is 6, the last 7
+// to 11 rows in two about equal tiles, as a single row has to wait for each of its own sums.
 template <class Op, class S, int M, int N>
 void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) {
+  if constexpr (M == 6) {
+    while (rows > 0) {
+      const int64_t count = rows <= M ? rows : rows < 2 * M ? (rows + 1) / 2 : M;
+      multiply_tile_of<Op, S, M, N>(p, row, count, column);
+      row += count;
+      rows -= count;
+    }
+    return;
+  }
   for (; rows >= M; rows -= M, row += M) multiply_tile<Op, S, M, N>(p, row, column);
   if constexpr (M > 1) {
     if (rows > 0) multiply_rows<Op, S, M / 2, N>(p, row, rows, column);

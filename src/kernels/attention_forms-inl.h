@@ -22,7 +22,8 @@ inline F32x16 round_bf16(F32x16 a) {
   return {_mm512_mask_mov_ps(_mm512_castsi512_ps(upper), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q),
                              _mm512_set1_ps(__builtin_nanf("")))};
 }
-// Of pairs of bf16 the even and the odd, widened.
+// 16 pairs of bf16; of pairs the even and the odd, widened.
+inline F32x16 load_pairs(const uint16_t* x) { return {_mm512_castsi512_ps(_mm512_loadu_si512(x))}; }
 inline F32x16 even_of(F32x16 a) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 16))};
 }
@@ -45,6 +46,11 @@ inline __m256 round_bf16_8(__m256 a) {
                           _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
 inline F32x16 round_bf16(F32x16 a) { return {round_bf16_8(a.lo), round_bf16_8(a.hi)}; }
+inline F32x16 load_pairs(const uint16_t* x) {
+  const auto* const p = reinterpret_cast<const __m256i*>(x);
+  return {_mm256_castsi256_ps(_mm256_loadu_si256(p)),
+          _mm256_castsi256_ps(_mm256_loadu_si256(p + 1))};
+}
 inline __m256 even_of_8(__m256 a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16));
 }
@@ -62,6 +68,11 @@ inline F32x16 round_bf16(F32x16 a) {
     const uint32_t upper = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
     r.v[i] = a.v[i] != a.v[i] ? __builtin_nanf("") : __builtin_bit_cast(float, upper);
   }
+  return r;
+}
+inline F32x16 load_pairs(const uint16_t* x) {
+  F32x16 r;
+  __builtin_memcpy(&r, x, sizeof r);
   return r;
 }
 inline F32x16 even_of(F32x16 a) {
@@ -126,7 +137,7 @@ struct SplitForm : F32Form {
         const auto of_key = [&](int key) __attribute__((always_inline)) {
           if (j + key >= count) return zero();
           const uint16_t* const at = x + key * part.row_stride + i;
-          return i + 2 * kLanes <= dims ? load_pairs(at, 2 * kLanes) : load_pairs(at, dims - i);
+          return i + 2 * kLanes <= dims ? load_pairs(at) : load_pairs_n(at, dims - i);
         };
         const auto put = [&](F32x16 pairs) __attribute__((always_inline)) {
           store(odd_of(pairs), out);
@@ -152,8 +163,8 @@ struct SplitForm : F32Form {
       out += kBeside * (kChunk - (dims + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes);
     }
   }
-  // n of a vector of pairs, the rest zeros.
-  static F32x16 load_pairs(const uint16_t* x, int64_t n) {
+  // The first n bf16, the rest zeros.
+  static F32x16 load_pairs_n(const uint16_t* x, int64_t n) {
     float lanes[kLanes] = {};
     __builtin_memcpy(lanes, x, static_cast<size_t>(n) * sizeof *x);
     return load(lanes);

@@ -40,19 +40,20 @@ struct PanelWriter {
   static constexpr int64_t kRun = Format::kRun;
   Int8Panel* out;
   int64_t column;
-  void put(int64_t at, F32x16 d, const Bytes16& u) const {
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u) const {
     at += column;
     const Bytes16 codes = to_codes<Format>(u);
     __builtin_memcpy(out->codes + at * 16, &codes, sizeof codes);
     if (at % kRun == 0) store(d, out->scale + at / kRun * 16);
   }
-  void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
     put(at, d, u);
     if ((at + column) % kRun == 0) store(m, out->minimum + (at + column) / kRun * 16);
   }
 };
 
-// Flattened, like few(): what is not written out here passes its registers through memory.
+// Flattened, like few(): what is not written out here passes its registers through memory. clang
+// flattens one level only, so the writers' members say it themselves.
 template <class Format, class Block>
 [[gnu::flatten]] void unpack(const uint8_t* w, int64_t stride, int64_t cols, Int8Panel* out) {
   Block block(w, stride);
@@ -81,10 +82,11 @@ void make_tile(const uint8_t* w, int64_t stride, int64_t rows, int64_t cols, uin
 
 // Sums of 16 outputs, which begin with what takes the zero of the codes off again; dot() adds four
 // products to each. kWide: codes of all 8 bits. Without vpdpbusd products are added two by two in 16
-// bits, and kSteps of these before they are widened: Pairs holds them, `step` counts.
+// bits, and kSteps of these before they are widened into the sum: Pairs holds them, `step` counts
+// the dot products from 0.
 #if defined(FATHOM_SIMD_IS_avx2) && !defined(FATHOM_SIMD_IS_avxvnni)
-// (2^bits - 1) 2 127 2^(7 - bits) < 2^15, and in a run there are `most`.
-constexpr int64_t steps(int bits, int64_t most) {
+// As 2^(7 - bits) fit, (2^bits - 1) 2 127 2^(7 - bits) < 2^15; the sum is needed after `most`.
+constexpr int64_t steps_in_16_bits(int bits, int64_t most) {
   const int64_t fit = bits < 7 ? 1 << (7 - bits) : 1;
   return fit < most ? fit : most;
 }
@@ -92,7 +94,7 @@ struct Pairs {
   __m256i lo, hi;
 };
 #else
-constexpr int64_t steps(int, int64_t) { return 1; }
+constexpr int64_t steps_in_16_bits(int, int64_t) { return 1; }
 struct Pairs {};
 #endif
 #if defined(FATHOM_SIMD_IS_avx512)
@@ -366,11 +368,11 @@ void multiply_panels(const Int8Tile& t) {
 
 // Few rows of x: every block of 16 rows of w is multiplied as it is unpacked, for a bundle of R
 // rows of x. Instead of sum += q x over a run in one chain, which would have to wait for itself,
-// few rows sum two halves; the sums are exact.
+// few rows sum two halves, unless sums in 16 bits come between; the sums are exact.
 template <class Format, int64_t R>
 struct FewSums {
   static constexpr bool kWide = Format::kBits == 8;
-  static constexpr int64_t kSteps = steps(Format::kBits, 4),
+  static constexpr int64_t kSteps = steps_in_16_bits(Format::kBits, 4),
                            kHalves = R <= 2 && kSteps == 1 ? 2 : 1;
   F32x16 y[R];
   Sum sum[R][kHalves];
@@ -382,7 +384,7 @@ struct FewWriter {
   const Int8Rows& x;           // at the block's first column
   const uint8_t *next, *near;  // to be fetched while a block is multiplied, or null
 
-  void add(int64_t at, const Bytes16& u) const {
+  [[gnu::always_inline]] void add(int64_t at, const Bytes16& u) const {
     // spread evenly: a burst would wait for itself
     constexpr int64_t kBytes = 256 * Format::kBytes / Format::kElements;
     for (int64_t i = 0; next != nullptr && i < kBytes; i += 64)
@@ -411,7 +413,7 @@ struct FewWriter {
     }
   }
   template <bool kMinimum>
-  void finish(int64_t at, F32x16 d, F32x16 m) const {
+  [[gnu::always_inline]] void finish(int64_t at, F32x16 d, F32x16 m) const {
     if ((at + 16) % Format::kRun != 0) return;
     constexpr int64_t kHalves = FewSums<Format, R>::kHalves;
 #pragma GCC unroll 8
@@ -424,11 +426,11 @@ struct FewWriter {
       if (kMinimum) y = fma(m, set(x.sum[at / Format::kRun * R + r]), y);
     }
   }
-  void put(int64_t at, F32x16 d, const Bytes16& u) const {
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u) const {
     add(at, u);
     finish<false>(at, d, zero());
   }
-  void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
+  [[gnu::always_inline]] void put(int64_t at, F32x16 d, const Bytes16& u, F32x16 m) const {
     add(at, u);
     finish<true>(at, d, m);
   }
@@ -586,9 +588,11 @@ void round_bundle(const Values& values, int64_t rows, int64_t cols, int32_t zero
 template <class Format>
 Int8Kernels kernels_of() {
   static_assert(kBundle <= kInt8MostBundle);
+  static_assert(Format::kBits < 8 || Format::kZero == 128);  // to_codes()
   static_assert(kFewRows <= kInt8MostFew && kFewTileRows<Format> <= kInt8MostFew);
   constexpr bool kWide = Format::kBits == 8;
-  constexpr int64_t kSteps = steps(Format::kBits, Format::kRun / 4);
+  constexpr int64_t kSteps = steps_in_16_bits(Format::kBits, Format::kRun / 4);
+  static_assert(Format::kRun / 4 % kSteps == 0);
   return {{unpack<Format, PanelBlock>, few_rows<Format, PanelBlock>, kFewRows},
           {unpack<Format, TileBlock<Format>>, few_rows<Format, TileBlock<Format>>,
            kFewTileRows<Format>},

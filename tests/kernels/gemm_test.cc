@@ -198,65 +198,6 @@ TEST(Linear, PartsAndGroupsOfTilesChangeNoBit) {
   EXPECT_TRUE(same.intact());
 }
 
-// The largest integers that a block and a rounded x can hold, and those that no x can be rounded
-// to.
-TEST(Linear, BlocksAtTheEndsOfTheirRange) {
-  for (Isa isa : instruction_sets()) {
-    Context ctx(2, isa);
-    const Weight w(DType::kQ8_0, 3, 64, 2);
-    auto* data = const_cast<std::byte*>(w.view.data);
-    for (int64_t row = 0; row < 3; ++row) {
-      for (int64_t i = 0; i < 68; ++i)
-        if (i % 34 >= 2)
-          data[row * 68 + i] = static_cast<std::byte>(row == 0 ? 0x80 : row == 1 ? 0x7f : 0x81);
-    }
-    PaddedRows x(9, 64, 1), y(9, 3);
-    const float values[] = {1.0f,     -1.0f,    0.0f, 0x1p-126f, 0x1p-101f,
-                            0x1p-99f, 0x1p100f, kInf, kNan};
-    for (int64_t r = 0; r < 9; ++r) {
-      for (int64_t k = 0; k < 64; ++k) x.view.row(r)[k] = r < 7 ? values[r] : 1.0f;
-      if (r >= 7) x.view.row(r)[40] = values[r];
-    }
-    linear(ctx, x.view, w.view, nullptr, y.view);
-    const reference::LinearRef ref =
-        reference::linear_ref(x.view, w.values(), 3, nullptr, Rounding::kInt8);
-    expect_close(y.view, ref.y, ref.bounds);
-    EXPECT_TRUE(std::isnan(y.view.row(7)[0]) && std::isnan(y.view.row(8)[0]));
-  }
-}
-
-// MXFP4's scales are 2^(byte - 127), the least two of them subnormal as half a scale; one x and one
-// code, both exact, so that the output is a power of two times 127 or infinity.
-TEST(Linear, EveryScaleOfMxfp4IsExact) {
-  for (Isa isa : instruction_sets()) {
-    Context ctx(1, isa);
-    const Weight w(DType::kMXFP4, 256, 64, 2);
-    auto* const bytes = const_cast<std::byte*>(w.view.data);
-    const int64_t row_size = row_bytes(DType::kMXFP4, 64);
-    for (int64_t r = 0; r < 256; ++r) {
-      std::fill_n(bytes + r * row_size, row_size, std::byte{0});
-      bytes[r * row_size] = static_cast<std::byte>(r);
-      bytes[r * row_size + 1] = std::byte{1};  // 0.5
-    }
-    const Tiles tiles(ctx, w);
-    for (const int64_t m : {1, 3, 9, 70}) {
-      for (const WeightView& view : {w.view, tiles.view}) {
-        SCOPED_TRACE(fmt::format("{} M {} tiles {}", isa_name(isa), m, view.tiles != nullptr));
-        PaddedRows x(m, 64, 1), y(m, 256);
-        for (int64_t i = 0; i < m; ++i) {
-          std::fill_n(x.view.row(i), 64, 0.0f);
-          x.view.row(i)[0] = 127;
-        }
-        linear(ctx, x.view, view, nullptr, y.view);
-        for (int64_t i = 0; i < m; ++i) {
-          for (int r = 0; r < 256; ++r)
-            ASSERT_EQ(y.view.row(i)[r], std::ldexp(127.0f, r - 128)) << "scale " << r;
-        }
-      }
-    }
-  }
-}
-
 TEST(Linear, ARowIsTheSameBitsAloneAndInAnyBatch) {
   for (Isa isa : instruction_sets()) {
     Context ctx(2, isa);

@@ -241,11 +241,11 @@ void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) 
       row += count;
       rows -= count;
     }
-    return;
-  }
-  for (; rows >= M; rows -= M, row += M) multiply_tile<Op, S, M, N>(p, row, column);
-  if constexpr (M > 1) {
-    if (rows > 0) multiply_rows<Op, S, M / 2, N>(p, row, rows, column);
+  } else {
+    for (; rows >= M; rows -= M, row += M) multiply_tile<Op, S, M, N>(p, row, column);
+    if constexpr (M > 1) {
+      if (rows > 0) multiply_rows<Op, S, M / 2, N>(p, row, rows, column);
+    }
   }
 }
 

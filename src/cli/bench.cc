@@ -129,7 +129,7 @@ int run_bench(const BenchOptions& options) {
     path = bundled_model().value_or("");
     if (path.empty() && !options.only.empty()) path = resolve_model("");
   }
-  Context ctx(thread_count(options.threads), parse_isa(options.isa).value_or(detect_isa()));
+  Context ctx(thread_count(options.threads), parse_isa(options.isa));
   if (options.pin) pin_threads(ctx.pool());
   constexpr int kFirstRounds = 12;
   if (!options.output.quiet) note("measuring the roofs ...");

@@ -34,7 +34,7 @@ MlaForm parse_form(const std::string& name) {
 int run_logits(const LogitsOptions& options) {
   if (options.chunk < 1) fail("--chunk: found {}, expected 1 or more", options.chunk);
   const MlaForm form = parse_form(options.form);
-  Context ctx(thread_count(options.threads), parse_isa(options.isa).value_or(detect_isa()),
+  Context ctx(thread_count(options.threads), parse_isa(options.isa),
               parse_precision(options.precision));
   const std::vector<int32_t> ids = read_ids(options.ids);
   if (ids.empty()) fail("{}: no token ids, expected at least one", options.ids);

@@ -514,13 +514,13 @@ int64_t parse_mla(const std::string& name) {
   fail("--mla: found {}, expected fast or strict", quoted(name));
 }
 
-std::optional<Isa> parse_isa(const std::string& name) {
-  if (name.empty()) return std::nullopt;
+Isa parse_isa(const std::string& name) {
+  if (name.empty()) return detect_isa();
   const std::optional<Isa> isa = isa_named(name);
   if (!isa) fail("--isa: found {}, expected portable, avx2, avxvnni or avx512", quoted(name));
   if (!has_isa(*isa))
     fail("--isa: found {}, which this CPU lacks; its best is {}", name, isa_name(detect_isa()));
-  return isa;
+  return *isa;
 }
 
 int thread_count(int wanted) { return wanted > 0 ? wanted : available_cores(); }

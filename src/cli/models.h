@@ -149,8 +149,8 @@ OpenedModel open_model(const std::filesystem::path& path, const OpenOptions& opt
 // "f32", "bf16" or "int8", as flags spell it. Throws otherwise.
 std::optional<DType> parse_cache_dtype(const std::string& name);  // "" = absent
 int64_t parse_mla(const std::string& name);  // EngineOptions::expand_by of "fast" or "strict"
-// "" = absent; refuses what the CPU lacks
-std::optional<Isa> parse_isa(const std::string& name);
+// "" = the CPU's best; refuses what the CPU lacks
+Isa parse_isa(const std::string& name);
 int thread_count(int wanted);  // 0 = available_cores()
 
 }  // namespace fathom

@@ -43,7 +43,7 @@ Spread spread(std::vector<double> v) {
 }
 
 // `count` weights of one shape: floats in [0.008, 1.9), of which no part is subnormal (arithmetic
-// on these is a hundred times slower), or blocks without NaN and subnormal scales.
+// on these is a hundred times slower), or blocks with neither NaN nor subnormal scales.
 std::vector<WeightView> make_weights(DType dtype, int64_t rows, int64_t cols, int64_t count,
                                      std::vector<std::byte>& memory) {
   const int64_t bytes = row_bytes(dtype, cols) * rows;

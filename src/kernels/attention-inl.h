@@ -230,8 +230,9 @@ void multiply_tile_of(const Product& p, int64_t row, int64_t rows, int64_t colum
   multiply_tile<Op, S, M, N>(p, row, column);
 }
 
-// Rows from `row` on, M at a time, then the remainder: in halves of M; or, where M is 6, the last 7
-// to 11 rows in two about equal tiles, as a single row has to wait for each of its own sums.
+// Rows from `row` on, M at a time, then the remainder: in halves of M; or, where M is 6
+// (AVX2), the last 7 to 11 rows in two about equal tiles, as a single row has to wait for each of
+// its own sums.
 template <class Op, class S, int M, int N>
 void multiply_rows(const Product& p, int64_t row, int64_t rows, int64_t column) {
   if constexpr (M == 6) {

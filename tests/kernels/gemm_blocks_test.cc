@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "tests/kernels/gemm_weights.h"
 #include "tests/reference/expect_close.h"
@@ -76,12 +77,13 @@ TEST(Linear, LargestCodesOfEveryBlockFormat) {
             data[i] = static_cast<std::byte>(byte);
         }
         const Tiles tiles(ctx, w);
+        const std::vector<double> values = w.values();
         for (const int64_t m : {1, 2, 4, 9, 70}) {
           PaddedRows x(m, 512, 1), y(m, 17);
           for (int64_t i = 0; i < m; ++i)
             std::fill_n(x.view.row(i), 512, i % 2 == 0 ? 3.0f : -3.0f);
           const reference::LinearRef ref =
-              reference::linear_ref(x.view, w.values(), 17, nullptr, Rounding::kInt8);
+              reference::linear_ref(x.view, values, 17, nullptr, Rounding::kInt8);
           for (const WeightView& view : {w.view, tiles.view}) {
             SCOPED_TRACE(fmt::format("{} {} {:02x} M {} tiles {}", isa_name(isa),
                                      dtype_name(f.dtype), byte, m, view.tiles != nullptr));
